@@ -1,0 +1,75 @@
+# The two commands a newcomer needs: `make up` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+ENV ?= sandbox
+PY := .venv/bin/python
+DEPLOYS := $(PY) -m deploys
+
+.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet chaos bench tools lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  ENV=production chooses another inventory for plan, apply, verify and secrets."
+
+up: .venv/ready ## Build the whole platform on this machine and make a first paid call
+	@$(PY) -m deploys.sandbox.platform
+
+down: .venv/ready ## Remove every host, network, volume and process that `make up` made
+	@$(DEPLOYS) sandbox down
+
+status: .venv/ready ## Show the sandbox's hosts
+	@$(DEPLOYS) sandbox status
+
+plan: .venv/ready ## What would change: exits 0 clean, 2 drift, 1 error
+	@$(DEPLOYS) plan $(ENV)
+
+apply: .venv/ready ## Bring the fleet to what the repository says
+	@$(DEPLOYS) apply $(ENV)
+
+verify: .venv/ready ## Run the launch checklist against the fleet
+	@$(DEPLOYS) verify $(ENV)
+
+secrets: .venv/ready ## Generate the environment's missing secrets, encrypted
+	@$(DEPLOYS) secrets $(ENV)
+
+test: .venv/ready ## Everything that CI runs: lint, types, unit, contract, then the fleet from nothing
+	@$(MAKE) --no-print-directory lint unit contract fleet
+
+lint: .venv/ready ## Style, formatting and strict types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+unit: .venv/ready tools ## Tests without services (seconds)
+	@.venv/bin/pytest tests/unit
+
+contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
+	@.venv/bin/pytest tests/contract
+
+fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
+	@.venv/bin/pytest tests/fleet -v
+
+chaos: .venv/ready ## The long money drill: 100,000 calls while replicas and the primary are killed
+	@$(PY) -m tests.fleet.chaos
+
+bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
+	@$(PY) -m tests.bench
+
+tools: ## Install the programs that the tests run for real (needs root once)
+	@tests/install-tools
+
+lock: ## Pin the dependencies anew, with hashes and without addresses
+	@for f in relay/requirements requirements; do \
+	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-annotate --no-header -c relay/requirements.txt $$f.in -o $$f.txt || exit 1; done
+
+clean: ## Remove what make built in this checkout (not the platform: see `make down`)
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The marker comes last: an interrupted installation is simply run again.
+.venv/ready: requirements.txt
+	@tests/install-tools python
+	@python=$$(tests/install-tools --which-python) && "$$python" -m venv .venv
+	@echo "installing the toolkit's Python packages into .venv (about 40 s) ..."
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
