@@ -1,0 +1,75 @@
+"""etcd: the quorum that holds Patroni's leader key. Mutual TLS; one member a database host."""
+
+from __future__ import annotations
+
+from pyinfra import host
+from pyinfra.api.deploy import deploy
+from pyinfra.operations import apt, files, server, systemd
+
+from deploys import fleet
+from deploys.base import allow
+from deploys.services import certificate_fingerprint, running
+
+PACKAGES = ["etcd-server", "etcd-client"]
+CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
+
+# The next member is restarted only when this one serves again: two at once would lose the quorum.
+RESTART = (
+    "systemctl restart etcd.service && "
+    "timeout 60 sh -c 'until relay-etcdctl --command-timeout=3s endpoint health --cluster; do sleep 1; done'"
+)
+
+
+@deploy("etcd")
+def etcd() -> None:
+    """A member of the cluster, on each host of group `db`. Its data is never touched."""
+    was_running = running("etcd.service")
+    # Account and configuration come before the package, whose installation starts the service.
+    server.user(
+        name="Account etcd may read the host's key (/etc/passwd)",
+        user="etcd",
+        home="/var/lib/etcd",
+        shell="/usr/sbin/nologin",
+        system=True,
+        groups=["ssl-cert"],
+        append=True,
+    )
+    configuration = _configuration()
+    override = files.put(
+        name="etcd restarts and has priority (/etc/systemd/system/etcd.service.d/override.conf)",
+        src="templates/etcd/override.conf",
+        dest="/etc/systemd/system/etcd.service.d/override.conf",
+        mode="644",
+    )
+    files.put(
+        name="etcdctl with this host's certificate (/usr/local/sbin/relay-etcdctl)",
+        src="templates/etcd/relay-etcdctl",
+        dest="/usr/local/sbin/relay-etcdctl",
+        mode="755",
+    )
+    allow([CLIENT_PORT, PEER_PORT], ["db"])
+    allow([METRICS_PORT], ["ops"])
+    systemd.daemon_reload(name="systemd reads etcd's unit again", _if=fleet.changed(override))
+    apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    systemd.service(name="etcd runs, also after a boot", service="etcd.service", enabled=True)
+    changed = fleet.changed(configuration, override)
+    server.shell(
+        name="etcd restarts, one member after the other",
+        commands=[RESTART],
+        _if=lambda: was_running and changed(),
+        _serial=True,
+    )
+
+
+def _configuration() -> fleet.OperationMeta:
+    return files.template(
+        name="Configuration of etcd (/etc/default/etcd)",
+        src="templates/etcd/etcd.env.j2",
+        dest="/etc/default/etcd",
+        mode="644",
+        node=fleet.node_of(host),
+        members=fleet.hosts("db"),
+        heartbeat_ms=host.data.etcd_heartbeat_ms,
+        election_ms=host.data.etcd_election_ms,
+        fingerprint=certificate_fingerprint(),
+    )

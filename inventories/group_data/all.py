@@ -1,0 +1,38 @@
+"""Every knob and its default. An environment's own file (sandbox.py, production.py) overrides these."""
+
+# --- environment -----------------------------------------------------------------------------------------
+# DNS domain of the fleet: hosts are NAME.domain, the API is api.domain.
+domain = "relay.example"
+# Where locks, the audit log of runs and the like are kept on the control machine.
+state_directory = "~/.local/state/relay-toolkit"
+# The age-encrypted file of secrets, relative to the repository.
+secrets_file = ""
+# The age identity that opens it; empty: the path in the environment variable RELAY_SECRETS_KEY.
+secrets_key_file = ""
+# Whether `secrets` makes a certificate for the edge from the fleet's own CA (production uses ACME).
+edge_certificate_from_ca = False
+
+# --- SSH -------------------------------------------------------------------------------------------------
+# Account that deploys log in with; it needs passwordless sudo and an authorised key.
+ssh_user = "deploy"
+# Host keys are checked: `yes` refuses unknown hosts, `accept-new` trusts a host the first time it is seen.
+ssh_strict_host_key_checking = "accept-new"
+# Public keys that may log in as the deploy user; empty: leave the authorised keys as they are.
+ssh_authorized_keys: list[str] = []
+# CIDR blocks that may reach SSH; empty: from anywhere (keys only, root refused).
+ssh_allowed_from: list[str] = []
+
+# --- base ------------------------------------------------------------------------------------------------
+# Whether the host may set the clock. Containers share their machine's clock and must not.
+set_clock = True
+# NTP servers or pools for chrony; empty: the distribution's own.
+ntp_servers: list[str] = []
+# Install security updates every night.
+unattended_upgrades = True
+# Most disk space that the journal may take on a host, and how long entries stay.
+journal_max_use = "1G"
+journal_max_retention = "30day"
+
+# --- validation ------------------------------------------------------------------------------------------
+# Days that a host certificate must still be valid for `plan` and `apply` to go on.
+certificate_days_left = 30

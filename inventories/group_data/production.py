@@ -1,0 +1,8 @@
+"""What differs in production (an example: put in your own values)."""
+
+domain = "relay.example"
+secrets_file = "inventories/production.secrets.age"
+# Refuse hosts whose key is not in ~/.ssh/known_hosts yet.
+ssh_strict_host_key_checking = "yes"
+# Restrict SSH to your own networks, for instance a VPN.
+ssh_allowed_from = ["192.0.2.0/24"]

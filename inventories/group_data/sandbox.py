@@ -1,0 +1,20 @@
+"""What differs in the sandbox."""
+
+from pathlib import Path
+
+_state = str(Path(__file__).resolve().parents[2] / ".sandbox")
+
+domain = "sandbox.test"
+state_directory = _state
+secrets_file = f"{_state}/secrets.age"
+secrets_key_file = f"{_state}/secrets.key"
+edge_certificate_from_ca = True
+
+ssh_key = f"{_state}/ssh/id_ed25519"
+ssh_known_hosts_file = f"{_state}/ssh/known_hosts"
+ssh_strict_host_key_checking = "yes"
+
+# Containers share their machine's clock.
+set_clock = False
+# The sandbox lives for an hour, not for years.
+journal_max_use = "64M"

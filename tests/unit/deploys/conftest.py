@@ -1,0 +1,121 @@
+"""The sandbox's fleet on pyinfra's @fake connector: a role's test in half a second, with no host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from pyinfra.api.deploy import add_deploy
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import State
+from pyinfra.api.util import get_file_io
+from pyinfra.connectors.fake import FakeConnector
+from pyinfra.context import ctx_inventory, ctx_state
+
+from deploys import cli, environment, fleet
+from deploys import secrets as vault
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass
+class Outcome:
+    """What a role did on one host: names of operations that changed it, all commands, files it wrote."""
+
+    operations: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+FakeRole = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def secrets_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with freshly made secrets of the sandbox's fleet."""
+    directory = tmp_path_factory.mktemp("secrets")
+    with environment.use("sandbox") as inventory:
+        inventory.override_data = _paths(directory)
+        vault.create_missing(fleet.store())
+        cli.create_certificates(fleet.store(), renew=False)
+    return directory
+
+
+def _paths(directory: Path) -> dict[str, str]:
+    return {"secrets_file": f"{directory}/secrets.age", "secrets_key_file": f"{directory}/secrets.key"}
+
+
+@pytest.fixture
+def sandbox_inventory(secrets_directory: Path) -> Iterator[Inventory]:
+    """The sandbox's inventory with secrets of its own, current for deploys.fleet."""
+    with environment.use("sandbox") as inventory:
+        inventory.override_data = _paths(secrets_directory)
+        yield inventory
+
+
+@pytest.fixture
+def fake_role(
+    sandbox_inventory: Inventory, secrets_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> FakeRole:
+    """``fake_role(edge.edge, "edge1", responses={"uname": "Linux"}, data={"knob": 1})`` runs a role on a fake
+    host. `responses` are those of pyinfra's @fake connector; unmatched commands succeed with no output."""
+    monkeypatch.chdir(ROOT)
+
+    def run(role: Any, host_name: str, responses: Any = None, data: dict[str, Any] | None = None) -> Outcome:
+        outcome = Outcome()
+        _record_files(monkeypatch, outcome)
+        overrides = _paths(secrets_directory) | (data or {})
+        inventory = _fake_inventory(sandbox_inventory, responses or {}, overrides)
+        state = State(inventory, None)
+        state.config.SUDO = True
+        state.config.FAIL_PERCENT = 0
+        target = inventory.get_host(f"@fake/{host_name}")
+        with ctx_state.use(state), ctx_inventory.use(inventory):
+            target.connect()
+            state.activate_host(target)
+            add_deploy(state, role, host=target)
+            run_ops(state)
+        _collect(state, target, outcome)
+        return outcome
+
+    return run
+
+
+def _fake_inventory(real: Inventory, responses: Any, overrides: dict[str, Any]) -> Inventory:
+    groups = {
+        name: ([f"@fake/{host.name}" for host in real.groups.get(name, [])], data)
+        for name, data in real.group_data.items()
+    }
+    fake = {"fake_delay": 0, "fake_delay_jitter": 0, "fake_responses": responses}
+    names = [(f"@fake/{host.name}", {**real.get_host_data(host.name), **fake}) for host in real]
+    return Inventory((names, real.get_data()), override_data=overrides, **groups)
+
+
+def _record_files(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    def put_file(self: Any, source: str | IO[Any], path: str, *_: Any, **__: Any) -> bool:
+        with get_file_io(source) as content:
+            outcome.files[path] = content.read().decode()
+        return True
+
+    monkeypatch.setattr(FakeConnector, "put_file", put_file)
+
+
+def _collect(state: State, target: Any, outcome: Outcome) -> None:
+    outcome.commands = list(target.connector.executed_commands)
+    for op_hash in target.op_hash_order:
+        name = ", ".join(sorted(state.get_op_meta(op_hash).names))
+        outcome.operations.append(name)
+        if state.get_op_data_for_host(target, op_hash).operation_meta.did_change():
+            outcome.changes.append(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(vault.KEY_VARIABLE, raising=False)
+    os.environ.setdefault("PYINFRA_PROGRESS", "off")
