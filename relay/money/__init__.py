@@ -1,0 +1,1 @@
+"""Money: units, prices, meters, charges, holds and grants."""

@@ -1,0 +1,1 @@
+"""The database's room: connections, migrations and every SQL statement of the ledger."""
