@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from io import StringIO
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.facts import FactBase
-from pyinfra.api.operation import operation
+from pyinfra.api.operation import OperationMeta, operation
 from pyinfra.context import host
+from pyinfra.operations import apt, files, server, systemd
 
 from deploys import fleet
 
 Commands = Generator[StringCommand, None, None]
 
 PACKAGES = ["ca-certificates", "chrony", "ssl-cert", "sudo", "ufw", "unattended-upgrades"]
+TLS = "/etc/relay/tls"
+# config.py tells pyinfra to upload to this directory.
+UPLOADS = "/var/lib/relay-deploy"
 
 
 class FirewallRules(FactBase[set[str]]):
@@ -38,10 +43,36 @@ class FirewallRules(FactBase[set[str]]):
         return rules
 
 
+class FirewallEnabled(FactBase[bool]):
+    """Whether ufw is switched on and its rules are loaded."""
+
+    def command(self) -> str:
+        return "grep -qx ENABLED=yes /etc/ufw/ufw.conf && iptables -S ufw-user-input >&2 && echo on || true"
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return output == ["on"]
+
+
+class PackageLists(FactBase[bool]):
+    """Whether the host has any list of packages."""
+
+    def command(self) -> str:
+        return "ls /var/lib/apt/lists | grep -q _Packages && echo yes || true"
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return output == ["yes"]
+
+
 @operation()
-def open_ports(
-    ports: list[int], addresses: list[str], proto: str = "tcp"
-) -> Commands:
+def open_ports(ports: list[int], addresses: list[str], proto: str = "tcp") -> Commands:
     """Lets `addresses` (``any`` for everybody) reach `ports`."""
     present = host.get_fact(FirewallRules)
     for address in addresses:
@@ -74,6 +105,171 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
+@operation()
+def enable_firewall(ssh_sources: list[str]) -> Commands:
+    """Refuses incoming traffic by default and keeps SSH open, before anything is closed."""
+    rules = host.get_fact(FirewallRules)
+    for source in ssh_sources:
+        if f"tcp 22 {source}" not in rules:
+            yield StringCommand("ufw", "allow", "proto", "tcp", "from", source, "to", "any", "port", "22")
+    if not host.get_fact(FirewallEnabled):
+        yield StringCommand("ufw default deny incoming")
+        yield StringCommand("ufw default allow outgoing")
+        yield StringCommand("ufw --force enable")
+
+
+@operation()
+def package_lists() -> Commands:
+    """Fetches the lists of packages on a host that has none; later the nightly job keeps them fresh."""
+    if not host.get_fact(PackageLists):
+        yield StringCommand("apt-get -o Acquire::Retries=3 -qq update")
+
+
 @deploy("Base")
 def base() -> None:
     """The base role, for every host."""
+    upload_directory()
+    package_lists(name="Fetch package lists (/var/lib/apt/lists)")
+    apt.packages(name="Install base packages", packages=PACKAGES, no_recommends=True)
+    names()
+    trust()
+    accounts()
+    ssh()
+    enable_firewall(
+        name="Refuse incoming traffic but SSH (/etc/ufw/ufw.conf)",
+        ssh_sources=host.data.ssh_allowed_from or ["any"],
+    )
+    clock()
+    updates()
+    journal()
+
+
+def upload_directory() -> None:
+    """Where uploads land before they are moved in place: closed to other users, unlike /tmp."""
+    files.directory(
+        name=f"Make {UPLOADS}", path=UPLOADS, user=host.data.ssh_user, group=host.data.ssh_user, mode="700"
+    )
+
+
+def names() -> None:
+    """Names of all hosts."""
+    files.template(
+        name="Write /etc/hosts",
+        src="templates/base/hosts.j2",
+        dest="/etc/hosts",
+        mode="644",
+        own_name=fleet.node_of(host).name,
+        domain=fleet.domain(),
+        nodes=fleet.all_hosts(),
+    )
+
+
+def trust() -> None:
+    """The fleet's CA in the system's trust store, the host's certificate and key in /etc/relay/tls."""
+    own = fleet.node_of(host).name
+    authority = fleet.secret("ca_cert")
+    trusted = _put("/usr/local/share/ca-certificates/relay-fleet.crt", authority)
+    server.shell(
+        name="Trust the fleet's CA (/etc/ssl/certs/relay-fleet.pem)",
+        commands=["update-ca-certificates"],
+        _if=fleet.changed(trusted),
+    )
+    files.directory(name=f"Make {TLS}", path=TLS, user="root", group="root", mode="755")
+    _put(f"{TLS}/ca.crt", authority)
+    _put(f"{TLS}/host.crt", fleet.secret(f"tls_cert:{own}"))
+    _put(f"{TLS}/host.key", fleet.secret(f"tls_key:{own}"), mode="640", group="ssl-cert")
+
+
+def accounts() -> None:
+    """The account that deploys log in with."""
+    user = host.data.ssh_user
+    files.template(
+        name="Write /etc/sudoers.d/90-relay-deploy",
+        src="templates/base/sudoers.j2",
+        dest="/etc/sudoers.d/90-relay-deploy",
+        mode="440",
+        user="root",
+        group="root",
+        deploy_user=user,
+    )
+    if host.data.ssh_authorized_keys:
+        server.user_authorized_keys(
+            name=f"Authorise SSH keys (~{user}/.ssh/authorized_keys)",
+            user=user,
+            public_keys=host.data.ssh_authorized_keys,
+            delete_keys=True,
+        )
+
+
+def ssh() -> None:
+    """Keys only, no root."""
+    written = files.template(
+        name="Write /etc/ssh/sshd_config.d/10-relay.conf",
+        src="templates/base/sshd.conf.j2",
+        dest="/etc/ssh/sshd_config.d/10-relay.conf",
+        mode="644",
+        deploy_user=host.data.ssh_user,
+    )
+    server.shell(
+        name="Reload sshd (/etc/ssh/sshd_config.d/10-relay.conf)",
+        commands=["sshd -t && systemctl reload ssh"],
+        _if=fleet.changed(written),
+    )
+
+
+def clock() -> None:
+    """chrony, which only watches where the clock is the machine's."""
+    options = files.template(
+        name="Write /etc/default/chrony",
+        src="templates/base/chrony.j2",
+        dest="/etc/default/chrony",
+        mode="644",
+        set_clock=host.data.set_clock,
+    )
+    servers = files.template(
+        name="Write /etc/chrony/sources.d/relay.sources",
+        src="templates/base/chrony.sources.j2",
+        dest="/etc/chrony/sources.d/relay.sources",
+        mode="644",
+        servers=host.data.ntp_servers,
+    )
+    systemd.service(name="Run chrony (chrony.service)", service="chrony", enabled=True)
+    server.shell(
+        name="Restart chrony (/etc/default/chrony)",
+        commands=["systemctl restart chrony"],
+        _if=fleet.changed(options, servers),
+    )
+
+
+def updates() -> None:
+    """Security updates every night, where the environment wants them."""
+    files.template(
+        name="Write /etc/apt/apt.conf.d/20auto-upgrades",
+        src="templates/base/auto-upgrades.j2",
+        dest="/etc/apt/apt.conf.d/20auto-upgrades",
+        mode="644",
+        switch=int(host.data.unattended_upgrades),
+    )
+
+
+def journal() -> None:
+    """Bounds on the journal."""
+    written = files.template(
+        name="Write /etc/systemd/journald.conf.d/relay.conf",
+        src="templates/base/journald.conf.j2",
+        dest="/etc/systemd/journald.conf.d/relay.conf",
+        mode="644",
+        max_use=host.data.journal_max_use,
+        max_retention=host.data.journal_max_retention,
+    )
+    server.shell(
+        name="Restart journald (/etc/systemd/journald.conf.d/relay.conf)",
+        commands=["systemctl restart systemd-journald"],
+        _if=fleet.changed(written),
+    )
+
+
+def _put(path: str, content: str, mode: str = "644", group: str = "root") -> OperationMeta:
+    return files.put(
+        name=f"Write {path}", src=StringIO(content), dest=path, user="root", group=group, mode=mode
+    )

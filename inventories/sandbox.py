@@ -1,12 +1,18 @@
 """The sandbox: a whole fleet on one machine, reached over SSH like any other.
 
-Hosts come into being with `make up`; addresses and host names here are the only ones there are.
+Hosts come into being with `make up`; addresses and host names here are the only ones there are. A second
+sandbox beside the first takes another network: RELAY_SANDBOX_SUBNET=172.30.78.0/24.
 """
 
+import os
+from ipaddress import ip_network
 from typing import Any
 
+_subnet = ip_network(os.environ.get("RELAY_SANDBOX_SUBNET") or "172.30.77.0/24")
 
-def _node(address: str, cpus: int, memory_gb: int, disk_gb: int) -> dict[str, Any]:
+
+def _node(number: int, cpus: int, memory_gb: int, disk_gb: int) -> dict[str, Any]:
+    address = str(_subnet[number])
     return {
         "address": address,
         "ssh_hostname": address,
@@ -17,20 +23,20 @@ def _node(address: str, cpus: int, memory_gb: int, disk_gb: int) -> dict[str, An
 
 
 edge = [
-    ("edge1", _node("172.30.77.11", 2, 4, 50)),
-    ("edge2", _node("172.30.77.12", 2, 4, 50)),
+    ("edge1", _node(11, 2, 4, 50)),
+    ("edge2", _node(12, 2, 4, 50)),
 ]
 app = [
-    ("app1", _node("172.30.77.21", 8, 16, 200)),
-    ("app2", _node("172.30.77.22", 8, 16, 200)),
-    ("app3", _node("172.30.77.23", 8, 16, 200)),
+    ("app1", _node(21, 8, 16, 200)),
+    ("app2", _node(22, 8, 16, 200)),
+    ("app3", _node(23, 8, 16, 200)),
 ]
 dokploy = ["app1"]
 db = [
-    ("db1", _node("172.30.77.31", 4, 8, 100)),
-    ("db2", _node("172.30.77.32", 4, 8, 100)),
-    ("db3", _node("172.30.77.33", 4, 8, 100)),
+    ("db1", _node(31, 4, 8, 100)),
+    ("db2", _node(32, 4, 8, 100)),
+    ("db3", _node(33, 4, 8, 100)),
 ]
-ops = [("ops1", _node("172.30.77.41", 4, 8, 100))]
-vault = [("vault1", _node("172.30.77.51", 2, 4, 100))]
-vendor = [("vendor1", _node("172.30.77.61", 2, 2, 20))]
+ops = [("ops1", _node(41, 4, 8, 100))]
+vault = [("vault1", _node(51, 2, 4, 100))]
+vendor = [("vendor1", _node(61, 2, 2, 20))]

@@ -1,8 +1,9 @@
 """What differs in the sandbox."""
 
+import os
 from pathlib import Path
 
-_state = str(Path(__file__).resolve().parents[2] / ".sandbox")
+_state = str(Path(__file__).resolve().parents[2] / os.environ.get("RELAY_SANDBOX_DIR", ".sandbox"))
 
 domain = "sandbox.test"
 state_directory = _state
@@ -18,3 +19,4 @@ ssh_strict_host_key_checking = "yes"
 set_clock = False
 # The sandbox lives for an hour, not for years.
 journal_max_use = "64M"
+unattended_upgrades = False
