@@ -1,25 +1,25 @@
 """Configuration that its own program tests on the host before it is used.
 
-A set of files is put in place, tested there, and loaded only if the test passes. If it fails, the files of the
-last set that passed come back and the running program is not touched, so that neither a reload nor a reboot
-meets a broken file, and the next `plan` shows the difference again.
+A set of files is put in place, tested there, and loaded only if the test passes. If it fails, the files of
+the last set that passed come back and the running program is not touched: neither a reload nor a reboot meets
+a broken file, and the next `plan` shows the difference again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pyinfra import host
 from pyinfra.api.command import StringCommand
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
+from pyinfra.context import host
 from pyinfra.operations import files
 
 from deploys import fleet
@@ -112,7 +112,7 @@ def use(
     check: str,
     action: Action,
     written: Callable[[], bool],
-) -> Iterator[StringCommand]:
+) -> Generator[StringCommand, None, None]:
     """Tests the files and loads them, when one was written or an interrupted run left them unloaded."""
     if not written() and host.get_fact(LoadedDigest, label=label) == digest:
         host.noop(f"{unit} has loaded {label}")

@@ -36,3 +36,29 @@ journal_max_retention = "30day"
 # --- validation ------------------------------------------------------------------------------------------
 # Days that a host certificate must still be valid for `plan` and `apply` to go on.
 certificate_days_left = 30
+
+# --- edge ------------------------------------------------------------------------------------------------
+# Requests a second, and the burst above it, that one client may make; a client is a bearer token or, without
+# one, an address.
+edge_client_rate = 10
+edge_client_burst = 20
+# The wider limit of one address, whatever tokens it shows, and its connections at a time.
+edge_address_rate = 200
+edge_address_burst = 400
+edge_address_connections = 512
+# Largest request body, as nginx writes sizes.
+edge_body_max = "20m"
+# How long the relay may be silent within one call, as nginx writes times; above the relay's own time-out for
+# vendors, so that the relay's answer wins.
+edge_read_timeout = "660s"
+# How long a reload lets running calls end: longer than the longest stream.
+edge_drain_timeout = "1h"
+
+# --- monitoring ------------------------------------------------------------------------------------------
+# Where alerts go: the address of a webhook that wakes people. Empty: nowhere; production refuses that.
+alert_webhook_url = ""
+# Where the Watchdog goes, which fires always: a service elsewhere that pages when it falls silent. Empty: off.
+alert_watchdog_url = ""
+# How long Prometheus keeps samples, and the disk space they may take.
+metrics_retention = "30d"
+metrics_retention_size = "20GB"

@@ -1,0 +1,233 @@
+"""A real nginx with the edge's own templates, on loopback, and relays that misbehave on demand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from deploys import pki
+from deploys.edge import EdgeSettings, render_edge
+from tests.contract.conftest import free_port
+
+NAME = "api.edge.test"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        relay = self.server.relay
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        port = self.client_address[1]
+        relay.calls.append({"path": self.path, "headers": dict(self.headers), "body": body, "port": port})
+        getattr(self, f"_{relay.behave}")()
+
+    do_POST = do_GET
+
+    def _ok(self) -> None:
+        content = b'{"ok":true}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Request-Id", "the-relay's-own")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _events(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in (b"data: first\n\n", b"data: [DONE]\n\n"):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            self.server.relay.release.wait(10)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _silent(self) -> None:
+        self.server.relay.release.wait(10)
+        self.close_connection = True
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, relay: FakeRelay) -> None:
+        self.relay = relay
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+@dataclass
+class FakeRelay:
+    """An HTTP server that records what it is asked. `behave`: ok, events, silent or hang_up (once read)."""
+
+    behave: str = "ok"
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.server = _Server(self)
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        return f"127.0.0.1:{self.server.server_address[1]}"
+
+    def close(self) -> None:
+        """Lets waiting answers end and stops."""
+        self.release.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class DeadHost:
+    """An address whose packets vanish, as those of a host without power: connecting to it never ends.
+
+    The kernel drops the SYN of a connection that a listener's full queue has no room for.
+    """
+
+    def __init__(self) -> None:
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(0)
+        self.fillers = [self._connect(), self._connect()]
+
+    def _connect(self) -> socket.socket:
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(self.listener.getsockname())
+        return filler
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        for filler in self.fillers:
+            filler.close()
+        self.listener.close()
+
+
+@dataclass
+class Edge:
+    """A running nginx of the edge's configuration."""
+
+    directory: Path
+    settings: EdgeSettings
+    ca_file: Path
+    process: subprocess.Popen[bytes]
+
+    def client(self) -> urllib3.HTTPSConnectionPool:
+        """HTTPS to the edge with the customer's name."""
+        return urllib3.HTTPSConnectionPool(
+            "127.0.0.1",
+            int(self.settings.https_listen.rpartition(":")[2]),
+            server_hostname=NAME,
+            assert_hostname=NAME,
+            ca_certs=str(self.ca_file),
+            headers={"Host": NAME},
+            maxsize=20,
+            retries=False,
+            timeout=30,
+        )
+
+    def access_log(self) -> list[dict[str, str]]:
+        """Entries of the access log, oldest first."""
+        lines = (self.directory / "access.log").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def log_text(self) -> str:
+        """Everything in every log file."""
+        return "".join(path.read_text() for path in self.directory.glob("*.log"))
+
+
+@contextmanager
+def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Iterator[Edge]:
+    """Starts nginx in `directory`, waits until it answers, and stops it."""
+    values: dict[str, Any] = {
+        "names": [NAME],
+        "upstreams": upstreams,
+        "client_rate": 10,
+        "client_burst": 20,
+        "address_rate": 1000,
+        "address_burst": 1000,
+        "address_connections": 100,
+        "body_max": "1m",
+        "read_timeout": "2s",
+        "drain_timeout": "10s",
+        "http_listen": f"127.0.0.1:{free_port()}",
+        "https_listen": f"127.0.0.1:{free_port()}",
+        "status_listen": f"127.0.0.1:{free_port()}",
+        "user": "root",
+        "pid_file": str(directory / "nginx.pid"),
+        "log_dir": str(directory),
+    }
+    settings = EdgeSettings(**(values | changes))
+    ca_file = write_config(directory, settings)
+    process = start_nginx(directory)
+    try:
+        _wait_until_listening(settings.https_listen, process)
+        yield Edge(directory, settings, ca_file, process)
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def write_config(directory: Path, settings: EdgeSettings) -> Path:
+    """Writes the configuration and a certificate for NAME; returns the CA's file."""
+    (directory / "relay/tls").mkdir(parents=True, exist_ok=True)
+    for name, text in render_edge(settings).items():
+        (directory / name).write_text(text)
+    ca_cert, ca_key = pki.new_authority("Test CA")
+    certificate, key = pki.issue(pki.Subject("edge", (NAME,)), ca_cert, ca_key)
+    (directory / "relay/tls/edge.crt").write_text(certificate)
+    (directory / "relay/tls/edge.key").write_text(key)
+    ca_file = directory / "ca.crt"
+    ca_file.write_text(ca_cert)
+    return ca_file
+
+
+def nginx_program() -> str:
+    """The path of nginx; without it these tests fail."""
+    found = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    assert found, "nginx is missing: run tests/install-tools"
+    return found
+
+
+def start_nginx(directory: Path) -> subprocess.Popen[bytes]:
+    """nginx in the foreground."""
+    command = [nginx_program(), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
+    with (directory / "start.log").open("wb") as log:
+        return subprocess.Popen(command, stderr=log)
+
+
+def _wait_until_listening(listen: str, process: subprocess.Popen[bytes]) -> None:
+    host, _, port = listen.rpartition(":")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "nginx ended at once: see start.log"
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"nginx does not listen on {listen}")
