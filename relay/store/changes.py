@@ -1,4 +1,4 @@
-"""Tells caches what changed: LISTEN/NOTIFY for speed, revision numbers so that nothing lost goes unnoticed."""
+"""Tells caches what changed: LISTEN/NOTIFY for speed, revision numbers so that no loss goes unnoticed."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
-_ACCOUNT = """
+_SELECT_ACCOUNT = """
 select a.id, a.name, a.customer_group as "group", a.status, a.credit_limit,
        b.balance as balance_nanodollars, b.held as held_nanodollars, b.debt as debt_nanodollars, a.created_at
 from accounts a join balances b on b.account_id = a.id and b.unit = 'credit'
 """
-_TOKEN = """
+_SELECT_TOKEN = """
 select id, account_id, name, prefix, status, models, addresses::text[] as addresses, rpm, tpm, concurrency,
        expires_at, created_at
 from tokens
@@ -35,14 +35,14 @@ async def find_account(
 ) -> Row | None:
     """The account with its credit balance, by id or by name."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_ACCOUNT} where a.id = %s or a.name = %s", (account_id, name))
+        await cursor.execute(f"{_SELECT_ACCOUNT} where a.id = %s or a.name = %s", (account_id, name))
         return await cursor.fetchone()
 
 
 async def list_accounts(connection: AsyncConnection, limit: int) -> list[Row]:
     """The newest accounts first."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_ACCOUNT} order by a.id desc limit %s", (limit,))
+        await cursor.execute(f"{_SELECT_ACCOUNT} order by a.id desc limit %s", (limit,))
         return await cursor.fetchall()
 
 
@@ -87,14 +87,14 @@ async def create_token(
 async def list_tokens(connection: AsyncConnection, account_id: int) -> list[Row]:
     """The tokens of an account, without their hashes."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_TOKEN} where account_id = %s order by id", (account_id,))
+        await cursor.execute(f"{_SELECT_TOKEN} where account_id = %s order by id", (account_id,))
         return await cursor.fetchall()
 
 
 async def find_token(connection: AsyncConnection, account_id: int, name: str) -> Row | None:
     """One token of an account by name."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_TOKEN} where account_id = %s and name = %s", (account_id, name))
+        await cursor.execute(f"{_SELECT_TOKEN} where account_id = %s and name = %s", (account_id, name))
         return await cursor.fetchone()
 
 
@@ -108,7 +108,7 @@ async def find_caller(connection: AsyncConnection, digest: bytes) -> Row | None:
     """The token with this SHA-256 and what a call needs to know of its account."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            "select t.id as token_id, t.account_id, t.status as token_status, t.models,"
+            "select t.id as token_id, t.account_id, t.status, t.models,"
             " t.addresses::text[] as addresses, t.rpm, t.concurrency, t.expires_at,"
             ' a.customer_group as "group", a.status as account_status'
             " from tokens t join accounts a on a.id = t.account_id where t.hash = %s",

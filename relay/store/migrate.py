@@ -1,4 +1,4 @@
-"""Brings the database's schema to this version: forward only, one at a time, safe to call from every replica."""
+"""Brings the schema to this version: forward only, one at a time, safe to call from every replica."""
 
 import logging
 import sys

@@ -1,0 +1,141 @@
+"""From meters and prices to a charge: one exact sum, one rounding. Pure; see docs in `compute`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import gcd
+from typing import Any
+
+from relay.money.units import MILLION, round_half_up
+from relay.money.vocabulary import DEFAULT_FALLBACK, context_length
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The price of one meter: nano-currency for 1,000,000 units, or None to be priced as `fallback`.
+
+    The row holds where `context_from <= prompt length < context_to` (all input meters together, None: no
+    end) and for the given service tier ('' is the standard one, also used by tiers without own rows).
+    """
+
+    meter: str
+    unit_price: Fraction | int | None
+    fallback: str | None = None
+    service_tier: str = ""
+    context_from: int = 0
+    context_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One priced meter of a charge: quantity times unit_price (of the meter `priced_as`)."""
+
+    meter: str
+    quantity: int
+    priced_as: str
+    unit_price: Fraction | int
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """The result. `amount` and `exact` are n$; `exact` is the sum before rounding and minimum."""
+
+    amount: int
+    numerator: int
+    denominator: int
+    lines: tuple[Line, ...]
+    unpriced: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> Fraction:
+        return Fraction(self.numerator, self.denominator)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What turns a sum of rows into n$: multipliers and fx as one factor, and how to round."""
+
+    numerator: int = 1
+    denominator: int = 1
+    quantum: int = 1
+    minimum: int = 0
+
+    @classmethod
+    def of(
+        cls, multipliers: Sequence[Fraction], fx: Fraction = Fraction(1), quantum: int = 1, minimum: int = 0
+    ) -> "Terms":
+        factor = fx
+        for multiplier in multipliers:
+            factor *= multiplier
+        return cls(factor.numerator, factor.denominator, quantum, minimum)
+
+
+Table = dict[str, Row]
+
+
+def table_for(rows: Sequence[Row], meters: Mapping[str, int], service_tier: str = "") -> Table:
+    """The row of each meter that holds for this prompt length and service tier; they price the whole call."""
+    length = context_length(meters)
+    table: Table = {}
+    for tier in ("", service_tier) if service_tier else ("",):
+        for row in rows:
+            ends = row.context_to is not None and row.context_to <= length
+            if row.service_tier == tier and row.context_from <= length and not ends:
+                table[row.meter] = row
+    return table
+
+
+def priced_row(table: Table, meter: str) -> Row | None:
+    """The row that prices a meter: its own, or its fallback's, and so on. None: unpriced."""
+    seen = set()
+    while meter not in seen:
+        seen.add(meter)
+        row = table.get(meter)
+        if row is not None and row.unit_price is not None:
+            return row
+        following = row.fallback if row is not None else DEFAULT_FALLBACK.get(meter)
+        if following is None:
+            return None
+        meter = following
+    return None
+
+
+def compute(table: Table, meters: Mapping[str, int], terms: Terms) -> Charge:
+    """Charge = ROUND_HALF_UP(sum of quantity * unit price * factor / 10**6) to quantum, then the minimum.
+
+    The minimum holds where the exact sum is above zero. A meter without a price or fallback is listed in
+    `unpriced` and adds nothing, unless the table prices the whole call (a `call` row).
+    """
+    total: Fraction | int = 0
+    lines = []
+    unpriced = {}
+    whole_call = "call" in table
+    for meter, quantity in meters.items():
+        if quantity == 0:
+            continue
+        row = priced_row(table, meter)
+        if row is None or row.unit_price is None:
+            if not whole_call:
+                unpriced[meter] = quantity
+            continue
+        total += quantity * row.unit_price
+        lines.append(Line(meter, quantity, row.meter, row.unit_price))
+    numerator = total.numerator * terms.numerator
+    denominator = total.denominator * terms.denominator * MILLION
+    common = gcd(numerator, denominator)
+    numerator, denominator = numerator // common, denominator // common
+    return Charge(rounded(numerator, denominator, terms), numerator, denominator, tuple(lines), unpriced)
+
+
+def rounded(numerator: int, denominator: int, terms: Terms) -> int:
+    """The one rounding, then the minimum where the exact sum is above zero."""
+    if numerator == 0:
+        return 0
+    return max(round_half_up(numerator, denominator, terms.quantum), terms.minimum)
+
+
+def line_json(line: Line) -> dict[str, Any]:
+    """A line as the usage record and a quote show it."""
+    price = line.unit_price
+    shown = price if isinstance(price, int) else f"{price.numerator}/{price.denominator}"
+    return {"meter": line.meter, "quantity": line.quantity, "priced_as": line.priced_as, "unit_price": shown}
