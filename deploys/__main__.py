@@ -2,6 +2,12 @@
 
 import sys
 
+if {"plan", "apply"} & set(sys.argv[1:2]):
+    # pyinfra reaches all hosts at once with gevent, which must replace blocking calls before their import.
+    from gevent import monkey
+
+    monkey.patch_all()
+
 from deploys.cli import main
 
 if __name__ == "__main__":

@@ -3,62 +3,110 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
-from deploys import environment, fleet, pki
+from deploys import environment, fleet
 from deploys import secrets as vault
 from deploys.errors import DeployError
 
+EPILOG = """examples:
+  python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
+  python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
+  python -m deploys apply sandbox --limit edge    bring one group (or host) in line
+  python -m deploys verify sandbox                run the launch checklist
+  python -m deploys sandbox up                    boot the sandbox's hosts
+"""
 
-def _secrets(arguments: argparse.Namespace) -> int:
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Shows what apply would change."""
+    # Importing the runner starts pyinfra's machinery, which no other command needs.
+    from deploys import plan as runs
+
+    return runs.plan(arguments.environment, arguments.limit)
+
+
+def apply(arguments: argparse.Namespace) -> int:
+    """Applies the site."""
+    from deploys import plan as runs
+
+    return runs.apply(arguments.environment, arguments.limit)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Runs the launch checklist: 0 all true, 1 not."""
+    with environment.use(arguments.environment) as inventory:
+        hosts = environment.select(inventory, arguments.limit)
+    checks = fleet.REPOSITORY / "tests" / "checklist"
+    chosen = ",".join(host.name for host in hosts)
+    settings = {"RELAY_ENVIRONMENT": arguments.environment, "RELAY_CHECK_HOSTS": chosen}
+    command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", str(checks)]
+    code = subprocess.run(command, cwd=fleet.REPOSITORY, env=os.environ | settings, check=False).returncode
+    return 1 if code else 0
+
+
+def secrets(arguments: argparse.Namespace) -> int:
+    """Makes missing secrets, or shows one."""
     with environment.use(arguments.environment):
-        store = fleet.store()
         if arguments.show:
             print(fleet.secret(arguments.show))
             return 0
-        created = vault.create_missing(store)
-        created += create_certificates(store, renew=arguments.renew)
-    for name in created:
+        store = fleet.store()
+        made = vault.create_missing(store, fleet.certificate_subjects(), renew=arguments.renew)
+    for name in made:
         print(f"made {name}")
-    print(f"{store.path}: {len(created)} made, {len(store)} in all")
+    print(f"{store.path}: {len(made)} made, {len(store)} in all; opened by {store.key_path}")
     return 0
 
 
-def create_certificates(store: vault.SecretStore, *, renew: bool) -> list[str]:
-    """Issues absent or wrong certificates (all of them on `renew`) and returns the names of new entries."""
-    domain = fleet.domain()
-    subjects = [pki.host_subject(node.name, domain, node.address) for node in fleet.all_hosts()]
-    if fleet.knob("edge_certificate_from_ca"):
-        subjects.append(pki.edge_subject(domain))
-    values = store.read()
-    new = pki.missing(subjects, values, renew=renew)
-    if new:
-        store.write(values | new)
-    return list(new)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m deploys", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    secrets = commands.add_parser("secrets", help="make what is missing: passwords, keys, certificates")
-    secrets.add_argument("environment")
-    secrets.add_argument("--renew", action="store_true", help="issue all certificates anew")
-    secrets.add_argument("--show", metavar="NAME", help="print one secret's value and do nothing else")
-    secrets.set_defaults(run=_secrets)
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """Commands and their options."""
+    layout = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="python -m deploys", description=__doc__, epilog=EPILOG, formatter_class=layout
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="plan|apply|verify|secrets|sandbox")
+    for run, text in (
+        (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
+        (apply, "make the fleet what the inventory says"),
+        (verify, "run the launch checklist against the fleet"),
+    ):
+        command = commands.add_parser(run.__name__, help=text, epilog=EPILOG, formatter_class=layout)
+        command.add_argument("environment", metavar="ENV", help="a file of inventories/, without .py")
+        command.add_argument(
+            "--limit", nargs="+", action="extend", default=[], metavar="HOST|GROUP", help="only these hosts"
+        )
+        command.set_defaults(run=run)
+    text = "make what is missing: passwords, keys, certificates"
+    command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
+    command.add_argument("environment", metavar="ENV")
+    command.add_argument("--renew", action="store_true", help="issue every certificate anew")
+    command.add_argument("--show", metavar="NAME", help="print the value of one secret")
+    command.set_defaults(run=secrets)
+    commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
+    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 done or clean, 2 drift, 1 error."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["sandbox"]:
-        from deploys.sandbox.__main__ import main as sandbox
+        from deploys.sandbox.cli import main as sandbox
 
         return int(sandbox(words[1:]) or 0)
-    arguments = _parser().parse_args(words)
+    try:
+        arguments = parser().parse_args(words)
+    except SystemExit as stop:
+        # argparse ends with 2, which means drift here.
+        return 1 if stop.code else 0
     try:
         return int(arguments.run(arguments))
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
         return 1

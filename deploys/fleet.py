@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from pyinfra.context import inventory
 
+from deploys import pki
 from deploys.errors import DeployError
-from deploys.secrets import SecretMissing, SecretStore
+from deploys.secrets import SecretStore
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
     from pyinfra.api.operation import OperationMeta
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-__all__ = ["Node", "SecretMissing", "all_hosts", "changed", "domain", "hosts", "knob", "node_of", "secret"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,14 @@ def store() -> SecretStore:
 def secret(name: str) -> str:
     """A secret's value; SecretMissing names the command that makes it."""
     return store()[name]
+
+
+def certificate_subjects() -> list[pki.Subject]:
+    """Who needs a certificate of the fleet's CA: each host, and the edge where it has no other."""
+    subjects = [pki.host_subject(node.name, domain(), node.address) for node in all_hosts()]
+    if knob("edge_certificate_from_ca"):
+        subjects.append(pki.edge_subject(domain()))
+    return subjects
 
 
 def changed(*operations: OperationMeta) -> Callable[[], bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets as random
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyrage
 import yaml
 from cryptography.fernet import Fernet
 
+from deploys import pki
 from deploys.errors import DeployError
 
 KEY_VARIABLE = "RELAY_SECRETS_KEY"
@@ -117,13 +118,14 @@ class SecretStore(Mapping[str, str]):
         _write_private(self.key_path, f"{pyrage.x25519.Identity.generate()}\n".encode())
 
 
-def create_missing(store: SecretStore) -> list[str]:
-    """Generates every absent secret and returns the new names."""
+def create_missing(store: SecretStore, subjects: Iterable[pki.Subject], *, renew: bool = False) -> list[str]:
+    """Makes absent secrets and certificates, all certificates anew on `renew`; returns the names."""
     values = store.read()
-    missing = [name for name in GENERATORS if name not in values]
-    if missing:
-        store.write(values | {name: GENERATORS[name]() for name in missing})
-    return missing
+    new = {name: make() for name, make in GENERATORS.items() if name not in values}
+    new |= pki.missing(subjects, values, renew=renew)
+    if new:
+        store.write(values | new)
+    return list(new)
 
 
 def _identity(key_path: Path) -> pyrage.x25519.Identity:

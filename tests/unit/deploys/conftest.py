@@ -17,7 +17,7 @@ from pyinfra.api.util import get_file_io
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_inventory, ctx_state
 
-from deploys import cli, environment, fleet
+from deploys import environment, fleet
 from deploys import secrets as vault
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,8 +42,7 @@ def secrets_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("secrets")
     with environment.use("sandbox") as inventory:
         inventory.override_data = _paths(directory)
-        vault.create_missing(fleet.store())
-        cli.create_certificates(fleet.store(), renew=False)
+        vault.create_missing(fleet.store(), fleet.certificate_subjects())
     return directory
 
 
