@@ -42,7 +42,6 @@ def _access_key() -> str:
 
 
 GENERATORS: Mapping[str, Callable[[], str]] = {
-    "postgres_superuser_password": _password,
     "postgres_replication_password": _password,
     "postgres_rewind_password": _password,
     "postgres_owner_password": _password,
@@ -54,6 +53,8 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "s3_access_key": _access_key,
     "s3_secret_key": _password,
     "s3_sse_key": _password,
+    "s3_admin_access_key": _access_key,
+    "s3_admin_secret_key": _password,
     "relay_seal_key": lambda: Fernet.generate_key().decode(),
     "relay_admin_token": _password,
     "metrics_password": _password,
