@@ -1,0 +1,132 @@
+"""The sandbox's commands: up, down, status, preflight, kill, start, pause, resume."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+
+from deploys.sandbox import access, engine, hosts, image, preflight, settings, state
+from deploys.sandbox.settings import Sandbox, SandboxError
+from deploys.sandbox.shell import phase, say
+
+EXAMPLE = "example: python -m deploys sandbox up && ssh -F .sandbox/ssh/config db1"
+
+
+def up(sandbox: Sandbox) -> None:
+    """Bring every host to life; what already lives is left alone."""
+    preflight.require(sandbox)
+    running = engine.ensure(sandbox)
+    engine.raise_limits(sandbox)
+    access.ensure(sandbox)
+    hosts.ensure_network(sandbox, running)
+    absent = hosts.missing(sandbox, hosts.states(sandbox, running))
+    if absent:
+        reference = image.ensure(sandbox, running)
+        with phase(f"creating {len(absent)} hosts"):
+            hosts.create_all(sandbox, running, absent, reference)
+    hosts.start_all(sandbox, running)
+    hosts.wait_all(sandbox, running)
+    say(
+        f"{len(sandbox.hosts)} hosts are up; reach one with: ssh -F {sandbox.ssh_config} {sandbox.hosts[0].name}"
+    )
+
+
+def down(sandbox: Sandbox, *, purge: bool = False) -> None:
+    """Remove hosts, network and volumes, and stop the engine if the sandbox started it."""
+    running = engine.find(sandbox)
+    if not running and sandbox.engine_data.exists():
+        running = engine.ensure(sandbox)
+    if running:
+        with phase("removing hosts, volumes and network"):
+            hosts.remove_all(sandbox, running)
+            if purge:
+                image.remove_all(running)
+    if engine.stop(sandbox):
+        say("container engine stopped")
+    (sandbox.directory / "ssh" / "known_hosts").unlink(missing_ok=True)
+    if purge:
+        shutil.rmtree(sandbox.engine_data, ignore_errors=True)
+        shutil.rmtree(sandbox.cache, ignore_errors=True)
+
+
+def status(sandbox: Sandbox) -> int:
+    """Print a table of hosts; 0 when all run, else 1."""
+    running = engine.find(sandbox)
+    present = hosts.states(sandbox, running) if running else {}
+    memory = hosts.memory(sandbox, running) if running else {}
+    print(f"{'host':<10}{'address':<17}{'state':<10}memory")
+    for host in sandbox.hosts:
+        name = sandbox.container(host)
+        print(f"{host.name:<10}{host.address:<17}{present.get(name, 'absent'):<10}{memory.get(name, '-')}")
+    return 0 if all(present.get(sandbox.container(host)) == "running" for host in sandbox.hosts) else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; `arguments` without the program's name. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        sandbox = settings.load()
+        return int(options.run(sandbox, options) or 0)
+    except SandboxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _locked(
+    work: Callable[[Sandbox, argparse.Namespace], None],
+) -> Callable[[Sandbox, argparse.Namespace], None]:
+    def run(sandbox: Sandbox, options: argparse.Namespace) -> None:
+        with state.lock(sandbox.directory / "lock"):
+            work(sandbox, options)
+
+    return run
+
+
+def _one_host(
+    work: Callable[[Sandbox, engine.Engine, str], None],
+) -> Callable[[Sandbox, argparse.Namespace], None]:
+    def run(sandbox: Sandbox, options: argparse.Namespace) -> None:
+        work(sandbox, engine.require(sandbox), options.host)
+
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploys sandbox",
+        description=settings.__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, text: str, run: Callable[[Sandbox, argparse.Namespace], object]
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, epilog=EXAMPLE)
+        command.set_defaults(run=run)
+        return command
+
+    add("up", "boot the hosts; goes on where an earlier run stopped", _locked(lambda s, _: up(s)))
+    remove = add(
+        "down",
+        "remove hosts, network and volumes with their data, and stop the engine that `up` started; "
+        "images and downloads stay on disk as a cache",
+        _locked(lambda s, o: down(s, purge=o.purge)),
+    )
+    remove.add_argument("--purge", action="store_true", help="remove the cached images and downloads too")
+    add("status", "show the hosts; exit 1 unless all run", lambda s, _: status(s))
+    add("preflight", "name what this machine lacks", lambda s, _: preflight.report(s))
+    for name, text, work in (
+        ("kill", "take the power from a host", hosts.kill),
+        ("start", "give it back and wait for the boot", hosts.start),
+        ("pause", "freeze a host, its connections open", hosts.pause),
+        ("resume", "let a frozen host go on", hosts.resume),
+    ):
+        add(name, text, _one_host(work)).add_argument("host", help="name in inventories/sandbox.py")
+    return parser

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Runs in a container of the base image. Downloads, without installing, what each role will install.
+#   /prefetch/roles/<role>   Debian packages, resolved against this image's state
+#   /prefetch/roots/<role>   Debian packages of a new root that the role bootstraps on a host
+#   /prefetch/wheels/<name>  requirement files, with hashes
+#   /cache/debs /cache/wheels  kept between builds on the machine
+set -eu
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+archives=/var/cache/apt/archives
+needed=/tmp/needed
+: >"$needed"
+: >/tmp/empty-status
+
+# fetch TITLE OPTION… PACKAGE…
+fetch() {
+    title=$1
+    shift
+    mkdir -p /tmp/none/partial
+    if apt-get install --print-uris -qq -o Dir::Cache::archives=/tmp/none/ "$@" >/tmp/uris 2>/tmp/error; then
+        cut -d' ' -f2 /tmp/uris >/tmp/names
+        apt-get install -y -qq --download-only -o Dir::Cache::archives=/cache/debs "$@" >/dev/null
+        sort -u /tmp/names "$needed" -o "$needed"
+        echo "PROGRESS $title: $(wc -l </tmp/names) packages"
+    else
+        echo "WARNING $title is not prefetched: $(grep '^E:' /tmp/error | tr '\n' ' ')"
+    fi
+}
+
+apt-get update -qq
+for list in /prefetch/roles/*; do
+    [ -e "$list" ] || continue
+    # shellcheck disable=SC2046 # a list of packages
+    fetch "${list##*/}" $(cat "$list")
+done
+for list in /prefetch/roots/*; do
+    [ -e "$list" ] || continue
+    # shellcheck disable=SC2046
+    fetch "${list##*/} (bootstrapped root)" -o Dir::State::status=/tmp/empty-status \
+        '?essential' '?priority(required)' apt $(cat "$list")
+done
+(cd /cache/debs && xargs -r cp -t "$archives" <"$needed")
+find /cache/debs -maxdepth 1 -name '*.deb' -printf '%f\n' | grep -Fxv -f "$needed" | (cd /cache/debs && xargs -r rm)
+apt-get check -qq
+rm -rf /tmp/none /tmp/uris /tmp/names /tmp/needed /tmp/error /tmp/empty-status
+echo "PROGRESS packages prefetched: $(find "$archives" -name '*.deb' | wc -l), $(du -sm "$archives" | cut -f1) MB"
+mkdir -p /opt/wheels
+cp /cache/wheels/* /opt/wheels/ 2>/dev/null || true

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Runs in a container that is thrown away: fetches wheels with the Python that hosts will have.
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+mkdir -p /tmp/wheels
+apt-get update -qq
+apt-get install -y -qq -o Dir::Cache::archives=/cache/debs --no-install-recommends python3-venv >/dev/null
+python3 -m venv /tmp/venv
+for file in /prefetch/wheels/*; do
+    [ -e "$file" ] || continue
+    if /tmp/venv/bin/pip download -q --dest /tmp/wheels --find-links /cache/wheels --require-hashes \
+        -r "$file" 2>/tmp/error; then
+        echo "PROGRESS wheels of ${file##*/}"
+    else
+        echo "WARNING wheels of ${file##*/} are not prefetched: $(tail -1 /tmp/error)"
+    fi
+done
+rm -rf /cache/wheels/*
+cp /tmp/wheels/* /cache/wheels/ 2>/dev/null || true
