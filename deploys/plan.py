@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +111,7 @@ def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, 
 
 
 @contextmanager
-def _audited(run: Run, directory: Path, about: dict[str, object]) -> Iterator[None]:
+def _audited(run: Run, directory: Path, about: Mapping[str, object]) -> Iterator[None]:
     result = "interrupted"
     try:
         yield

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import bcrypt
 import pyrage
 import yaml
 from cryptography.fernet import Fernet
@@ -58,6 +59,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "relay_seal_key": lambda: Fernet.generate_key().decode(),
     "relay_admin_token": _password,
     "metrics_password": _password,
+    "vendor_api_key": _password,
 }
 
 
@@ -123,10 +125,27 @@ def create_missing(store: SecretStore, subjects: Iterable[pki.Subject], *, renew
     """Makes absent secrets and certificates, all certificates anew on `renew`; returns the names."""
     values = store.read()
     new = {name: make() for name, make in GENERATORS.items() if name not in values}
+    new |= _registry_hash(values | new)
     new |= pki.missing(subjects, values, renew=renew)
     if new:
         store.write(values | new)
     return list(new)
+
+
+def matches(password: str, password_hash: str) -> bool:
+    """Whether a bcrypt hash is that of a password."""
+    try:
+        return bcrypt.checkpw(password.encode(), password_hash.encode())
+    except ValueError:
+        return False
+
+
+def _registry_hash(values: Mapping[str, str]) -> dict[str, str]:
+    """The registry takes bcrypt hashes only; kept here, since every hashing gives another one."""
+    password = values["registry_password"]
+    if matches(password, values.get("registry_password_hash", "")):
+        return {}
+    return {"registry_password_hash": bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()}
 
 
 def _identity(key_path: Path) -> pyrage.x25519.Identity:

@@ -112,6 +112,8 @@ def credentials(inventory: Inventory, name: str) -> Iterator[str]:
     for secret in secrets.GENERATORS:
         yield from _weakness(secret, values.get(secret), make)
     yield from _repeated(values)
+    if not secrets.matches(values.get("registry_password", ""), values.get("registry_password_hash", "")):
+        yield f"secret 'registry_password_hash' is missing or not that of 'registry_password': {make}"
     yield from certificates(values, name)
     key = next(iter(inventory)).data.get("ssh_key")
     if key and not Path(key).expanduser().exists():

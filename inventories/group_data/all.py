@@ -62,3 +62,46 @@ alert_watchdog_url = ""
 # How long Prometheus keeps samples, and the disk space they may take.
 metrics_retention = "30d"
 metrics_retention_size = "20GB"
+
+# --- etcd ------------------------------------------------------------------------------------------------
+# How often the leader is heard, and how long without it until another is elected (ten times as much).
+etcd_heartbeat_ms = 200
+etcd_election_ms = 2000
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------
+# Major version of the hosts' distribution: Debian 12 has 15, Ubuntu 22.04 has 14, Ubuntu 24.04 has 16.
+postgres_version = 15
+# Seconds: how long a dead primary keeps its lease (20 is the least that Patroni takes), how often members
+# look, and how long they retry; loop_wait + 2 * retry_timeout must not exceed ttl.
+patroni_ttl = 20
+patroni_loop_wait = 2
+patroni_retry_timeout = 9
+# Stop writing rather than acknowledge what only one host has, when no replica is left.
+postgres_synchronous_strict = True
+# Connections; each replica of the relay keeps a pool of them.
+postgres_max_connections = 200
+# About a quarter of the host's memory ...
+postgres_shared_buffers = "128MB"
+# ... and about half of it, which the planner assumes to be cached.
+postgres_effective_cache_size = "512MB"
+# Memory of one sort or hash, and of one vacuum or index build.
+postgres_work_mem = "8MB"
+postgres_maintenance_work_mem = "64MB"
+# WAL between two checkpoints, and the most that is kept for a replica that is away.
+postgres_max_wal_size = "1GB"
+postgres_slot_wal_keep_size = "2GB"
+
+# --- cache -----------------------------------------------------------------------------------------------
+# Memory for limits and sessions; the least recently used entries go first.
+redis_maxmemory = "64mb"
+
+# --- object store (sandbox; production has an S3 of its own elsewhere) -------------------------------------
+# The bucket that backups go to.
+s3_bucket = "backups"
+# Megabytes of one volume file, and how many there may be.
+objectstore_volume_mb = 256
+objectstore_volumes = 40
+
+# --- swarm -----------------------------------------------------------------------------------------------
+# How many relay hosts (the first ones) manage the swarm: odd. Others join as workers.
+swarm_managers = 3

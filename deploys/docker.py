@@ -1,0 +1,107 @@
+"""Docker Engine from the distribution, for the hosts that run the relay, and a firewall around what it publishes.
+
+Docker answers packets to published ports before ufw sees them. The only chain that it leaves to others is
+DOCKER-USER, which ufw loads from its after.rules here: published ports are closed but to the hosts that
+PUBLISHED names.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from io import StringIO
+from typing import Any
+
+from pyinfra.api.deploy import deploy
+from pyinfra.operations import apt, files, server, systemd
+
+from deploys import fleet
+
+PACKAGES = ["docker.io"]
+
+# Which groups reach a published port: the edge calls the relay, monitoring also reads its metrics.
+PUBLISHED = {8000: ("edge", "ops"), 8001: ("ops",)}
+AFTER_RULES = "/etc/ufw/after.rules"
+REGISTRY_PORT = 5000
+
+
+def registry() -> str:
+    """Where the fleet's images live: ``ops1.sandbox.test:5000``."""
+    return f"{fleet.hosts('ops')[0].fqdn}:{REGISTRY_PORT}"
+
+
+def daemon() -> dict[str, Any]:
+    """daemon.json. Live-restore would be refused by a swarm; the pools stay clear of those of swarm.py."""
+    return {
+        "log-driver": "json-file",
+        "log-opts": {"max-size": "20m", "max-file": "5"},
+        "bip": "10.203.0.1/24",
+        "default-address-pools": [{"base": "10.204.0.0/16", "size": 24}],
+        "live-restore": False,
+    }
+
+
+def credentials() -> dict[str, Any]:
+    """Docker's own file of logins, for root."""
+    login = f"relay:{fleet.secret('registry_password')}"
+    return {"auths": {registry(): {"auth": base64.b64encode(login.encode()).decode()}}}
+
+
+def published_rules() -> str:
+    """The part of ufw's after.rules that guards published ports.
+
+    Only packets whose destination Docker rewrote (state DNAT) are looked at, by the port they were sent to.
+    """
+    lines = ["*filter", ":DOCKER-USER - [0:0]"]
+    for port, groups in PUBLISHED.items():
+        for node in (node for group in groups for node in fleet.hosts(group)):
+            lines.append(
+                f"-A DOCKER-USER -p tcp -s {node.address} -m conntrack --ctstate DNAT --ctdir ORIGINAL "
+                f"--ctorigdstport {port} -j RETURN"
+            )
+    lines += ["-A DOCKER-USER -m conntrack --ctstate DNAT --ctdir ORIGINAL -j DROP"]
+    lines += ["-A DOCKER-USER -j RETURN", "COMMIT"]
+    return "\n".join(lines)
+
+
+@deploy("Docker")
+def docker() -> None:
+    """The docker role, for hosts that run containers."""
+    settings = files.put(
+        name="Write /etc/docker/daemon.json",
+        src=StringIO(json.dumps(daemon(), indent=2) + "\n"),
+        dest="/etc/docker/daemon.json",
+        mode="644",
+    )
+    apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
+    systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
+    server.shell(
+        name="Restart Docker (/etc/docker/daemon.json)",
+        commands=["systemctl restart docker"],
+        _if=fleet.changed(settings),
+    )
+    guard()
+    trust_registry()
+
+
+def guard() -> None:
+    """Published ports are for those of PUBLISHED only."""
+    rules = files.block(
+        name=f"Guard published ports ({AFTER_RULES})",
+        path=AFTER_RULES,
+        content=published_rules(),
+        marker="# {mark} published ports, written by deploys/docker.py",
+    )
+    server.shell(name=f"Load the guard ({AFTER_RULES})", commands=["ufw reload"], _if=fleet.changed(rules))
+
+
+def trust_registry() -> None:
+    """Root may pull from and push to the fleet's registry."""
+    path = f"/etc/docker/certs.d/{registry()}/ca.crt"
+    files.put(name=f"Write {path}", src=StringIO(fleet.secret("ca_cert")), dest=path, mode="644")
+    files.put(
+        name="Write /root/.docker/config.json",
+        src=StringIO(json.dumps(credentials(), indent=2) + "\n"),
+        dest="/root/.docker/config.json",
+        mode="600",
+    )

@@ -1,0 +1,164 @@
+"""One Swarm of all relay hosts: the first few are managers, the rest workers.
+
+pyinfra has no operations for Swarm. These look at every node before they act, so that a rebuilt first host
+joins the swarm that its peers still run instead of starting a second one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from pyinfra.api.command import MaskString, StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.exceptions import OperationError
+from pyinfra.api.facts import FactBase
+from pyinfra.api.host import Host
+from pyinfra.api.operation import operation
+from pyinfra.context import host, inventory, state
+
+from deploys import base, fleet
+
+Commands = Generator[StringCommand, None, None]
+
+MANAGEMENT_PORT = 2377
+GOSSIP_PORT = 7946
+VXLAN_PORT = 4789
+# Networks of stacks; clear of the machine's own and of docker.py's.
+ADDRESS_POOL = "10.201.0.0/16"
+
+
+class SwarmState(FactBase[dict[str, Any]]):
+    """``docker info``'s view of the swarm on a host: LocalNodeState, ControlAvailable, NodeID, …"""
+
+    def command(self) -> str:
+        return "command -v docker >/dev/null && docker info --format '{{json .Swarm}}' 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(json.loads("".join(output)))
+
+
+class JoinToken(FactBase[str]):
+    """The token that lets a node join as ``manager`` or ``worker``."""
+
+    def command(self, role: str) -> str:
+        return f"docker swarm join-token -q {role}"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: list[str]) -> str:
+        return output[0].strip()
+
+
+class Nodes(FactBase[list[dict[str, Any]]]):
+    """Nodes of the swarm as a manager sees them: ID, Description, Spec, Status."""
+
+    def command(self) -> str:
+        return (
+            "command -v docker >/dev/null && docker node ls -q 2>/dev/null"
+            " | xargs -r docker node inspect --format '{{json .}}' || true"
+        )
+
+    @staticmethod
+    def default() -> list[dict[str, Any]]:
+        return []
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in output if line.startswith("{")]
+
+
+def first_manager() -> Host | None:
+    """A host whose swarm answers as a manager, or None while there is no swarm."""
+    for member in inventory.groups["app"]:
+        if member.get_fact(SwarmState).get("ControlAvailable"):
+            return member
+    return None
+
+
+@operation()
+def create() -> Commands:
+    """Starts the swarm on the first relay host when no host is in one."""
+    if host == inventory.groups["app"][0] and first_manager() is None:
+        yield StringCommand(
+            "docker swarm init --advertise-addr", host.data.address, "--default-addr-pool", ADDRESS_POOL
+        )
+
+
+@operation()
+def join(role: str) -> Commands:
+    """Joins the swarm as ``manager`` or ``worker``."""
+    if host.get_fact(SwarmState).get("LocalNodeState") == "active":
+        return
+    manager = first_manager()
+    if manager is None and state.is_executing:
+        raise OperationError(
+            "no relay host is a swarm manager: apply without --limit, so that one becomes it"
+        )
+    # Before the run there may be no swarm yet; the command is then only a sign of the change to come.
+    token = manager.get_fact(JoinToken, role=role) if manager else ""
+    address = f"{manager.data.address}:{MANAGEMENT_PORT}" if manager else ""
+    yield StringCommand(
+        "docker swarm join --advertise-addr", host.data.address, "--token", MaskString(token), address
+    )
+
+
+@operation()
+def label(wanted: dict[str, dict[str, str]]) -> Commands:
+    """Gives nodes their labels and forgets dead entries of nodes that came back under a new identity."""
+    nodes = host.get_fact(Nodes)
+    if not nodes:
+        yield StringCommand("docker node ls")
+        return
+    yield from _forget_twins(nodes)
+    for node in nodes:
+        labels = wanted.get(node["Description"]["Hostname"], {})
+        present = node["Spec"].get("Labels") or {}
+        changes = [f"--label-add {key}={value}" for key, value in labels.items() if present.get(key) != value]
+        changes += [f"--label-rm {key}" for key in present if key in KNOWN_LABELS and key not in labels]
+        if changes and node["Status"]["State"] == "ready":
+            yield StringCommand("docker node update", *changes, node["ID"])
+
+
+KNOWN_LABELS = ("relay", "dokploy")
+
+
+def _forget_twins(nodes: list[dict[str, Any]]) -> Iterator[StringCommand]:
+    alive = {node["Description"]["Hostname"] for node in nodes if node["Status"]["State"] == "ready"}
+    for node in nodes:
+        if node["Status"]["State"] == "down" and node["Description"]["Hostname"] in alive:
+            if node["Spec"]["Role"] == "manager":
+                yield StringCommand("docker node demote", node["ID"])
+            yield StringCommand("docker node rm --force", node["ID"])
+
+
+def labels() -> dict[str, dict[str, str]]:
+    """Labels of each relay host by name."""
+    dokploy = {node.name for node in fleet.hosts("dokploy")}
+    return {
+        node.name: {"relay": "true"} | ({"dokploy": "true"} if node.name in dokploy else {})
+        for node in fleet.hosts("app")
+    }
+
+
+def managers() -> list[fleet.Node]:
+    """The relay hosts that manage the swarm: an odd number."""
+    return fleet.hosts("app")[: int(fleet.knob("swarm_managers"))]
+
+
+@deploy("Swarm")
+def swarm() -> None:
+    """The swarm role, for relay hosts."""
+    base.allow([MANAGEMENT_PORT, GOSSIP_PORT], ["app"])
+    base.allow([GOSSIP_PORT, VXLAN_PORT], ["app"], proto="udp")
+    create(name="Start the swarm (/var/lib/docker/swarm)")
+    role = "manager" if fleet.node_of(host) in managers() else "worker"
+    join(name="Join the swarm (/var/lib/docker/swarm)", role=role)
+    if host == inventory.groups["app"][0]:
+        label(name="Label the nodes of the swarm", wanted=labels())
