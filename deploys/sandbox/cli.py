@@ -1,4 +1,4 @@
-"""The sandbox's commands: up, down, status, preflight, kill, start, pause, resume."""
+"""The sandbox's commands: up, down, rebuild, status, preflight, kill, start, pause, resume."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def up(sandbox: Sandbox) -> None:
             hosts.create_all(sandbox, running, absent, reference)
     hosts.start_all(sandbox, running)
     hosts.wait_all(sandbox, running)
-    say(
-        f"{len(sandbox.hosts)} hosts are up; reach one with: ssh -F {sandbox.ssh_config} {sandbox.hosts[0].name}"
-    )
+    example = f"ssh -F {sandbox.ssh_config} {sandbox.hosts[0].name}"
+    say(f"{len(sandbox.hosts)} hosts are up; reach one with: {example}")
 
 
 def down(sandbox: Sandbox, *, purge: bool = False) -> None:
@@ -51,15 +50,23 @@ def down(sandbox: Sandbox, *, purge: bool = False) -> None:
         shutil.rmtree(sandbox.cache, ignore_errors=True)
 
 
+def rebuild(sandbox: Sandbox, name: str) -> None:
+    """Replace one host by a new one, as after the loss of a machine."""
+    hosts.remove(sandbox, engine.require(sandbox), name)
+    up(sandbox)
+
+
 def status(sandbox: Sandbox) -> int:
     """Print a table of hosts; 0 when all run, else 1."""
     running = engine.find(sandbox)
     present = hosts.states(sandbox, running) if running else {}
     memory = hosts.memory(sandbox, running) if running else {}
-    print(f"{'host':<10}{'address':<17}{'state':<10}memory")
+    print(f"{'host':<10}{'address':<17}{'state':<10}{'memory':>9}")
     for host in sandbox.hosts:
         name = sandbox.container(host)
-        print(f"{host.name:<10}{host.address:<17}{present.get(name, 'absent'):<10}{memory.get(name, '-')}")
+        used = f"{memory[name] / 2**20:.0f} MiB" if name in memory else "-"
+        print(f"{host.name:<10}{host.address:<17}{present.get(name, 'absent'):<10}{used:>9}")
+    print(f"{len(memory)} of {len(sandbox.hosts)} hosts run, {sum(memory.values()) / 2**30:.2f} GiB")
     return 0 if all(present.get(sandbox.container(host)) == "running" for host in sandbox.hosts) else 1
 
 
@@ -120,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         _locked(lambda s, o: down(s, purge=o.purge)),
     )
     remove.add_argument("--purge", action="store_true", help="remove the cached images and downloads too")
+    replace = add(
+        "rebuild",
+        "replace one host, its data lost, by a new one from the newest image",
+        _locked(lambda s, o: rebuild(s, o.host)),
+    )
+    replace.add_argument("host", help="name in inventories/sandbox.py")
     add("status", "show the hosts; exit 1 unless all run", lambda s, _: status(s))
     add("preflight", "name what this machine lacks", lambda s, _: preflight.report(s))
     for name, text, work in (

@@ -87,13 +87,20 @@ def states(sandbox: Sandbox, engine: Engine) -> dict[str, str]:
     return dict(line.split() for line in lines.splitlines())
 
 
-def memory(sandbox: Sandbox, engine: Engine) -> dict[str, str]:
-    """Memory in use by each running host, by container name."""
+def memory(sandbox: Sandbox, engine: Engine) -> dict[str, int]:
+    """Bytes that the processes of each running host take, by container name.
+
+    The engine's own count is of no use: systemd inside moves processes out of the group it reads.
+    """
     running = [name for name, state in states(sandbox, engine).items() if state == "running"]
     if not running:
         return {}
-    table = engine.docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", *running).stdout
-    return {line.split()[0]: line.split()[1] for line in table.splitlines()}
+    found = engine.docker("inspect", "--format", "{{.State.Pid}}", *running).stdout.split()
+    children = machine.children_by_process()
+    return {
+        name: sum(map(machine.proportional_memory, machine.descendants(int(pid), children)))
+        for name, pid in zip(running, found, strict=True)
+    }
 
 
 def ensure_network(sandbox: Sandbox, engine: Engine) -> None:
@@ -215,6 +222,14 @@ def pause(sandbox: Sandbox, engine: Engine, name: str) -> None:
 def resume(sandbox: Sandbox, engine: Engine, name: str) -> None:
     """Let a frozen host go on."""
     engine.docker("unpause", sandbox.container(sandbox.host(name)))
+
+
+def remove(sandbox: Sandbox, engine: Engine, name: str) -> None:
+    """Remove one host and its volumes."""
+    host = sandbox.host(name)
+    engine.docker("rm", "--force", "--volumes", sandbox.container(host))
+    for volume in volumes(sandbox, host):
+        engine.docker("volume", "rm", "--force", volume)
 
 
 def remove_all(sandbox: Sandbox, engine: Engine) -> None:

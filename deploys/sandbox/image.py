@@ -18,7 +18,7 @@ from pathlib import Path
 from deploys.sandbox import machine, prefetch
 from deploys.sandbox.engine import Engine
 from deploys.sandbox.settings import Sandbox
-from deploys.sandbox.shell import phase, run, run_logged, say
+from deploys.sandbox.shell import PROGRESS, phase, run, run_logged, say
 from deploys.sandbox.state import write_atomically
 
 HERE = Path(__file__).parent / "image"
@@ -207,7 +207,7 @@ def _run_in(sandbox: Sandbox, engine: Engine, image: str, script: str, *, keep: 
     arguments += ["--volume", f"{sandbox.directory}/prefetch:/prefetch:ro"]
     arguments += ["--volume", f"{sandbox.cache}:/cache", image, f"/prefetch/{script}"]
     log = sandbox.directory / "logs" / f"{script}.log"
-    engine.docker_logged(arguments, log, show=lambda line: line.startswith(("PROGRESS", "WARNING", "E:")))
+    engine.docker_logged(arguments, log, show=lambda line: line.startswith((PROGRESS, "WARNING", "E:")))
     if not keep:
         engine.docker("rm", "--force", container)
     return container

@@ -15,10 +15,25 @@ from deploys.sandbox.shell import run
 
 MEMORY_GIB = 10.0
 DISK_GIB = 15.0
-NEEDED_CAPABILITIES = set(
-    "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_ADMIN NET_RAW "
-    "SYS_CHROOT SYS_PTRACE SYS_ADMIN MKNOD SETFCAP AUDIT_WRITE".split()
-)
+NEEDED_CAPABILITIES = {
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "NET_ADMIN",
+    "NET_RAW",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_ADMIN",
+    "MKNOD",
+    "SETFCAP",
+    "AUDIT_WRITE",
+}
 
 
 @dataclass(frozen=True)

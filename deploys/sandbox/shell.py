@@ -16,6 +16,8 @@ from deploys.sandbox.settings import SandboxError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Mark, in the output of our own scripts, of a line that is worth showing.
+PROGRESS = "PROGRESS "
 STARTED = time.monotonic()
 
 
@@ -77,7 +79,7 @@ def run_logged(
         for line in process.stdout or ():
             file.write(line)
             if show(line):
-                say(f"  {line.strip()}")
+                say(f"  {line.strip().removeprefix(PROGRESS)}")
     if process.returncode:
         raise SandboxError(f"exit {process.returncode}: {shlex.join(command)[:400]}\n{tail(log)}")
 
