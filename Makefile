@@ -2,14 +2,17 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV ?= sandbox
+LIMIT ?=
 PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
+TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
 .PHONY: help up down status plan apply verify secrets test lint types unit contract fleet chaos bench tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  ENV=production chooses another inventory for plan, apply, verify and secrets."
+	@echo "  ENV=production chooses another inventory for plan, apply, verify and secrets;"
+	@echo "  LIMIT='edge db1' restricts plan, apply and verify to groups or hosts."
 
 up: .venv/ready ## Build the whole platform on this machine and make a first paid call
 	@$(PY) -m deploys.sandbox.platform
@@ -20,14 +23,14 @@ down: .venv/ready ## Remove every host, network, volume and process that `make u
 status: .venv/ready ## Show the sandbox's hosts
 	@$(DEPLOYS) sandbox status
 
-plan: .venv/ready ## What would change: exits 0 clean, 2 drift, 1 error
-	@$(DEPLOYS) plan $(ENV)
+plan: .venv/ready ## What would change (python -m deploys plan ENV exits 0 clean, 2 drift, 1 error)
+	@$(DEPLOYS) plan $(TARGET)
 
 apply: .venv/ready ## Bring the fleet to what the repository says
-	@$(DEPLOYS) apply $(ENV)
+	@$(DEPLOYS) apply $(TARGET)
 
 verify: .venv/ready ## Run the launch checklist against the fleet
-	@$(DEPLOYS) verify $(ENV)
+	@$(DEPLOYS) verify $(TARGET)
 
 secrets: .venv/ready ## Generate the environment's missing secrets, encrypted
 	@$(DEPLOYS) secrets $(ENV)

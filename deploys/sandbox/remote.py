@@ -1,0 +1,64 @@
+"""Commands on the sandbox's hosts, over SSH like everything else that touches them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from inventories import sandbox
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = ROOT / ".sandbox"
+CA_FILE = STATE / "ca.crt"
+DOMAIN = "sandbox.test"
+VENDOR_URL = f"https://vendor1.{DOMAIN}:9443"
+KEY_FILE = "/etc/vendor/api.key"
+
+
+class RemoteError(Exception):
+    """A command on a host failed; the message holds host, command and what it printed."""
+
+
+def addresses(group: str) -> dict[str, str]:
+    """Host name → address, in inventory order, of one of the inventory's groups."""
+    return {name: data["address"] for name, data in getattr(sandbox, group)}
+
+
+def run(host: str, *command: str, stdin: str = "", seconds: float = 60) -> str:
+    """Run `command` as root on `host`; return its standard output. Raises RemoteError."""
+    ssh = ["ssh", "-F", str(STATE / "ssh" / "config"), host, "sudo", shlex.join(command)]
+    try:
+        done = subprocess.run(
+            ssh, input=stdin, capture_output=True, text=True, timeout=seconds, cwd=ROOT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RemoteError(f"{host}: {shlex.join(command)}: no answer in {seconds} s") from error
+    if done.returncode:
+        output = (done.stderr or done.stdout).strip()
+        raise RemoteError(f"{host}: {shlex.join(command)}: exit {done.returncode}: {output}")
+    return done.stdout
+
+
+def relayctl(*arguments: str, stdin: str = "", seconds: float = 60) -> Any:
+    """Run the relay's command in the first app host that answers; return its JSON."""
+    problems = []
+    for host in addresses("app"):
+        try:
+            return json.loads(run(host, "relayctl", *arguments, "--json", stdin=stdin, seconds=seconds))
+        except RemoteError as error:
+            # 255 is ssh's own failure: the host is away, so another one may do.
+            if "exit 255" not in str(error) and "no answer" not in str(error):
+                raise
+            problems.append(str(error))
+    raise RemoteError("no app host answers: " + "; ".join(problems))
+
+
+def vendor(path: str, *curl_options: str) -> Any:
+    """Ask the fake vendor's own interface, on its host; the key never leaves it."""
+    options = shlex.join([*curl_options, VENDOR_URL + path])
+    key = f'-H "authorization: Bearer $(cat {KEY_FILE})"'
+    fetch = f"curl -sS --fail-with-body --cacert /etc/relay/tls/ca.crt {key} {options}"
+    return json.loads(run("vendor1", "sh", "-c", fetch))

@@ -1,0 +1,98 @@
+"""The platform from nothing, once for all fleet tests: files run in the order of their numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG = ROOT / ".sandbox" / "logs"
+UP_LIMIT_SECONDS = 15 * 60
+COMMAND_LIMIT_SECONDS = 25 * 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command ended: its status, what it printed (both streams), and its seconds."""
+
+    status: int
+    output: str
+    seconds: float
+
+
+def make(*arguments: str) -> Run:
+    """Run make in the repository, its output shown as it comes and kept."""
+    return _finish(start("make", "--no-print-directory", *arguments))
+
+
+def deploys(*arguments: str) -> Run:
+    """Run `python -m deploys`, whose exit codes make would hide (make's own is 2 for any failure)."""
+    return _finish(start(sys.executable, "-m", "deploys", *arguments))
+
+
+def _finish(process: subprocess.Popen[str]) -> Run:
+    began = time.monotonic()
+    watchdog = threading.Timer(COMMAND_LIMIT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+    watchdog.start()
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    status = process.wait()
+    watchdog.cancel()
+    return Run(status, "".join(lines), time.monotonic() - began)
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, so that a test can kill all of it."""
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def kill_when(process: subprocess.Popen[str], marker: str, after: float, *, group: bool) -> str:
+    """Read the output until `marker`, wait `after` seconds, kill -9 make or all of its processes.
+
+    Returns what was printed; fails when make ends before the marker comes.
+    """
+    assert process.stdout is not None
+    seen: list[str] = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        seen.append(line)
+        if marker in line:
+            break
+    else:
+        pytest.fail(f"`make up` ended ({process.wait()}) before it printed {marker!r}")
+    time.sleep(after)
+    if group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    process.stdout.close()
+    return "".join(seen)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_machine() -> Iterator[None]:
+    """No trace of an earlier run before the first test, none of this one after the last."""
+    assert make("down").status == 0
+    yield
+    assert make("down").status == 0

@@ -1,0 +1,48 @@
+"""`make up`: interrupted, finished, repeated."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.fleet.conftest import LOG, ROOT, UP_LIMIT_SECONDS, deploys, kill_when, make, start
+
+
+@pytest.mark.parametrize(
+    ("marker", "after", "group"),
+    [
+        ("base image", 15.0, True),
+        ("=== 3/5 apply", 20.0, False),
+        ("=== 3/5 apply", 60.0, True),
+    ],
+    ids=["building the image", "make alone, early in apply", "everything, later in apply"],
+)
+def test_killed_up_can_be_run_again(marker: str, after: float, group: bool) -> None:
+    """kill -9 at several moments; that the next run ends well is what the following tests show."""
+    kill_when(start("make", "up"), marker, after, group=group)
+
+
+def test_up_ends_with_a_paid_call() -> None:
+    run = make("up")
+    LOG.mkdir(parents=True, exist_ok=True)
+    (LOG / "up-transcript.txt").write_text(run.output)
+    assert run.status == 0
+    assert "agree to the nano-dollar" in run.output
+    assert run.seconds <= UP_LIMIT_SECONDS
+    assert set(json.loads((ROOT / ".sandbox" / "up.json").read_text())) >= {"hosts", "apply", "checklist"}
+
+
+def test_fleet_fits_in_twelve_gibibytes() -> None:
+    status = deploys("sandbox", "status")
+    total = re.search(r"11 of 11 hosts run, ([\d.]+) GiB", status.output)
+    assert total
+    assert float(total[1]) <= 12
+
+
+def test_second_up_changes_nothing() -> None:
+    run = make("up")
+    assert run.status == 0
+    assert run.seconds <= 90
+    assert "0 changes on 0 hosts" in run.output

@@ -1,0 +1,150 @@
+"""Hosts die while paid calls run: what customers see, and what the books say afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pytest
+
+from deploys.sandbox import firstcall, remote
+from deploys.sandbox.remote import relayctl
+from tests.fleet.conftest import deploys
+from tests.fleet.load import Call, Load
+
+TOKENS = 4  # each stays below the edge's 10 calls a second
+RATE = 20.0
+FORGIVEN_SECONDS = 5
+OUTAGE_SECONDS = 40
+
+
+class Customers:
+    """One account whose tokens make the calls; knows what it was granted."""
+
+    def __init__(self) -> None:
+        firstcall.open_channel()
+        self.name = f"faults-{time.strftime('%H%M%S')}"
+        first = firstcall.register(self.name, Decimal(100))
+        self.account = first.account
+        self.tokens = [first.token]
+        self.acknowledged: list[Call] = []
+        for number in range(1, TOKENS):
+            created = relayctl(
+                *("token", "create", "--account", str(self.account), "--name", f"{self.name}-{number}")
+            )
+            self.tokens.append(created["token"])
+
+    def load(self, edges: dict[str, str]) -> Load:
+        """Calls of this customer through `edges`."""
+        ca_file = str(remote.CA_FILE)
+        return Load(edges, remote.DOMAIN, ca_file, self.tokens, firstcall.MODEL, RATE)
+
+
+@pytest.fixture(scope="module")
+def customers() -> Customers:
+    return Customers()
+
+
+def call_while(
+    customers: Customers, edges: dict[str, str], seconds: float, strike: Callable[[], None], at: float = 5
+) -> tuple[list[Call], float]:
+    """Call for `seconds`, run `strike` beside it after `at` of them; return calls and the strike's moment."""
+    load = customers.load(edges)
+    struck: list[float] = []
+
+    def strike_later() -> None:
+        time.sleep(at)
+        strike()
+        struck.append(time.monotonic())
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(strike_later)
+        calls = asyncio.run(load.run(seconds))
+        waiting.result()
+    customers.acknowledged += [call for call in calls if call.ok]
+    return calls, struck[0]
+
+
+def kill(host: str) -> None:
+    """Take the power from a host."""
+    assert deploys("sandbox", "kill", host).status == 0
+
+
+def failures(calls: list[Call]) -> list[Call]:
+    return [call for call in calls if not call.ok]
+
+
+@pytest.fixture
+def revived() -> Iterator[list[str]]:
+    """Hosts that a test kills; they are started again and the fleet is whole before the next test."""
+    killed: list[str] = []
+    yield killed
+    for host in killed:
+        assert deploys("sandbox", "start", host).status == 0
+    wait_until_whole()
+
+
+def wait_until_whole(seconds: float = 180) -> None:
+    """Until the checklist is green again: what on-call staff would look at, too."""
+    deadline = time.monotonic() + seconds
+    while (run := deploys("verify", "sandbox")).status:
+        assert time.monotonic() < deadline, run.output
+        time.sleep(5)
+
+
+def test_a_dead_app_host_costs_no_later_call(customers: Customers, revived: list[str]) -> None:
+    revived.append("app2")
+    calls, struck = call_while(customers, remote.addresses("edge"), 25, lambda: kill("app2"))
+    late = [call for call in calls if call.began >= struck + FORGIVEN_SECONDS]
+    assert len(late) > 10 * RATE
+    assert failures(late) == []
+
+
+def test_a_dead_edge_leaves_the_other_serving(customers: Customers, revived: list[str]) -> None:
+    revived.append("edge2")
+    edge1 = {"edge1": remote.addresses("edge")["edge1"]}
+    calls, struck = call_while(customers, edge1, 15, lambda: kill("edge2"))
+    assert [call for call in calls if call.began > struck], "no call was made after the edge died"
+    assert failures(calls) == []
+
+
+def leader() -> str:
+    """The host that Patroni calls leader, asked on whichever database host answers."""
+    for host in remote.addresses("db"):
+        try:
+            members = json.loads(remote.run(host, "relay-patronictl", "list", "-f", "json"))
+        except remote.RemoteError:
+            continue
+        return str(next(member["Member"] for member in members if member["Role"] == "Leader"))
+    raise AssertionError("no database host answers")
+
+
+def test_a_dead_primary_loses_no_acknowledged_charge(customers: Customers, revived: list[str]) -> None:
+    primary = leader()
+    revived.append(primary)
+    calls, struck = call_while(customers, remote.addresses("edge"), 60, lambda: kill(primary))
+    late = [call for call in calls if call.began >= struck + OUTAGE_SECONDS]
+    assert late
+    assert failures(late) == []
+    assert leader() != primary
+
+
+def test_the_books_agree_afterwards(customers: Customers) -> None:
+    """Vendor's books, usage, ledger and balance, call by call, once the sweeper has ended what crashed."""
+    account = settled(customers.account)
+    served = {call["request_id"]: call for call in remote.vendor("/books")["calls"]}
+    usage = {str(row["request_id"]): row for row in usage_of(customers.account)}
+    for call in customers.acknowledged:
+        books = served[call.request_id]
+        charge = firstcall.expected_charge(books["prompt_tokens"], books["completion_tokens"])
+        assert usage[call.request_id]["charge"] == charge, f"acknowledged call {call.request_id}"
+    charged = sum(row["charge"] for row in usage.values())
+    entries = relayctl("ledger", "list", "--account", str(customers.account), "--limit", "100000")
+    assert account["balance_nanodollars"] == sum(entry["amount"] for entry in entries)
+    assert account["balance_nanodollars"] == 100 * firstcall.NANO - charged
+    assert relayctl("audit", "conserve")["ok"]
+    assert relayctl("audit", "recompute")["ok"]
