@@ -14,7 +14,7 @@ select a.id, a.name, a.customer_group as "group", a.status, a.credit_limit,
        b.balance as balance_nanodollars, b.held as held_nanodollars, b.debt as debt_nanodollars, a.created_at
 from accounts a join balances b on b.account_id = a.id and b.unit = 'credit'
 """
-_SELECT_TOKEN = """
+_SELECT_KEY = """
 select id, account_id, name, prefix, status, models, addresses::text[] as addresses, rpm, tpm, concurrency,
        expires_at, created_at
 from tokens
@@ -87,14 +87,14 @@ async def create_token(
 async def list_tokens(connection: AsyncConnection, account_id: int) -> list[Row]:
     """The tokens of an account, without their hashes."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_SELECT_TOKEN} where account_id = %s order by id", (account_id,))
+        await cursor.execute(f"{_SELECT_KEY} where account_id = %s order by id", (account_id,))
         return await cursor.fetchall()
 
 
 async def find_token(connection: AsyncConnection, account_id: int, name: str) -> Row | None:
     """One token of an account by name."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_SELECT_TOKEN} where account_id = %s and name = %s", (account_id, name))
+        await cursor.execute(f"{_SELECT_KEY} where account_id = %s and name = %s", (account_id, name))
         return await cursor.fetchone()
 
 

@@ -1,0 +1,1 @@
+"""Relays calls to AI vendors and bills each of them exactly once."""

@@ -1,0 +1,186 @@
+"""Assembly: the ASGI application, the server around it, and their life from start to drained end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from types import FrameType
+from uuid import UUID
+
+import uvicorn
+import uvloop
+from psycopg_pool import AsyncConnectionPool
+
+from relay.gateway import chat, models
+from relay.gateway.errors import ApiError
+from relay.gateway.health import Health
+from relay.gateway.http import ClientGone, Receive, Scope, Send, send_error
+from relay.gateway.services import Services
+from relay.identity.directory import Directory
+from relay.limits.shared import Limits
+from relay.money.door import Ledger
+from relay.money.prices import PriceBook
+from relay.providers.transport import AiohttpTransport, Timeouts
+from relay.routing.channels import ChannelTable
+from relay.routing.seal import Seal
+from relay.settings import Settings
+from relay.store.changes import Changes
+from relay.telemetry.metrics import Metrics
+
+# Longer than a proxy keeps its idle connections, so that the proxy, not we, closes them.
+KEEPALIVE_SECONDS = 90
+
+log = logging.getLogger(__name__)
+
+
+def new_request_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): ordered by time, which keeps the database's indexes small."""
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 2 << 62)
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, services: Services, health: Health) -> None:
+        self._services, self._health = services, health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request_id = new_request_id()
+        inflight = self._services.metrics.inflight
+        inflight.inc()
+        try:
+            await self._route(scope, receive, send, request_id)
+        except ApiError as error:
+            self._count_refusal(error)
+            await send_error(send, error, str(request_id))
+        except ClientGone:
+            pass
+        except Exception:
+            log.exception("a request failed", extra={"request_id": str(request_id)})
+            failure = ApiError(500, "Internal error.", kind="server_error", code="internal_error")
+            await send_error(send, failure, str(request_id))
+        finally:
+            inflight.dec()
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: UUID) -> None:
+        path, method = scope["path"], scope["method"]
+        if path == "/v1/chat/completions":
+            _only(method, "POST")
+            await chat.chat_completions(self._services, scope, receive, send, request_id)
+        elif path == "/v1/models":
+            _only(method, "GET")
+            await models.list_models(self._services, scope, send)
+        elif path.startswith(models.PREFIX):
+            _only(method, "GET")
+            await models.show_model(self._services, scope, send)
+        elif path == "/healthz":
+            await self._health.ready(send)
+        elif path == "/livez":
+            await self._health.alive(send)
+        else:
+            raise ApiError(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
+
+    def _count_refusal(self, error: ApiError) -> None:
+        if error.status < 500:
+            self._services.metrics.rejections.labels(error.reason).inc()
+
+
+def _only(method: str, allowed: str) -> None:
+    if method != allowed:
+        message = f"Method {method} is not allowed here: use {allowed}."
+        raise ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
+
+
+class Server(uvicorn.Server):
+    """Stops in two steps: answering but not ready for ``drain_seconds``, then closed to new connections."""
+
+    def __init__(self, config: uvicorn.Config, health: Health, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._health, self._drain_seconds = health, drain_seconds
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first signal drains, a second one stops at once."""
+        self._loop.call_soon_threadsafe(self._stop if self._health.draining else self._drain)
+
+    def _drain(self) -> None:
+        self._health.draining = True
+        # uvicorn adds these to every response: whoever keeps a connection goes elsewhere for the next call.
+        self.config.encoded_headers.append((b"connection", b"close"))
+        log.info("draining")
+        self._loop.call_later(self._drain_seconds, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services, Health]:
+    dsn = settings.require("database_url")
+    seal = Seal(settings.require("seal_key"))
+    metrics = Metrics()
+    pool = AsyncConnectionPool(
+        dsn,
+        min_size=1,
+        max_size=settings.pool_size,
+        timeout=5,
+        open=False,
+        check=AsyncConnectionPool.check_connection,
+        kwargs={"autocommit": True},
+    )
+    await stack.enter_async_context(pool)
+    changes = Changes(dsn)
+    directory, channels = Directory(pool), ChannelTable(pool, seal, metrics)
+    directory.follow(changes)
+    channels.follow(changes)
+    prices, ledger = PriceBook(dsn), Ledger(dsn)
+    limits = Limits(settings.redis_url, settings.ca_file, settings.replicas, metrics)
+    timeouts = Timeouts(
+        connect=settings.vendor_connect_seconds,
+        first_byte=settings.vendor_first_byte_seconds,
+        idle=settings.vendor_idle_seconds,
+        total=settings.vendor_timeout_seconds,
+    )
+    transport = AiohttpTransport(timeouts, settings.ca_file)
+    stack.push_async_callback(transport.close)
+    for part in (changes, prices, ledger, limits):
+        stack.push_async_callback(part.close)
+        await part.start()
+    services = Services(settings, directory, channels, limits, prices, ledger, transport, metrics)
+    return services, Health(pool, limits)
+
+
+async def _serve(settings: Settings) -> None:
+    async with AsyncExitStack() as stack:
+        services, health = await _assemble(settings, stack)
+        services.metrics.serve(settings.metrics_listen)
+        config = uvicorn.Config(
+            App(services, health),
+            host=settings.listen.host,
+            port=settings.listen.port,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEPALIVE_SECONDS,
+            timeout_graceful_shutdown=int(settings.grace_seconds),
+            backlog=4096,
+        )
+        await Server(config, health, settings.drain_seconds).serve()
+        left = await services.finishing.wait(settings.settle_seconds)
+        log.info("stopped, %d settlements left to the sweeper", left)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; 0 after a drained end."""
+    uvloop.run(_serve(settings))
+    return 0

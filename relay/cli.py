@@ -1,0 +1,66 @@
+"""``python -m relay``: the service, its migrations and the administrators' commands.
+
+A command's module has ``register(subparsers)``; each of its parsers sets the default ``run``, a function of
+(options, settings) that returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from relay.identity import commands as identity
+from relay.routing import commands as routing
+from relay.settings import SettingError, Settings
+from relay.telemetry import logs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 done, 1 failed, 2 misused."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = Settings.read(os.environ)
+        logs.configure(settings.log_level)
+        status: int = options.run(options, settings)
+    except SettingError as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m relay",
+        description="Relays calls to AI vendors and bills each of them exactly once.",
+        epilog="example:\n  python -m relay account show acme --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    serve = subparsers.add_parser("serve", help="serve calls until SIGTERM")
+    serve.set_defaults(run=_serve)
+    migrate = subparsers.add_parser("migrate", help="bring the database's schema to this version")
+    migrate.set_defaults(run=_migrate)
+    identity.register(subparsers)
+    routing.register(subparsers)
+    if find_spec("relay.money.commands"):
+        import_module("relay.money.commands").register(subparsers)
+    return parser
+
+
+# The imports below wait until they are needed: an admin command starts in half the time without the server.
+
+
+def _serve(_: argparse.Namespace, settings: Settings) -> int:
+    from relay.app import serve
+
+    return serve(settings)
+
+
+def _migrate(_: argparse.Namespace, settings: Settings) -> int:
+    from relay.store import migrate
+
+    return migrate.main(settings.require("migration_database_url"))

@@ -1,0 +1,60 @@
+"""What the admin commands share: parsers with examples, a database connection, JSON on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import AsyncConnection
+
+from relay.settings import SettingError, Settings
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Action = Callable[[AsyncConnection, argparse.Namespace], Awaitable[Any]]
+
+
+class CommandError(Exception):
+    """The command cannot be done; the message names the option and the remedy."""
+
+
+def add_command(subparsers: Subparsers, name: str, summary: str) -> Any:
+    """Add a command that has actions; returns where to add them."""
+    parser = subparsers.add_parser(name, help=summary, description=summary)
+    return parser.add_subparsers(metavar="ACTION", required=True)
+
+
+def leaf(actions: Subparsers, name: str, action: Action, example: str) -> argparse.ArgumentParser:
+    """Add an action whose result is printed; ``example`` follows ``python -m relay``."""
+    parser = actions.add_parser(
+        name,
+        epilog=f"example:\n  python -m relay {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.set_defaults(run=lambda options, settings: run(action, options, settings))
+    return parser
+
+
+def run(action: Action, options: argparse.Namespace, settings: Settings) -> int:
+    """Run ``action`` in one transaction and print what it returns; 0 done, 1 failed."""
+    options.settings = settings
+    try:
+        result = asyncio.run(_with_connection(action, options, settings.require("database_url")))
+    except (CommandError, SettingError) as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 1
+    except psycopg.Error as error:
+        print(f"relay: the database refused: {str(error).strip()}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, default=str, indent=None if options.json else 2))
+    return 0
+
+
+async def _with_connection(action: Action, options: argparse.Namespace, dsn: str) -> Any:
+    async with await AsyncConnection.connect(dsn) as connection:
+        return await action(connection, options)

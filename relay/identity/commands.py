@@ -1,0 +1,155 @@
+"""``python -m relay account …`` and ``python -m relay token …``."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg import AsyncConnection, errors
+
+from relay.command import CommandError, Subparsers, add_command, leaf
+from relay.identity.tokens import mint
+from relay.store import identity
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add both commands."""
+    _register_account(subparsers)
+    _register_token(subparsers)
+
+
+def _register_account(subparsers: Subparsers) -> None:
+    actions = add_command(subparsers, "account", "Customers: who pays")
+    create = leaf(actions, "create", _create_account, "account create --name acme --group default --json")
+    create.add_argument("--name", required=True, help="unique name")
+    create.add_argument("--group", default="default", help="customer group of prices (default: %(default)s)")
+    create.add_argument("--if-missing", action="store_true", help="show the account when the name is taken")
+    show = leaf(actions, "show", _show_account, "account show 1 --json")
+    show.add_argument("account", help="id or name")
+    listing = leaf(actions, "list", _list_accounts, "account list --json")
+    listing.add_argument("--limit", type=int, default=100, help="newest first (default: %(default)s)")
+    for verb, status in (("suspend", "suspended"), ("activate", "active"), ("close", "closed")):
+        change = leaf(actions, verb, _set_account_status, f"account {verb} 1")
+        change.add_argument("account", type=int, help="id")
+        change.set_defaults(status=status)
+
+
+def _register_token(subparsers: Subparsers) -> None:
+    actions = add_command(subparsers, "token", "API keys of an account")
+    create = leaf(actions, "create", _create_token, "token create --account 1 --name laptop --rpm 60 --json")
+    create.add_argument("--account", type=int, required=True, help="id of the account")
+    create.add_argument("--name", required=True, help="name, unique in the account")
+    create.add_argument("--models", type=_names, help="only these models, separated by commas")
+    create.add_argument("--addresses", type=_networks, help="only from these networks, e.g. 192.0.2.0/24")
+    create.add_argument("--rpm", type=_positive, help="requests a minute (default: no limit)")
+    create.add_argument("--concurrency", type=_positive, help="calls at a time (default: no limit)")
+    create.add_argument("--expires", type=_moment, help="ISO 8601 with offset, e.g. 2030-01-31T00:00:00Z")
+    listing = leaf(actions, "list", _list_tokens, "token list --account 1 --json")
+    listing.add_argument("--account", type=int, required=True, help="id of the account")
+    for verb, status in (("disable", "disabled"), ("enable", "active")):
+        change = leaf(actions, verb, _set_token_status, f"token {verb} 1")
+        change.add_argument("token", type=int, help="id")
+        change.set_defaults(status=status)
+
+
+async def _create_account(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        account_id = await identity.create_account(connection, options.name, options.group)
+    except errors.UniqueViolation:
+        existing = await identity.find_account(connection, name=options.name)
+        if options.if_missing and existing is not None:
+            return existing
+        raise CommandError(f"--name: account '{options.name}' exists; add --if-missing to use it") from None
+    return await _account(connection, str(account_id))
+
+
+async def _show_account(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    return await _account(connection, options.account)
+
+
+async def _account(connection: AsyncConnection, key: str) -> dict[str, Any]:
+    found = await identity.find_account(connection, account_id=int(key)) if key.isdigit() else None
+    found = found or await identity.find_account(connection, name=key)
+    if found is None:
+        raise CommandError(f"account '{key}' does not exist; `account list` shows them")
+    return found
+
+
+async def _list_accounts(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return await identity.list_accounts(connection, options.limit)
+
+
+async def _set_account_status(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    if not await identity.set_account_status(connection, options.account, options.status):
+        raise CommandError(f"account {options.account} does not exist; `account list` shows them")
+    return await _account(connection, str(options.account))
+
+
+async def _create_token(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    new = mint()
+    try:
+        token_id = await identity.create_token(
+            connection,
+            account_id=options.account,
+            name=options.name,
+            digest=new.digest,
+            prefix=new.prefix,
+            models=options.models,
+            addresses=options.addresses,
+            rpm=options.rpm,
+            concurrency=options.concurrency,
+            expires_at=options.expires,
+        )
+    except errors.UniqueViolation:
+        raise CommandError(
+            f"--name: the account has a token '{options.name}'; it cannot be shown again, choose another name"
+        ) from None
+    except errors.ForeignKeyViolation:
+        raise CommandError(
+            f"--account: {options.account} does not exist; `account list` shows them"
+        ) from None
+    return {"id": token_id, "token": new.clear, "prefix": new.prefix}
+
+
+async def _list_tokens(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return await identity.list_tokens(connection, options.account)
+
+
+async def _set_token_status(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    if not await identity.set_token_status(connection, options.token, options.status):
+        raise CommandError(f"token {options.token} does not exist; `token list --account ID` shows them")
+    return {"id": options.token, "status": options.status}
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("give at least one name")
+    return names
+
+
+def _networks(text: str) -> list[str]:
+    try:
+        return [str(ipaddress.ip_network(name)) for name in _names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not ISO 8601, e.g. 2030-01-31T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"'{text}' has no offset; append Z for UTC")
+    if moment <= datetime.now(UTC):
+        raise argparse.ArgumentTypeError(f"'{text}' is in the past")
+    return moment

@@ -1,0 +1,1 @@
+"""Request rate and concurrency of a token, shared by all replicas."""

@@ -1,0 +1,230 @@
+"""Limits shared by all replicas through Redis, and a share per replica while Redis is away.
+
+One script a call that has limits; the calls that wait while a round trip is in flight share the next one.
+Slots of running calls are members of a sorted set with a lease that is renewed while the call runs, so that a
+replica's death frees them within LEASE_SECONDS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from relay.limits.window import WINDOW_SECONDS, LocalLimits, Refused, share
+from relay.telemetry.metrics import Metrics
+
+LEASE_SECONDS = 30
+RENEW_SECONDS = 10.0
+ROUND_TRIP_SECONDS = 0.25
+RETRY_SECONDS = 1.0
+
+# KEYS: counters of this and of the previous minute, running set. ARGV: rpm, concurrency (0: none), request
+# id, seconds into the minute, now, lease. Returns 1 let in, -1 rate, -2 concurrency.
+ENTER = """
+local rpm, concurrency = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = tonumber(ARGV[5])
+if concurrency > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+  if redis.call('ZCARD', KEYS[3]) >= concurrency then return -2 end
+end
+if rpm > 0 then
+  local current = tonumber(redis.call('GET', KEYS[1]) or '0')
+  local previous = tonumber(redis.call('GET', KEYS[2]) or '0')
+  if current + previous * (1 - tonumber(ARGV[4]) / 60) + 1 > rpm then return -1 end
+  redis.call('INCR', KEYS[1])
+  redis.call('EXPIRE', KEYS[1], 130)
+end
+if concurrency > 0 then
+  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[6]), ARGV[3])
+  redis.call('EXPIRE', KEYS[3], 600)
+end
+return 1
+"""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Pass:
+    """A call that was let in; hand it to leave() once, whatever happened."""
+
+    token_id: int
+    request_id: UUID
+    local: bool
+    slot: bool
+
+
+@dataclass(slots=True)
+class _Waiting:
+    keys: list[str]
+    values: list[Any]
+    answer: asyncio.Future[int]
+
+
+class Limits:
+    """RPM and concurrency by token. Never fails a call because Redis is gone."""
+
+    def __init__(self, url: str, ca_file: Path | None, replicas: int, metrics: Metrics) -> None:
+        """``url`` empty: no Redis, every replica enforces its share."""
+        self._replicas, self._metrics = replicas, metrics
+        self._local = LocalLimits()
+        self._redis = _client(url, ca_file) if url else None
+        self._away_until = 0.0
+        self._waiting: list[_Waiting] = []
+        self._running: dict[UUID, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flushing = False
+
+    async def start(self) -> None:
+        """Begin renewing leases."""
+        if self._redis is not None:
+            self._spawn(self._renew())
+
+    async def close(self) -> None:
+        """Disconnect."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    @property
+    def state(self) -> str:
+        """``off``, ``ok`` or ``away``."""
+        if self._redis is None:
+            return "off"
+        return "away" if self._away_until > time.monotonic() else "ok"
+
+    async def enter(
+        self, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID
+    ) -> Pass | Refused:
+        """Let a call in or say why not."""
+        if rpm is None and concurrency is None:
+            return Pass(token_id, request_id, local=False, slot=False)
+        if self._redis is not None and self._away_until <= time.monotonic():
+            try:
+                code = await self._ask(token_id, rpm, concurrency, request_id)
+            except (RedisError, OSError, TimeoutError) as error:
+                self._lost(error)
+            else:
+                return self._verdict(code, token_id, concurrency is not None, request_id)
+        mine = share(rpm, self._replicas), share(concurrency, self._replicas)
+        refused = self._local.enter(token_id, *mine, time.time())
+        return refused or Pass(token_id, request_id, local=True, slot=True)
+
+    def leave(self, admitted: Pass) -> None:
+        """The call has ended; frees its slot without waiting for Redis."""
+        if admitted.local:
+            self._local.leave(admitted.token_id)
+        elif admitted.slot:
+            self._running.pop(admitted.request_id, None)
+            self._spawn(self._free(admitted))
+
+    def _verdict(self, code: int, token_id: int, slot: bool, request_id: UUID) -> Pass | Refused:
+        if code == -2:
+            return Refused("concurrency_limit_exceeded", 1)
+        if code == -1:
+            return Refused("rate_limit_exceeded", WINDOW_SECONDS - time.time() % WINDOW_SECONDS)
+        if slot:
+            self._running[request_id] = token_id
+        return Pass(token_id, request_id, local=False, slot=slot)
+
+    async def _ask(self, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID) -> int:
+        now = time.time()
+        minute, into = divmod(now, WINDOW_SECONDS)
+        keys = [
+            f"rpm:{token_id}:{int(minute)}",
+            f"rpm:{token_id}:{int(minute) - 1}",
+            _running_key(token_id),
+        ]
+        values = [rpm or 0, concurrency or 0, request_id.hex, into, now, LEASE_SECONDS]
+        waiting = _Waiting(keys, values, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if not self._flushing:
+            self._flushing = True
+            self._spawn(self._flush())
+        return await waiting.answer
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._round_trip(batch)
+        finally:
+            self._flushing = False
+
+    async def _round_trip(self, batch: list[_Waiting]) -> None:
+        if self._redis is None:
+            raise RuntimeError("there is no Redis")
+        pipe = self._redis.pipeline(transaction=False)
+        for waiting in batch:
+            pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
+        try:
+            async with asyncio.timeout(ROUND_TRIP_SECONDS):
+                answers = await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+            return
+        self._metrics.limits_local.set(0)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(int(answer))
+
+    async def _free(self, admitted: Pass) -> None:
+        await self._quietly("ZREM", _running_key(admitted.token_id), admitted.request_id.hex)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            until = time.time() + LEASE_SECONDS
+            for request_id, token_id in list(self._running.items()):
+                await self._quietly("ZADD", _running_key(token_id), "XX", until, request_id.hex)
+
+    async def _quietly(self, *command: Any) -> None:
+        if self._redis is None or self._away_until > time.monotonic():
+            return
+        try:
+            async with asyncio.timeout(ROUND_TRIP_SECONDS):
+                await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        if self._away_until <= time.monotonic():
+            log.warning("Redis is away, limits fall back to a share a replica: %s", type(error).__name__)
+        self._away_until = time.monotonic() + RETRY_SECONDS
+        self._metrics.limits_local.set(1)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _running_key(token_id: int) -> str:
+    return f"running:{token_id}"
+
+
+def _client(url: str, ca_file: Path | None) -> redis.Redis:
+    options: dict[str, Any] = {}
+    if url.startswith("rediss://") and ca_file is not None:
+        options["ssl_ca_certs"] = str(ca_file)
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=ROUND_TRIP_SECONDS,
+        socket_connect_timeout=ROUND_TRIP_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        **options,
+    )

@@ -1,0 +1,1 @@
+"""The formats that vendors speak, and the one door to them."""

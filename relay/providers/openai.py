@@ -1,0 +1,115 @@
+"""Vendors that speak OpenAI's chat format, natively or as a compatible service.
+
+Protocol: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from relay.gateway.chat_request import ChatRequest
+from relay.routing.channels import Channel
+
+USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
+MAX_ERROR_BYTES = 64 << 10
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message | None = None
+
+
+class Completion(msgspec.Struct):
+    """What is read of a whole answer."""
+
+    choices: list[_Choice]
+    usage: dict[str, Any] | None = None
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorDetail | str
+
+
+_completion = msgspec.json.Decoder(Completion)
+_error = msgspec.json.Decoder(_ErrorBody)
+
+
+def chat_url(channel: Channel) -> str:
+    """Where chat calls of a channel go; its base URL ends with the version, as OpenAI's does."""
+    return f"{channel.base_url}/chat/completions"
+
+
+def chat_headers(channel: Channel, request_id: UUID) -> dict[str, str]:
+    """Headers of a call: nothing of the customer's own passes."""
+    return {
+        "authorization": f"Bearer {channel.api_key}",
+        "content-type": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "relay",
+        "x-request-id": str(request_id),
+    }
+
+
+def chat_body(channel: Channel, request: ChatRequest) -> bytes:
+    """The vendor's request: its own model name, usage asked for, output bounded as it was held for."""
+    fields = dict(request.fields)
+    fields["model"] = msgspec.Raw(_encode(channel.upstream_model(request.model)))
+    if request.stream:
+        fields["stream_options"] = USAGE_WANTED
+    if not request.output_is_capped:
+        fields["max_completion_tokens"] = msgspec.Raw(_encode(request.max_output // request.choices))
+    return _encode(fields)
+
+
+def read_completion(body: bytes) -> Completion:
+    """A whole answer; raises ValueError when it is none."""
+    return _completion.decode(body)
+
+
+def completion_texts(completion: Completion) -> list[str]:
+    """Everything the vendor generated in a whole answer, for counting."""
+    texts: list[str] = []
+    for choice in completion.choices:
+        if choice.message is not None:
+            collect_texts(choice.message, texts)
+    return texts
+
+
+def collect_texts(message: Any, into: list[str]) -> None:
+    """Append the generated texts of a message or delta."""
+    for value in (message.content, message.reasoning_content or message.reasoning, message.refusal):
+        if isinstance(value, str) and value:
+            into.append(value)
+    for call in message.tool_calls or ():
+        function = call.get("function") if isinstance(call, dict) else None
+        for name in ("name", "arguments"):
+            value = function.get(name) if isinstance(function, dict) else None
+            if isinstance(value, str):
+                into.append(value)
+
+
+def read_error(body: bytes) -> tuple[str, str | None]:
+    """(message, field) of a vendor's error; an empty message when it has another shape."""
+    try:
+        error = _error.decode(body).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return "", None
+    return (error, None) if isinstance(error, str) else (error.message, error.param)

@@ -1,0 +1,182 @@
+"""The one door to vendors. What lies behind it can be exchanged: callers know only this module's names.
+
+A request is written at most once: whoever gets ``NotSent`` may try elsewhere, whoever gets ``Broken`` or
+``TimedOut`` must assume that the vendor did the work. Closing a reply that is not read to its end closes the
+connection, which is how a call is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+
+MAX_HEADER_BYTES = 16 << 10
+# Shorter than any vendor's own idle time-out, so that we, not they, close what is idle.
+KEEPALIVE_SECONDS = 15.0
+READ_BUFFER_BYTES = 64 << 10
+
+
+class TransportError(Exception):
+    """A vendor could not be reached, or not to the end."""
+
+
+class NotSent(TransportError):
+    """Nothing was written: the vendor knows nothing of this call."""
+
+
+class Broken(TransportError):
+    """The connection or the answer broke after the request was written."""
+
+
+class TimedOut(TransportError):
+    """The vendor was too slow after the request was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, to the answer's head, between two reads, and for all of it."""
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+
+
+class Reply(Protocol):
+    """A vendor's answer whose body is read while it arrives. Use it as an async context manager."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; raises Broken above ``limit`` bytes, or when it is cut short."""
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """The body in blocks as they arrive; raises Broken and TimedOut."""
+
+    def close(self) -> None:
+        """Close; cancels the call when the body was not read to its end."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Transport(Protocol):
+    """Sends requests to vendors over kept connections."""
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Send once and return when the answer's head is there; raises TransportError."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+class AiohttpReply:
+    """A Reply over aiohttp."""
+
+    def __init__(self, response: aiohttp.ClientResponse, deadline: float) -> None:
+        self._response = response
+        self._deadline = deadline
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self, limit: int) -> bytes:
+        """See Reply."""
+        parts: list[bytes] = []
+        size = 0
+        async for block in self.blocks():
+            size += len(block)
+            if size > limit:
+                raise Broken(f"the answer is larger than {limit} bytes")
+            parts.append(block)
+        return b"".join(parts)
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """See Reply."""
+        content = self._response.content
+        loop = asyncio.get_running_loop()
+        try:
+            while block := await content.readany():
+                if loop.time() > self._deadline:
+                    raise TimedOut("the answer took too long")
+                yield block
+        except TimeoutError as error:
+            raise TimedOut("the answer stalled") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Broken(_describe(error)) from error
+
+    def close(self) -> None:
+        """See Reply."""
+        self._response.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Drops the connection unless the body's end was seen: then it is back in the pool already.
+        self._response.close()
+
+
+class AiohttpTransport:
+    """A Transport over aiohttp's client, which keeps connections, verifies names and bounds headers."""
+
+    def __init__(self, timeouts: Timeouts, ca_file: Path | None) -> None:
+        context = ssl.create_default_context()
+        if ca_file is not None:
+            context.load_verify_locations(cafile=ca_file)
+        self._timeouts = timeouts
+        connector = aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=timeouts.connect, sock_read=timeouts.first_byte
+            ),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent",),
+            read_bufsize=READ_BUFFER_BYTES,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AiohttpReply:
+        """See Transport."""
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
+                response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        except aiohttp.ClientConnectorError as error:
+            raise NotSent(_describe(error)) from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise NotSent("connecting took too long") from error
+        except TimeoutError as error:
+            raise TimedOut("no answer in time") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Broken(_describe(error)) from error
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            response.close()
+            raise Broken(f"the answer has content encoding {encoding}, which was not asked for")
+        if response.connection is not None and response.connection.protocol is not None:
+            response.connection.protocol.read_timeout = self._timeouts.idle
+        return AiohttpReply(response, started + self._timeouts.total)
+
+    async def close(self) -> None:
+        """See Transport."""
+        await self._session.close()
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,143 @@
+"""Channels in memory: which of them serve a model, in which order, and which are cooling down."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg_pool import AsyncConnectionPool
+
+from relay.routing.seal import Seal
+from relay.settings import SettingError
+from relay.store import channels as store
+from relay.store.changes import Changes
+from relay.telemetry.metrics import Metrics
+
+FAILURES_UNTIL_COOLDOWN = 3
+COOLDOWN_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """An account at a vendor. A higher ``priority`` goes first; ``weight`` shares among equals."""
+
+    id: int
+    name: str
+    provider: str
+    base_url: str
+    api_key: str = field(repr=False)
+    models: frozenset[str]
+    model_map: dict[str, str]
+    priority: int
+    weight: int
+
+    def upstream_model(self, model: str) -> str:
+        """What the vendor calls ``model``."""
+        return self.model_map.get(model, model)
+
+
+@dataclass(slots=True)
+class _Health:
+    failures: int = 0
+    cooling_until: float = 0.0
+
+
+def arrange(
+    channels: list[Channel], cooling: Callable[[Channel], bool], draw: Callable[[], float]
+) -> list[Channel]:
+    """The order of attempts: rested before cooling, then by priority, then at random by weight.
+
+    ``draw`` gives numbers in (0, 1]. Weighted order by Efraimidis and Spirakis: descending draw**(1/weight).
+    A weight of 0 means: only when nothing else of that priority is left.
+    """
+
+    def rank(channel: Channel) -> tuple[bool, int, float]:
+        lot = draw() ** (1 / channel.weight) if channel.weight else 0.0
+        return (cooling(channel), -channel.priority, -lot)
+
+    return sorted(channels, key=rank)
+
+
+class ChannelTable:
+    """All enabled channels, reloaded whenever one changes."""
+
+    def __init__(self, pool: AsyncConnectionPool, seal: Seal, metrics: Metrics) -> None:
+        self._pool, self._seal, self._metrics = pool, seal, metrics
+        self._by_model: dict[str, list[Channel]] = {}
+        self._known: frozenset[str] = frozenset()
+        self._health: dict[int, _Health] = {}
+
+    def follow(self, changes: Changes) -> None:
+        """Reload on changes."""
+        changes.on("channels", self._reload)
+
+    def models(self) -> list[str]:
+        """Models that at least one enabled channel serves."""
+        return sorted(self._by_model)
+
+    def knows(self, model: str) -> bool:
+        """Whether any channel, enabled or not, is for ``model``."""
+        return model in self._known
+
+    def serves(self, model: str) -> bool:
+        """Whether an enabled channel serves ``model``."""
+        return model in self._by_model
+
+    def candidates(self, model: str) -> list[Channel]:
+        """Channels for ``model`` in the order in which to try them."""
+        found = self._by_model.get(model, [])
+        return found if len(found) < 2 else arrange(found, self._cooling, lambda: 1 - random.random())  # noqa: S311
+
+    def succeeded(self, channel: Channel) -> None:
+        """The channel answered."""
+        health = self._health.pop(channel.id, None)
+        if health is not None:
+            self._metrics.channel_state.labels(channel.name).set(1)
+
+    def failed(self, channel: Channel) -> None:
+        """The channel failed; after three failures in a row it is tried last for five seconds."""
+        health = self._health.setdefault(channel.id, _Health())
+        health.failures += 1
+        if health.failures >= FAILURES_UNTIL_COOLDOWN:
+            health.cooling_until = time.monotonic() + COOLDOWN_SECONDS
+            self._metrics.channel_state.labels(channel.name).set(0.5)
+
+    def _cooling(self, channel: Channel) -> bool:
+        health = self._health.get(channel.id)
+        return health is not None and health.cooling_until > time.monotonic()
+
+    async def _reload(self, _: int | None) -> None:
+        async with self._pool.connection() as connection:
+            rows = await store.load_channels(connection)
+        by_model: dict[str, list[Channel]] = {}
+        for row in rows:
+            channel = self._channel(row) if row["status"] == "enabled" else None
+            self._metrics.channel_state.labels(row["name"]).set(0 if channel is None else 1)
+            for model in channel.models if channel else ():
+                by_model.setdefault(model, []).append(channel)  # type: ignore[arg-type]
+        self._by_model = by_model
+        self._known = frozenset(model for row in rows for model in (*row["models"], *row["model_map"]))
+
+    def _channel(self, row: dict[str, Any]) -> Channel | None:
+        try:
+            api_key = self._seal.open(row["api_key_sealed"])
+        except SettingError as error:
+            log.error("a channel is left out: %s", error, extra={"channel": row["name"]})
+            return None
+        return Channel(
+            id=row["id"],
+            name=row["name"],
+            provider=row["provider"],
+            base_url=row["base_url"].rstrip("/"),
+            api_key=api_key,
+            models=frozenset(row["models"]) | frozenset(row["model_map"]),
+            model_map=row["model_map"],
+            priority=row["priority"],
+            weight=row["weight"],
+        )

@@ -1,0 +1,139 @@
+"""Typed settings, read from the environment once.
+
+Each setting X is read from ``RELAY_X``, or from the file that ``RELAY_X_FILE`` names (a mounted secret).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+PREFIX = "RELAY_"
+Network = IPv4Network | IPv6Network
+
+
+class SettingError(Exception):
+    """A setting is missing or wrong; the message names its variable and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. Durations are in seconds, sizes in bytes."""
+
+    database_url: str  # libpq connection string of role relay_app
+    migration_database_url: str  # the same of role relay_owner; only `migrate` needs it
+    redis_url: str  # shared limits; empty: each replica enforces its share alone
+    seal_key: str  # Fernet keys that seal channels' API keys, newest first, separated by commas
+    ca_file: Path | None  # certificate authorities trusted for vendors and Redis beside the system's
+    listen: Address
+    metrics_listen: Address
+    trusted_networks: tuple[Network, ...]  # TRUSTED_PROXIES: networks whose X-Forwarded-For is believed
+    topup_url: str  # shown to customers who run out of credit
+    replicas: int  # how many relays share the limits
+    pool_size: int  # database connections for reads
+    vendor_connect_seconds: float  # to open a connection to a vendor
+    vendor_first_byte_seconds: float  # from the request to the vendor's answer's head
+    vendor_idle_seconds: float  # between two reads of an answer
+    vendor_timeout_seconds: float  # for a whole call
+    max_body_bytes: int  # of a customer's request
+    max_answer_bytes: int  # of a vendor's answer that is not streamed
+    max_depth: int  # nesting of a request's JSON
+    default_max_output: int  # tokens a call may produce when it does not say
+    image_hold_tokens: int  # input tokens held for each image in a prompt
+    settle_seconds: float  # how long a capture is retried while the database is away
+    drain_seconds: float  # after SIGTERM: answering, but no longer ready
+    grace_seconds: float  # after that: streams may finish
+    log_level: str
+
+    @property
+    def hold_seconds(self) -> float:
+        """Life of a hold: longer than any call, its settlement and a grace for clocks can take."""
+        return self.vendor_timeout_seconds + self.settle_seconds + 60
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """Settings from ``environment``; raises SettingError."""
+        read = _Reader(environment)
+        ca_file = read.text("CA_FILE")
+        return cls(
+            database_url=read.text("DATABASE_URL"),
+            migration_database_url=read.text("MIGRATION_DATABASE_URL"),
+            redis_url=read.text("REDIS_URL"),
+            seal_key=read.text("SEAL_KEY"),
+            ca_file=Path(ca_file) if ca_file else None,
+            listen=read.address("LISTEN", "0.0.0.0:8000"),
+            metrics_listen=read.address("METRICS_LISTEN", "0.0.0.0:8001"),
+            trusted_networks=read.networks("TRUSTED_PROXIES"),
+            topup_url=read.text("TOPUP_URL"),
+            replicas=int(read.number("REPLICAS", 3, least=1)),
+            pool_size=int(read.number("POOL_SIZE", 4, least=1)),
+            vendor_connect_seconds=read.number("VENDOR_CONNECT_SECONDS", 5),
+            vendor_first_byte_seconds=read.number("VENDOR_FIRST_BYTE_SECONDS", 120),
+            vendor_idle_seconds=read.number("VENDOR_IDLE_SECONDS", 60),
+            vendor_timeout_seconds=read.number("VENDOR_TIMEOUT_SECONDS", 600),
+            max_body_bytes=int(read.number("MAX_BODY_BYTES", 16 << 20, least=1024)),
+            max_answer_bytes=int(read.number("MAX_ANSWER_BYTES", 64 << 20, least=1024)),
+            max_depth=int(read.number("MAX_DEPTH", 64, least=4)),
+            default_max_output=int(read.number("DEFAULT_MAX_OUTPUT", 4096, least=1)),
+            image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),
+            settle_seconds=read.number("SETTLE_SECONDS", 60),
+            drain_seconds=read.number("DRAIN_SECONDS", 3, least=0),
+            grace_seconds=read.number("GRACE_SECONDS", 120, least=0),
+            log_level=read.text("LOG_LEVEL", "INFO").upper(),
+        )
+
+    def require(self, name: str) -> str:
+        """The value of text setting ``name``, e.g. ``database_url``; raises SettingError when it is empty."""
+        value: str = getattr(self, name)
+        if not value:
+            variable = PREFIX + name.upper()
+            raise SettingError(f"{variable} is not set: set it, or {variable}_FILE to the path of a file")
+        return value
+
+
+class _Reader:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def text(self, name: str, default: str = "") -> str:
+        path = self._environment.get(f"{PREFIX}{name}_FILE")
+        if path:
+            try:
+                return Path(path).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise SettingError(f"{PREFIX}{name}_FILE: cannot read {path}: {error.strerror}") from error
+        return self._environment.get(PREFIX + name, default).strip()
+
+    def number(self, name: str, default: float, *, least: float = 0.001) -> float:
+        raw = self.text(name, str(default))
+        try:
+            value = float(raw)
+        except ValueError:
+            raise SettingError(f"{PREFIX}{name}: '{raw}' is not a number") from None
+        if not least <= value < float("inf"):
+            raise SettingError(f"{PREFIX}{name}: {raw} is out of range, give at least {least:g}")
+        return value
+
+    def networks(self, name: str) -> tuple[Network, ...]:
+        parts = [part.strip() for part in self.text(name).split(",") if part.strip()]
+        try:
+            return tuple(ip_network(part) for part in parts)
+        except ValueError as error:
+            raise SettingError(f"{PREFIX}{name}: {error}; give networks as 192.0.2.0/24, ...") from None
+
+    def address(self, name: str, default: str) -> Address:
+        raw = self.text(name, default)
+        host, _, port = raw.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise SettingError(f"{PREFIX}{name}: '{raw}' is not HOST:PORT, e.g. {default}")
+        return Address(host.strip("[]"), int(port))
