@@ -129,6 +129,12 @@ def package_lists() -> Commands:
 def base() -> None:
     """The base role, for every host."""
     upload_directory()
+    files.template(
+        name="Write /etc/apt/apt.conf.d/90relay",
+        src="templates/base/apt.conf.j2",
+        dest="/etc/apt/apt.conf.d/90relay",
+        mode="644",
+    )
     package_lists(name="Fetch package lists (/var/lib/apt/lists)")
     apt.packages(name="Install base packages", packages=PACKAGES, no_recommends=True)
     names()

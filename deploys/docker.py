@@ -1,4 +1,4 @@
-"""Docker Engine from the distribution, for the hosts that run the relay, and a firewall around what it publishes.
+"""Docker Engine from the distribution, and a firewall around the ports that it publishes.
 
 Docker answers packets to published ports before ufw sees them. The only chain that it leaves to others is
 DOCKER-USER, which ufw loads from its after.rules here: published ports are closed but to the hosts that

@@ -60,7 +60,8 @@ class Progress(BaseStateCallback):
     def operation_end(self, state: State, op_hash: str) -> None:  # type: ignore[override]
         hosts = [host for host in state.inventory if _did_change(state, host, op_hash)]
         if hosts:
-            self.report(f"{_name(state, op_hash)} ({', '.join(host.name for host in hosts)})")
+            operation = _name(state, op_hash).split(" | ")[-1]
+            self.report(f"  {operation}: {', '.join(host.name for host in hosts)}")
 
 
 class Runner:
@@ -165,7 +166,7 @@ class Runner:
             if meta.will_change and not self._conditions_hold(host, op_hash):
                 meta._maybe_is_change = False
             if meta.will_change:
-                stage, _, operation = _name(self.state, op_hash).partition(" | ")
+                stage, *_, operation = _name(self.state, op_hash).split(" | ")
                 yield Change(host.name, stage, operation)
 
     def _conditions_hold(self, host: Host, op_hash: str) -> bool:
