@@ -1,0 +1,82 @@
+"""Configuration is tested on the host before it is used, and taken back when the test fails."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import UndefinedError
+from pyinfra.api.deploy import deploy
+
+from deploys import guard
+from deploys.guard import ConfigFile, guarded, render
+
+CONFIG = [ConfigFile("/etc/thing/a.conf", "a\n"), ConfigFile("/etc/thing/key", "k\n", mode="600")]
+
+
+@deploy("Thing")
+def thing() -> None:
+    guarded("thing", CONFIG, "thing --test", "reload", "thing")
+
+
+def test_files_are_written_then_tested_then_loaded(fake_role: Any) -> None:
+    outcome = fake_role(thing, "edge1")
+    assert outcome.files["/etc/thing/a.conf"] == "a\n"
+    assert "chmod 600 /etc/thing/key" in outcome.commands
+    use = outcome.commands[-1]
+    assert use.index("thing --test") < use.index("systemctl reload-or-restart thing")
+
+
+def test_an_interrupted_run_is_finished_by_the_next(fake_role: Any) -> None:
+    loaded = guard._digest(CONFIG)
+    assert "/var/lib/relay/loaded/thing" in fake_role(thing, "edge1").changes[-1]
+    empty: list[ConfigFile] = []
+
+    @deploy("Nothing to write")
+    def nothing() -> None:
+        guarded("thing", empty, "true", "reload", "thing")
+
+    assert fake_role(nothing, "edge1", responses={"thing/digest": loaded}).changes != []
+    settled = fake_role(nothing, "edge1", responses={"thing/digest": guard._digest(empty)})
+    assert settled.changes == []
+
+
+def test_a_template_with_a_missing_value_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="status"):
+        render("edge/exporter.j2")
+
+
+@pytest.fixture
+def sandbox_script(tmp_path: Path, fake_role: Any) -> Any:
+    """The script of `use`, made to work below a directory and with a fake systemctl."""
+
+    def run(check: str) -> subprocess.CompletedProcess[str]:
+        @deploy("Thing")
+        def checked() -> None:
+            guarded("thing", CONFIG[:1], check, "reload", "thing")
+
+        script = fake_role(checked, "edge1").commands[-1]
+        script = script.replace(guard.LOADED, f"{tmp_path}/loaded").replace("-C /", f"-C {tmp_path}")
+        script = f"systemctl() {{ echo $* >> {tmp_path}/systemctl.log; }}; {script}"
+        return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_a_failed_test_restores_the_files_and_reloads_nothing(tmp_path: Path, sandbox_script: Any) -> None:
+    live = tmp_path / "etc/thing/a.conf"
+    live.parent.mkdir(parents=True)
+    live.write_text("good\n")
+    assert sandbox_script("true").returncode == 0
+    assert (tmp_path / "systemctl.log").read_text() == "reload-or-restart thing\n"
+    digest = (tmp_path / "loaded/thing/digest").read_text()
+
+    live.write_text("broken\n")
+    refused = sandbox_script("false")
+    assert refused.returncode == 1
+    assert "the test failed" in refused.stderr
+    assert live.read_text() == "good\n"
+    assert (tmp_path / "systemctl.log").read_text() == "reload-or-restart thing\n"
+    assert (tmp_path / "loaded/thing/digest").read_text() == digest

@@ -1,0 +1,111 @@
+"""The monitoring role on fake hosts; its configuration is read by the programs themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploys import fleet, monitoring
+from tests.unit.programs import run
+
+
+@pytest.fixture
+def server(fake_role: Any) -> Any:
+    return fake_role(monitoring.monitoring, "ops1")
+
+
+@pytest.fixture
+def configuration(server: Any, tmp_path: Path) -> Path:
+    """The files of /etc/prometheus in a directory, with paths of the host made local."""
+    for path, text in server.files.items():
+        if path.startswith("/etc/prometheus/"):
+            local = tmp_path / path.removeprefix("/etc/prometheus/")
+            local.parent.mkdir(exist_ok=True)
+            local.write_text(text.replace("/etc/relay/tls/ca.crt", str(tmp_path / "ca.crt")))
+    (tmp_path / "ca.crt").write_text(server.files.get("ca", ""))
+    return tmp_path
+
+
+def scraped(server: Any) -> dict[str, dict[str, str]]:
+    """Targets by job: instance → address."""
+    jobs = yaml.safe_load(server.files["/etc/prometheus/prometheus.yml"])["scrape_configs"]
+    return {
+        job["job_name"]: {group["labels"]["instance"]: group["targets"][0] for group in job["static_configs"]}
+        for job in jobs
+    }
+
+
+def test_a_host_without_the_servers_gets_the_exporter_only(fake_role: Any) -> None:
+    outcome = fake_role(monitoring.monitoring, "db1")
+    assert list(outcome.files) == ["/etc/default/prometheus-node-exporter"]
+    opened = [line for line in outcome.commands if line.startswith("ufw allow")]
+    assert opened == ["ufw allow proto tcp from 172.30.77.41 to any port 9100"]
+
+
+def test_every_host_and_every_relay_task_is_scraped(server: Any, sandbox_inventory: Any) -> None:
+    found = scraped(server)
+    assert set(found["node"]) == {node.name for node in fleet.all_hosts()}
+    assert found["relay"] == {node.name: f"{node.address}:8001" for node in fleet.hosts("app")}
+    assert set(found["edge_probe"]) == {"edge1", "edge2"}
+    assert set(found["postgres"]) == set(found["patroni"]) == set(found["etcd"]) == {"db1", "db2", "db3"}
+
+
+def test_every_rule_file_is_loaded_and_no_test(server: Any) -> None:
+    named = yaml.safe_load(server.files["/etc/prometheus/prometheus.yml"])["rule_files"]
+    written = [path for path in server.files if path.startswith("/etc/prometheus/rules/")]
+    assert [f"/etc/prometheus/{name}" for name in named] == written
+    assert {"hosts.yml", "edge.yml", "relay.yml", "ledger.yml", "monitoring.yml"} <= {
+        Path(n).name for n in named
+    }
+    assert not [path for path in written if "_test" in path]
+
+
+def test_web_pages_listen_on_loopback_only(server: Any) -> None:
+    for unit, port in (
+        ("prometheus", 9090),
+        ("prometheus-alertmanager", 9093),
+        ("prometheus-blackbox-exporter", 9115),
+    ):
+        assert f"--web.listen-address=127.0.0.1:{port}" in server.files[f"/etc/default/{unit}"]
+
+
+def test_prometheus_accepts_its_configuration(configuration: Path) -> None:
+    run("promtool", "check", "config", str(configuration / "prometheus.yml"))
+
+
+def test_alertmanager_accepts_its_configuration(configuration: Path) -> None:
+    run("amtool", "check-config", str(configuration / "alertmanager.yml"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        ("alertname=Watchdog severity=none", "watchdog"),
+        ("alertname=HostDown severity=critical", "on-call"),
+        ("alertname=HostMemoryLow severity=warning", "on-call"),
+    ],
+)
+def test_routes(configuration: Path, labels: str, receiver: str) -> None:
+    config = f"--config.file={configuration}/alertmanager.yml"
+    run("amtool", "config", "routes", "test", config, f"--verify.receivers={receiver}", *labels.split())
+
+
+def test_alerts_go_to_the_webhooks(fake_role: Any) -> None:
+    urls = {"alert_webhook_url": "https://on-call.test/a", "alert_watchdog_url": "https://dead-man.test/b"}
+    outcome = fake_role(monitoring.monitoring, "ops1", data=urls)
+    receivers = yaml.safe_load(outcome.files["/etc/prometheus/alertmanager.yml"])["receivers"]
+    found = {receiver["name"]: receiver["webhook_configs"][0]["url"] for receiver in receivers}
+    assert found == {"on-call": urls["alert_webhook_url"], "watchdog": urls["alert_watchdog_url"]}
+    assert "chmod 640 /etc/prometheus/alertmanager.yml" in outcome.commands
+
+
+def test_a_broken_rule_does_not_pass(configuration: Path) -> None:
+    (configuration / "rules/hosts.yml").write_text(
+        "groups: [{name: x, rules: [{alert: A, expr: 'up =='}]}]\n"
+    )
+    with pytest.raises(subprocess.CalledProcessError):
+        run("promtool", "check", "config", str(configuration / "prometheus.yml"))
