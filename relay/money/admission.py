@@ -49,11 +49,22 @@ class Multiplier:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that a call can cost, n$. `covered_amount`: what remains if typed quotas pay `quotas` in full."""
+    """The most that a call can cost, n$. `covered_amount`: what remains if typed quotas pay `quotas` in
+    full.
+    """
 
     amount: int
     covered_amount: int = 0
     quotas: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The upstream's charge in n$, exactly and rounded, and the JSON of the price that it follows."""
+
+    amount: int
+    exact: Fraction
+    evidence: bytes
 
 
 class Tariff:
@@ -154,10 +165,13 @@ class Admission:
         """What these disjoint meters cost by the frozen price, before typed quotas and plan periods."""
         return self.tariff.charge(meters, self.service_tier)
 
-    def cost(self, provider: str, meters: Mapping[str, int]) -> Charge | None:
+    def cost(self, provider: str, meters: Mapping[str, int]) -> "Cost | None":
         """What the upstream takes for them by the cost price of `provider`; None: none is published."""
         tariff = self.costs.cost_tariff(self.model, provider, self.at) if self.costs else None
-        return tariff.charge(meters, self.service_tier) if tariff else None
+        if tariff is None:
+            return None
+        charge = tariff.charge(meters, self.service_tier)
+        return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
 
     def hold_amount(self, *, input_units: int, max_output: int) -> int:
         """n$ to hold for a text call: see `bound`."""

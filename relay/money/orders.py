@@ -20,8 +20,7 @@ from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
-from relay.money.admission import Admission, Bound
-from relay.money.charge import Charge
+from relay.money.admission import Admission, Bound, Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +105,4 @@ class CaptureOrder:
     meters: Mapping[str, int]
     raw_usage: Mapping[str, Any] | None
     facts: CallFacts = CallFacts()
-    cost: Charge | None = None
+    cost: Cost | None = None

@@ -1,0 +1,139 @@
+"""Orders as the columns that the ledger's statements take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from relay.money.orders import CallFacts, CaptureOrder, HoldOrder
+from relay.money.settle import Settlement, with_overage
+from relay.store.ledger import booleans, numbers, texts, times, uuids
+
+
+@dataclass(frozen=True, slots=True)
+class HoldItem:
+    """A hold order and the number that tells its own retries from somebody else's request id."""
+
+    order: HoldOrder
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettleItem:
+    """One capture or release as the database takes it. JSON columns are text."""
+
+    request_id: UUID
+    release: bool
+    reason: str
+    facts: CallFacts
+    charge: int = 0
+    overage_charge: int = 0
+    numerator: int = 0
+    denominator: int = 1
+    quantum: int = 1
+    minimum: int = 0
+    quotas_used: Mapping[str, int] = field(default_factory=dict)
+    cost: int | None = None
+    meters: str = "{}"
+    raw_usage: str | None = None
+    sell: str | None = None
+    cost_side: str | None = None
+    unpriced: str | None = None
+
+
+def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
+    """A capture with everything that its charge was computed from."""
+    admission, charge = order.hold.admission, settlement.list_charge
+    tariff = admission.tariff
+    over = charge.amount
+    if order.hold.overage != 1:
+        over = with_overage(charge.exact, 0, order.hold.overage, tariff.terms)
+    return SettleItem(
+        request_id=order.hold.request_id,
+        release=False,
+        reason=order.facts.outcome,
+        facts=order.facts,
+        charge=charge.amount,
+        overage_charge=over,
+        numerator=charge.numerator,
+        denominator=charge.denominator,
+        quantum=tariff.terms.quantum,
+        minimum=tariff.terms.minimum if charge.numerator else 0,
+        quotas_used=settlement.quotas_used,
+        cost=order.cost.amount if order.cost else None,
+        meters=json_text(dict(settlement.meters)),
+        raw_usage=json_text(order.raw_usage) if order.raw_usage is not None else None,
+        sell=tariff.evidence(settlement.meters, admission.service_tier).decode(),
+        cost_side=order.cost.evidence.decode() if order.cost else None,
+        unpriced=json_text(charge.unpriced) if charge.unpriced else None,
+    )
+
+
+def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:
+    """A release: nothing is charged, the call is recorded."""
+    return SettleItem(request_id, True, reason or "released", facts)
+
+
+def of_holds(items: Sequence[HoldItem]) -> list[str]:
+    """Parameters of relay.store.ledger.HOLD."""
+    orders = [item.order for item in items]
+    legs = [(n, unit, units) for n, order in enumerate(orders, 1) for unit, units in order.quotas.items()]
+    return [
+        uuids(order.request_id for order in orders),
+        numbers(item.attempt for item in items),
+        numbers(order.account_id for order in orders),
+        numbers(order.token_id for order in orders),
+        numbers(order.amount for order in orders),
+        numbers(order.covered_amount for order in orders),
+        texts(order.admission.model for order in orders),
+        texts(order.admission.customer_group for order in orders),
+        times(order.expires_at for order in orders),
+        numbers(leg[0] for leg in legs),
+        texts(leg[1] for leg in legs),
+        numbers(leg[2] for leg in legs),
+    ]
+
+
+def of_settles(items: Sequence[SettleItem]) -> list[str]:
+    """Parameters of relay.store.ledger.SETTLE."""
+    legs = [(n, unit, units) for n, item in enumerate(items, 1) for unit, units in item.quotas_used.items()]
+    facts = [item.facts for item in items]
+    return [
+        uuids(item.request_id for item in items),
+        booleans(item.release for item in items),
+        numbers(item.charge for item in items),
+        numbers(item.overage_charge for item in items),
+        numbers(item.numerator for item in items),
+        numbers(item.denominator for item in items),
+        numbers(item.quantum for item in items),
+        numbers(item.minimum for item in items),
+        texts(item.reason for item in items),
+        numbers(leg[0] for leg in legs),
+        texts(leg[1] for leg in legs),
+        numbers(leg[2] for leg in legs),
+        numbers(fact.channel_id for fact in facts),
+        texts(fact.outcome for fact in facts),
+        texts(fact.abort_rule for fact in facts),
+        booleans(fact.stream for fact in facts),
+        times(fact.started_at for fact in facts),
+        numbers(fact.duration_ms for fact in facts),
+        numbers(fact.first_byte_ms for fact in facts),
+        numbers(item.cost for item in items),
+        texts(item.meters for item in items),
+        texts(item.raw_usage for item in items),
+        texts(item.sell for item in items),
+        texts(item.cost_side for item in items),
+        texts(item.unpriced for item in items),
+        texts(json_text(list(fact.attempts)) if fact.attempts else None for fact in facts),
+    ]
+
+
+def json_text(value: Any) -> str:
+    """JSON that jsonb takes: no NUL characters; what cannot be written at all is kept as its description."""
+    try:
+        text = orjson.dumps(value, default=str).decode()
+    except (TypeError, ValueError) as error:
+        text = orjson.dumps({"unreadable": ascii(value)[:2000], "why": str(error)}).decode()
+    return text.replace("\\u0000", "\\ufffd") if "\\u0000" in text else text
