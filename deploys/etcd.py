@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pyinfra import host
 from pyinfra.api.deploy import deploy
+from pyinfra.api.operation import OperationMeta
+from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys import fleet
 from deploys.base import allow
-from deploys.services import certificate_fingerprint, running
+from deploys.services import running
 
 PACKAGES = ["etcd-server", "etcd-client"]
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
@@ -29,7 +30,6 @@ def etcd() -> None:
         name="Account etcd may read the host's key (/etc/passwd)",
         user="etcd",
         home="/var/lib/etcd",
-        shell="/usr/sbin/nologin",
         system=True,
         groups=["ssl-cert"],
         append=True,
@@ -61,7 +61,7 @@ def etcd() -> None:
     )
 
 
-def _configuration() -> fleet.OperationMeta:
+def _configuration() -> OperationMeta:
     return files.template(
         name="Configuration of etcd (/etc/default/etcd)",
         src="templates/etcd/etcd.env.j2",
@@ -71,5 +71,4 @@ def _configuration() -> fleet.OperationMeta:
         members=fleet.hosts("db"),
         heartbeat_ms=host.data.etcd_heartbeat_ms,
         election_ms=host.data.etcd_election_ms,
-        fingerprint=certificate_fingerprint(),
     )

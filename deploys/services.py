@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
-from pyinfra import host
+from pyinfra.context import host
 from pyinfra.facts.systemd import SystemdStatus
+from pyinfra.operations import server, systemd
 
 from deploys import fleet
 
@@ -21,3 +23,18 @@ def certificate_fingerprint() -> str:
     certificate a change of that file, so that the service loads it."""
     certificate = fleet.secret(f"tls_cert:{fleet.node_of(host).name}")
     return hashlib.sha256(certificate.encode()).hexdigest()
+
+
+def keep_running(
+    unit: str, changed: Callable[[], bool], unit_changed: Callable[[], bool] | None = None
+) -> None:
+    """Runs a unit now and after a boot; restarts it when what it reads has changed."""
+    was_running = running(unit)
+    if unit_changed:
+        systemd.daemon_reload(name=f"Read /etc/systemd/system/{unit} again", _if=unit_changed)
+    systemd.service(name=f"Run {unit}", service=unit, enabled=True)
+    server.shell(
+        name=f"Restart {unit}",
+        commands=[f"systemctl restart {unit}"],
+        _if=lambda: was_running and changed(),
+    )

@@ -1,0 +1,88 @@
+"""The cluster as pyinfra sees it: facts that read its settings and roles, operations that mend them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import yaml
+from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import operation
+from pyinfra.context import host
+
+Commands = Generator[StringCommand, None, None]
+Settings = dict[str, Any]
+
+
+class ClusterSettings(FactBase[Settings]):
+    """Settings that the cluster keeps in etcd; empty while there is no cluster."""
+
+    def command(self) -> str:
+        return "/usr/local/bin/patronictl show-config 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> Settings:
+        return {}
+
+    def process(self, output: list[str]) -> Settings:
+        return yaml.safe_load("\n".join(output)) or {}
+
+
+class DatabaseDifferences(FactBase[list[str]]):
+    """What the primary's roles and database lack, one line each; none on a standby or before a cluster is."""
+
+    def command(self) -> str:
+        program = "/opt/patroni/bin/python /usr/local/lib/relay/database_setup.py --check"
+        return f"runuser -u postgres -- {program} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line]
+
+
+def missing(wanted: Settings, found: Settings) -> Settings:
+    """The part of `wanted` that `found` lacks or has with another value. What only `found` has stays: a
+    cluster that is paused, for instance, is not resumed by a deploy."""
+    difference: Settings = {}
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            inner = missing(value, found.get(key) or {})
+            if inner:
+                difference[key] = inner
+        elif found.get(key) != value:
+            difference[key] = value
+    return difference
+
+
+@operation()
+def cluster_settings(wanted: Settings) -> Commands:
+    """Gives the cluster the settings that it lacks. A cluster that does not exist yet starts with them.
+
+    Settings that need a restart of PostgreSQL get it, replicas first, one node at a time.
+    """
+    found = host.get_fact(ClusterSettings)
+    patch = missing(wanted, found) if found else {}
+    if not patch:
+        host.noop("the cluster has these settings")
+        return
+    yield StringCommand(
+        "echo", QuoteString(json.dumps(patch)), "| patronictl edit-config --quiet --force --apply -"
+    )
+    yield StringCommand("relay-patroni restart-pending")
+
+
+@operation()
+def database_setup(due: bool) -> Commands:
+    """Mends roles and database where something differs, or where `due` (a file that says what they should be
+    has changed). A standby does nothing: the primary's changes come to it."""
+    differences = host.get_fact(DatabaseDifferences)
+    if not due and not differences:
+        host.noop("roles and database are as they should be")
+        return
+    program = "/opt/patroni/bin/python /usr/local/lib/relay/database_setup.py --apply"
+    yield StringCommand(f"runuser -u postgres -- {program}")
