@@ -90,7 +90,7 @@ def guard() -> None:
         name=f"Guard published ports ({AFTER_RULES})",
         path=AFTER_RULES,
         content=published_rules(),
-        marker="# {mark} published ports, written by deploys/docker.py",
+        marker="# {mark} PUBLISHED PORTS OF DOCKER",
     )
     server.shell(name=f"Load the guard ({AFTER_RULES})", commands=["ufw reload"], _if=fleet.changed(rules))
 

@@ -98,9 +98,7 @@ def join(role: str) -> Commands:
         return
     manager = first_manager()
     if manager is None and state.is_executing:
-        raise OperationError(
-            "no relay host is a swarm manager: apply without --limit, so that one becomes it"
-        )
+        raise OperationError("no relay host is a swarm manager yet: apply without --limit")
     # Before the run there may be no swarm yet; the command is then only a sign of the change to come.
     token = manager.get_fact(JoinToken, role=role) if manager else ""
     address = f"{manager.data.address}:{MANAGEMENT_PORT}" if manager else ""
