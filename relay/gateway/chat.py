@@ -405,7 +405,6 @@ class _Call:
             "token_id": self.caller.token_id,
             "model": self.request.model,
             "stream": self.request.stream,
-            "outcome": self.outcome,
         }
 
     def _count_money(self, meters: Mapping[str, int], order: CaptureOrder, counted: bool) -> None:

@@ -55,12 +55,12 @@ def _register_token(subparsers: Subparsers) -> None:
 
 
 async def _create_account(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    existing = await identity.find_account(connection, name=options.name)
+    if existing is not None and options.if_missing:
+        return existing
     try:
         account_id = await identity.create_account(connection, options.name, options.group)
     except errors.UniqueViolation:
-        existing = await identity.find_account(connection, name=options.name)
-        if options.if_missing and existing is not None:
-            return existing
         raise CommandError(f"--name: account '{options.name}' exists; add --if-missing to use it") from None
     return await _account(connection, str(account_id))
 

@@ -7,11 +7,12 @@ import zlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-TEXT = "a call goes in and an answer comes out counted priced and paid to the last token"
-WORDS = TEXT.split()
+TEXT = "all the fee has now got due and you can see how one was set for him"
+WORDS = TEXT.split()  # three letters and a space make a token of four characters
 MODELS = ("fake-small", "fake-large", "gpt-4o", "gpt-4o-mini")
 MAGIC = "vendor:"
 TOKENS_A_MESSAGE = 4
+CHARACTERS_A_TOKEN = 4
 
 
 class BadRequest(Exception):
@@ -94,7 +95,7 @@ def compose(request: dict[str, Any], control: Control) -> Answer:
         stream=bool(request.get("stream")),
         include_usage=bool(options.get("include_usage")),
         n=int(request.get("n") or 1),
-        prompt_tokens=sum(TOKENS_A_MESSAGE + len(text.split()) for text in texts),
+        prompt_tokens=sum(TOKENS_A_MESSAGE + -(-len(text) // CHARACTERS_A_TOKEN) for text in texts),
         tokens=[WORDS[index % len(WORDS)] + " " for index in range(length)],
         finish_reason="stop" if length == wanted else "length",
     )

@@ -1,0 +1,263 @@
+"""The relay and the fake vendor as processes on loopback, and the commands that an operator would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import requests
+from cryptography.fernet import Fernet
+
+from tests.contract.postgres import REPOSITORY, Database, free_port
+
+SEAL_KEY = Fernet.generate_key().decode()
+VENDOR_KEY = "vendor-secret"
+TOPUP_URL = "https://console.example.com/topup"
+START_SECONDS = 30.0
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10.0, every: float = 0.05) -> Any:
+    """The first true value of ``check``; fails with its last value or error."""
+    deadline = time.monotonic() + seconds
+    while True:
+        last: Any = None
+        try:
+            last = check()
+        except (requests.RequestException, AssertionError) as error:
+            last = error
+        if last and not isinstance(last, Exception):
+            return last
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s; last: {last!r}")
+        time.sleep(every)
+
+
+@dataclass
+class Process:
+    """A program with its log."""
+
+    command: list[str]
+    log: Path
+    environment: dict[str, str]
+    cwd: Path = REPOSITORY
+    running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        with self.log.open("ab") as output:
+            self.running = subprocess.Popen(
+                self.command, env=self.environment, cwd=self.cwd, stdout=output, stderr=output
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.running is not None
+        self.running.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Wait for its end and return the exit status."""
+        assert self.running is not None
+        return self.running.wait(seconds)
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.running is not None:
+            self.running.kill()
+            self.running.wait()
+
+    def cpu_seconds(self) -> float:
+        """CPU time used so far, user and system."""
+        assert self.running is not None
+        fields = Path(f"/proc/{self.running.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Vendor:
+    """A running fake vendor."""
+
+    url: str
+    process: Process
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        headers = {"authorization": f"Bearer {VENDOR_KEY}"}
+        answer = requests.request(method, self.url + path, headers=headers, timeout=10, **options)
+        answer.raise_for_status()
+        return answer.json()
+
+    def control(self, **changes: Any) -> None:
+        """Set the behaviour of all calls; without arguments: the usual one."""
+        self._call("PUT", "/control", json=changes)
+
+    def calls(self, request_id: str | None = None) -> list[dict[str, Any]]:
+        """Calls in its books."""
+        found: list[dict[str, Any]] = self._call(
+            "GET", "/books", params={"request_id": request_id} if request_id else {}
+        )["calls"]
+        return found
+
+    def totals(self) -> dict[str, int]:
+        """Totals of its books."""
+        totals: dict[str, int] = self._call("GET", "/books/totals")
+        return totals
+
+
+@contextmanager
+def running_vendor(directory: Path, name: str = "vendor") -> Iterator[Vendor]:
+    """Start a fake vendor; its books are ``directory/name.sqlite``."""
+    port = free_port()
+    process = Process(
+        command=[
+            *(sys.executable, "-m", "tests.vendor", "--port", str(port)),
+            *("--books", str(directory / f"{name}.sqlite")),
+        ],
+        log=directory / f"{name}.log",
+        environment=os.environ | {"VENDOR_API_KEY": VENDOR_KEY},
+    )
+    vendor = Vendor(f"http://127.0.0.1:{port}", process)
+    process.start()
+    try:
+        eventually(lambda: requests.get(f"{vendor.url}/healthz", timeout=5).ok, START_SECONDS)
+        yield vendor
+    finally:
+        process.kill()
+
+
+@dataclass
+class Replica:
+    """One running relay."""
+
+    url: str
+    metrics_url: str
+    process: Process
+
+    def client(self, key: str, **options: Any) -> openai.OpenAI:
+        """The official SDK; it does not retry unless told."""
+        settings = {"max_retries": 0, "timeout": 30} | options
+        return openai.OpenAI(api_key=key, base_url=f"{self.url}/v1", **settings)
+
+    def metric(self, sample: str) -> float:
+        """The value of a sample, named as in the exposition: ``name{label="value"}``."""
+        for line in requests.get(f"{self.metrics_url}/metrics", timeout=5).text.splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == sample:
+                return float(value)
+        return 0.0
+
+    def ready(self) -> bool:
+        """Whether /healthz says that calls may come."""
+        return requests.get(f"{self.url}/healthz", timeout=5).ok
+
+
+@dataclass
+class Relay:
+    """Replicas of one database, and the operator's commands."""
+
+    database: Database
+    directory: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    replicas: list[Replica] = field(default_factory=list)
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """What every relay process gets."""
+        own = {
+            "RELAY_DATABASE_URL": self.database.app_dsn,
+            "RELAY_MIGRATION_DATABASE_URL": self.database.owner_dsn,
+            "RELAY_SEAL_KEY": SEAL_KEY,
+            "RELAY_TOPUP_URL": TOPUP_URL,
+            "RELAY_DRAIN_SECONDS": "0.2",
+        }
+        return os.environ | own | self.settings | changes
+
+    def replica(self, **changes: str) -> Replica:
+        """Start one more replica and wait until it is ready."""
+        port, metrics_port = free_port(), free_port()
+        listen = {
+            "RELAY_LISTEN": f"127.0.0.1:{port}",
+            "RELAY_METRICS_LISTEN": f"127.0.0.1:{metrics_port}",
+        }
+        process = Process(
+            command=[sys.executable, "-m", "relay", "serve"],
+            log=self.directory / f"relay-{len(self.replicas)}.log",
+            environment=self.environment(**listen, **changes),
+        )
+        replica = Replica(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}", process)
+        self.replicas.append(replica)
+        process.start()
+        eventually(replica.ready, START_SECONDS)
+        return replica
+
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``python -m relay …`` whatever its exit status."""
+        return subprocess.run(
+            [sys.executable, "-m", "relay", *arguments],
+            env=self.environment(),
+            cwd=REPOSITORY,
+            input=stdin,
+            capture_output=True,
+            text=True,
+        )
+
+    def command(self, *arguments: str, stdin: str = "") -> Any:
+        """Run ``python -m relay … --json`` and return what it printed; fails when it fails."""
+        done = self.run(*arguments, "--json", stdin=stdin)
+        assert done.returncode == 0, f"relay {' '.join(arguments)}: {done.stderr}"
+        return json.loads(done.stdout)
+
+    def account(self, name: str, usd: str | None = None) -> int:
+        """A new account, with a grant of ``usd`` dollars."""
+        account_id: int = self.command("account", "create", "--name", name)["id"]
+        if usd is not None:
+            self.grant(account_id, usd, f"first-{name}")
+        return account_id
+
+    def grant(self, account_id: int, usd: str, source_id: str) -> None:
+        """Grant credit."""
+        self.command(
+            *("grant", "--account", str(account_id), "--amount-usd", usd),
+            *("--source", "manual", "--source-id", source_id, "--reason", "test"),
+        )
+
+    def token(self, account_id: int, name: str = "key", *options: str) -> str:
+        """A new token in clear."""
+        made = self.command("token", "create", "--account", str(account_id), "--name", name, *options)
+        clear: str = made["token"]
+        return clear
+
+    def channel(self, vendor_url: str, models: str, name: str = "main", *options: str) -> None:
+        """A channel to a vendor."""
+        self.command(
+            *("channel", "create", "--name", name, "--provider", "openai"),
+            *("--base-url", f"{vendor_url}/v1", "--api-key-stdin", "--models", models, *options),
+            stdin=VENDOR_KEY,
+        )
+
+    def price(self, model: str, *options: str) -> None:
+        """Publish a sell price; by default $2.50 and $10 for a million tokens in and out."""
+        rates = options or ("--in-text", "2.50/1M", "--out-text", "10/1M")
+        self.command("price", "publish", "--model", model, *rates)
+
+    def balance(self, account_id: int) -> tuple[int, int]:
+        """(balance, held) in nano-dollars."""
+        shown = self.command("account", "show", str(account_id))
+        return shown["balance_nanodollars"], shown["held_nanodollars"]
+
+    def usage(self, account_id: int) -> list[dict[str, Any]]:
+        """Usage records."""
+        records: list[dict[str, Any]] = self.command("usage", "list", "--account", str(account_id))
+        return records
+
+    def stop(self) -> None:
+        """Kill every replica."""
+        for replica in self.replicas:
+            replica.process.kill()
