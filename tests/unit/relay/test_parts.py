@@ -1,0 +1,246 @@
+"""Settings, tokens, seals, errors, limits, order of channels, redaction, metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections import Counter
+from pathlib import Path
+from uuid import RFC_4122
+
+import pytest
+from cryptography.fernet import Fernet
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.app import new_request_id
+from relay.gateway import errors
+from relay.gateway.http import client_address
+from relay.identity import tokens
+from relay.limits.window import LocalLimits, Refused, share
+from relay.routing.channels import Channel, arrange
+from relay.routing.seal import Seal
+from relay.settings import Address, SettingError, Settings
+from relay.telemetry.logs import JsonFormatter, redact
+from relay.telemetry.metrics import Metrics
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_settings_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "dsn"
+    secret.write_text("host=db1 password=x\n")
+    read = Settings.read({"RELAY_DATABASE_URL_FILE": str(secret), "RELAY_LISTEN": "[::]:81"})
+    assert read.require("database_url") == "host=db1 password=x"
+    assert read.listen == Address("::", 81)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RELAY_REPLICAS", "0"),
+        ("RELAY_REPLICAS", "three"),
+        ("RELAY_VENDOR_TIMEOUT_SECONDS", "nan"),
+        ("RELAY_LISTEN", "8000"),
+        ("RELAY_LISTEN", "host:99999"),
+        ("RELAY_TRUSTED_PROXIES", "edge1"),
+        ("RELAY_SEAL_KEY_FILE", "/nowhere/at/all"),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingError, match=name):
+        Settings.read({name: value})
+
+
+def test_a_missing_setting_is_named_with_its_remedy() -> None:
+    with pytest.raises(SettingError, match=r"RELAY_SEAL_KEY is not set.*RELAY_SEAL_KEY_FILE"):
+        Settings.read({}).require("seal_key")
+
+
+def test_a_hold_outlives_the_longest_call() -> None:
+    read = Settings.read({})
+    assert read.hold_seconds > read.vendor_timeout_seconds + read.settle_seconds
+
+
+# ---------------------------------------------------------------------- tokens and seals
+
+
+def test_tokens_have_256_random_bits_behind_a_public_prefix() -> None:
+    first, second = tokens.mint(), tokens.mint()
+    assert first.clear != second.clear
+    assert len(first.clear) == len(tokens.PREFIX) + 43
+    assert first.digest == tokens.digest_of(first.clear.encode())
+    assert len(first.digest) == 32
+    assert first.clear.startswith(first.prefix)
+    assert len(first.prefix) < len(tokens.PREFIX) + 8
+
+
+def test_seal_rotates_keys() -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    sealed = Seal(old).close("vendor key")
+    assert "vendor key" not in sealed
+    assert Seal(f"{new},{old}").open(sealed) == "vendor key"
+    with pytest.raises(SettingError, match="does not open"):
+        Seal(new).open(sealed)
+    with pytest.raises(SettingError, match="not a Fernet key"):
+        Seal("changeme")
+
+
+def test_request_ids_are_ordered_uuids_of_version_7() -> None:
+    ids = [new_request_id() for _ in range(200)]
+    assert {(made.version, made.variant) for made in ids} == {(7, RFC_4122)}
+    assert len(set(ids)) == 200
+    stamps = [made.int >> 80 for made in ids]
+    assert stamps == sorted(stamps)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_insufficient_credit_says_the_amount_and_where_to_pay() -> None:
+    error = errors.insufficient_credit(1_234_567_890, "https://pay.example.com")
+    body = error.body()["error"]
+    assert error.status == 402
+    assert body["missing_nanodollars"] == 1_234_567_890
+    assert body["missing_usd"] == "1.23456789"
+    assert body["topup_url"] == "https://pay.example.com"
+    assert "https://pay.example.com" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.1, "2"), (59.5, "60")]
+)
+def test_retry_after_rounds_up(seconds: float, header: str) -> None:
+    assert errors.rate_limited("x", seconds, "y").headers["retry-after"] == header
+
+
+def test_only_trusted_proxies_say_who_the_client_is() -> None:
+    trusted = Settings.read({"RELAY_TRUSTED_PROXIES": "192.0.2.0/24"}).trusted_networks
+    forwarded = [(b"x-forwarded-for", b"198.51.100.9, 203.0.113.7")]
+    scope = {"client": ("192.0.2.11", 5), "headers": forwarded}
+    assert client_address(scope, trusted) == "203.0.113.7"
+    assert client_address(scope, ()) == "192.0.2.11"
+    assert client_address(scope | {"client": ("203.0.113.200", 5)}, trusted) == "203.0.113.200"
+
+
+# ---------------------------------------------------------------------- limits
+
+
+def test_rate_limit_lets_exactly_the_limit_into_a_minute() -> None:
+    limits = LocalLimits()
+    answers = [limits.enter(1, 5, None, 120.0 + second) for second in range(10)]
+    assert [answer is None for answer in answers] == [True] * 5 + [False] * 5
+    assert answers[5] == Refused("rate_limit_exceeded", 55.0)
+    assert limits.enter(2, 5, None, 120.0) is None
+
+
+@given(st.lists(st.floats(min_value=0, max_value=600), max_size=200), st.integers(1, 20))
+def test_no_window_of_a_minute_gets_twice_the_limit(times: list[float], limit: int) -> None:
+    limits = LocalLimits()
+    let_in = [moment for moment in sorted(times) if limits.enter(1, limit, None, moment) is None]
+    for start in let_in:
+        assert sum(start <= moment < start + 60 for moment in let_in) < 2 * limit + 1
+    for minute in range(10):
+        assert sum(60 * minute <= moment < 60 * (minute + 1) for moment in let_in) <= limit
+
+
+def test_concurrency_frees_on_leave() -> None:
+    limits = LocalLimits()
+    assert limits.enter(1, None, 2, 0.0) is None
+    assert limits.enter(1, None, 2, 0.0) is None
+    assert limits.enter(1, None, 2, 0.0) == Refused("concurrency_limit_exceeded", 1)
+    limits.leave(1)
+    assert limits.enter(1, None, 2, 0.0) is None
+
+
+@pytest.mark.parametrize(("limit", "replicas", "part"), [(None, 3, None), (1, 3, 1), (10, 3, 4), (9, 3, 3)])
+def test_share(limit: int | None, replicas: int, part: int | None) -> None:
+    assert share(limit, replicas) == part
+
+
+# ---------------------------------------------------------------------- routing
+
+
+def channel(number: int, priority: int = 0, weight: int = 1) -> Channel:
+    return Channel(number, f"c{number}", "openai", "http://v", "k", frozenset("m"), {}, priority, weight)
+
+
+def test_priority_goes_first_and_what_cools_down_last() -> None:
+    channels = [channel(1, 0), channel(2, 9), channel(3, 5)]
+    order = arrange(channels, lambda it: it.id == 2, lambda: 0.5)
+    assert [it.id for it in order] == [3, 1, 2]
+
+
+def test_weights_share_the_first_attempts() -> None:
+    channels = [channel(1, weight=3), channel(2, weight=1), channel(3, weight=0)]
+    draws = random.Random(7)  # noqa: S311
+    firsts = Counter(
+        arrange(channels, lambda _: False, lambda: 1 - draws.random())[0].id for _ in range(4000)
+    )
+    assert firsts[3] == 0
+    assert 0.72 < firsts[1] / 4000 < 0.78
+
+
+def test_a_channel_does_not_show_its_key() -> None:
+    shown = Channel(1, "c", "openai", "http://v", "very-secret", frozenset("m"), {}, 0, 1)
+    assert "very-secret" not in repr(shown)
+
+
+# ---------------------------------------------------------------------- logs and metrics
+
+CANARIES = [
+    "sk-relay-" + "a" * 43,
+    "sk-ant-api03-abcdefghijklmnopqrstuv",
+    "AIza" + "b" * 35,
+    "AKIAABCDEFGHIJKLMNOP",
+    "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl",
+]
+
+
+@pytest.mark.parametrize("secret", CANARIES)
+def test_keys_are_redacted(secret: str) -> None:
+    assert secret not in redact(f"calling with {secret}, then more")
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("Authorization: Bearer abcdef123456", "abcdef123456"),
+        ("authorization': 'Basic dXNlcjpwdw=='", "dXNlcjpwdw"),
+        ("GET /v1beta/models?key=topsecret&alt=sse", "topsecret"),
+        ("postgresql://relay_app:hunter2@db1/relay", "hunter2"),
+        ("host=db1 password=hunter2 user=x", "hunter2"),
+        ('{"api_key": "hunter2"}', "hunter2"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----", "MIIE"),
+    ],
+)
+def test_named_secrets_are_redacted(text: str, secret: str) -> None:
+    assert secret not in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["prompt_tokens=12 completion_tokens=3", "a risk-assessment of the disk-usage", "token 7 of account 3"],
+)
+def test_plain_text_is_left_alone(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_logs_are_json_of_allowed_fields_only() -> None:
+    record = logging.LogRecord("relay", logging.INFO, __file__, 1, "key %s", ("sk-" + "x" * 30,), None)
+    record.__dict__ |= {"model": "m", "body": "private prompt"}
+    line = json.loads(JsonFormatter().format(record))
+    assert line["model"] == "m"
+    assert "private" not in json.dumps(line)
+    assert "sk-x" not in json.dumps(line)
+
+
+ALLOWED_LABELS = {"model", "provider", "outcome", "stream", "type", "channel", "class", "reason"}
+
+
+def test_metrics_have_no_label_beyond_the_allowed_ones() -> None:
+    for collector in Metrics().registry._collector_to_names:
+        labels = set(getattr(collector, "_labelnames", ()))
+        assert labels <= ALLOWED_LABELS, collector
+        assert not {"channel", "model"} <= labels
