@@ -1,0 +1,154 @@
+"""A real PostgreSQL on loopback: made, prepared as the fleet's is, with the relay's schema."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import psycopg
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEMPLATE = "relay_template"
+ROLES = ("relay_owner", "relay_app", "relay_exporter")
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "log_min_messages": "warning",
+    # Files in /dev/shm are not safe here: tools that build root file systems beside us empty it.
+    "dynamic_shared_memory_type": "mmap",
+}
+
+
+@dataclass(frozen=True)
+class Database:
+    """A fresh database with the relay's schema. ``name`` tells databases of one server apart."""
+
+    name: str
+    owner_dsn: str
+    app_dsn: str
+    superuser_dsn: str
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server; stop and start it to play a failing primary."""
+
+    port: int
+    data: Path
+    binaries: Path
+    prefix: tuple[str, ...]
+
+    def dsn(self, database: str, user: str) -> str:
+        """A libpq connection string."""
+        return f"host=127.0.0.1 port={self.port} dbname={database} user={user} connect_timeout=5"
+
+    def control(self, *arguments: str) -> None:
+        """Run pg_ctl, e.g. ``control("restart", "-m", "immediate")``."""
+        command = [*self.prefix, str(self.binaries / "pg_ctl"), "-D", str(self.data), "-w", *arguments]
+        log = self.data.parent / "pg_ctl.log"
+        with log.open("ab") as output:
+            subprocess.run(command, check=True, stdout=output, stderr=output, cwd="/")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on.
+
+    It lies below the range that Linux gives to outgoing connections (32768 and up), so that a server finds it
+    free again after a restart.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)  # noqa: S311
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def _binaries() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not found:
+        raise RuntimeError("PostgreSQL is missing: apt-get install postgresql")
+    return found[-1]
+
+
+def initdb(root: Path) -> PostgresServer:
+    """Make a server that is not started in the directory ``root``, run as user postgres when we are root."""
+    binaries, data, port = _binaries(), root / "data", free_port()
+    prefix: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        account = pwd.getpwnam("postgres")
+        os.chown(root, account.pw_uid, account.pw_gid)
+        prefix = ("runuser", "-u", "postgres", "--")
+    subprocess.run(
+        [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )
+    settings = SETTINGS | {"port": str(port), "unix_socket_directories": str(root)}
+    lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
+    with (data / "postgresql.conf").open("a") as config:
+        config.write(lines)
+    return PostgresServer(port=port, data=data, binaries=binaries, prefix=prefix)
+
+
+def prepare(server: PostgresServer, database: str = TEMPLATE) -> None:
+    """Create the fleet's roles and ``database`` with the relay's schema; raises RuntimeError with why."""
+    create_database(server, database)
+    environment = os.environ | {"RELAY_MIGRATION_DATABASE_URL": server.dsn(database, "relay_owner")}
+    migrated = subprocess.run(
+        [sys.executable, "-m", "relay", "migrate"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if migrated.returncode:
+        raise RuntimeError(f"relay migrate failed:\n{migrated.stdout}\n{migrated.stderr}")
+
+
+def create_database(server: PostgresServer, database: str) -> None:
+    """Create the fleet's roles and an empty ``database`` whose tables relay_app may use."""
+    with psycopg.connect(server.dsn("postgres", "postgres"), autocommit=True) as connection:
+        for role in ROLES:
+            connection.execute(f'create role "{role}" login')
+        connection.execute("grant pg_monitor to relay_exporter")
+        connection.execute(f'create database "{database}" owner relay_owner')
+    with psycopg.connect(server.dsn(database, "postgres"), autocommit=True) as connection:
+        for kind in ("tables", "sequences"):
+            rights = "select, insert, update, delete" if kind == "tables" else "usage, select"
+            connection.execute(
+                f"alter default privileges for role relay_owner grant {rights} on {kind} to relay_app"
+            )
+
+
+_numbers = count(1)
+
+
+def make_database(server: PostgresServer) -> Database:
+    """Create a database from the migrated template."""
+    name = f"relay_test_{next(_numbers)}"
+    with psycopg.connect(server.dsn("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f'create database "{name}" template "{TEMPLATE}" owner relay_owner')
+    return Database(
+        name=name,
+        owner_dsn=server.dsn(name, "relay_owner"),
+        app_dsn=server.dsn(name, "relay_app"),
+        superuser_dsn=server.dsn(name, "postgres"),
+    )
+
+
+def drop_database(server: PostgresServer, database: Database) -> None:
+    """Drop it, whoever is still connected."""
+    with psycopg.connect(server.dsn("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f'drop database "{database.name}" with (force)')
