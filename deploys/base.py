@@ -16,7 +16,7 @@ from deploys import fleet
 
 Commands = Generator[StringCommand, None, None]
 
-PACKAGES = ["ca-certificates", "chrony", "ssl-cert", "sudo", "ufw", "unattended-upgrades"]
+PACKAGES = ["ca-certificates", "chrony", "curl", "ssl-cert", "sudo", "ufw", "unattended-upgrades"]
 TLS = "/etc/relay/tls"
 # config.py tells pyinfra to upload to this directory.
 UPLOADS = "/var/lib/relay-deploy"

@@ -79,6 +79,7 @@ def edge() -> None:
     """The edge role, for hosts of the group `edge`."""
     apt.packages(name="Install nginx", packages=PACKAGES, no_recommends=True)
     directories()
+    dead_peers()
     restart_policy()
     nginx()
     exporter()
@@ -90,6 +91,13 @@ def directories() -> None:
     """Where the configuration lies; keys are out of other accounts' reach from their first byte on."""
     for path, mode in host.loop([(f"{CONFIG}/relay", "755"), (f"{CONFIG}/relay/tls", "700")]):
         files.directory(name=f"Make {path}", path=path, user="root", group="root", mode=mode)
+
+
+def dead_peers() -> None:
+    """Kernel settings by which a connection to a dead host is found out."""
+    path = "/etc/sysctl.d/60-relay-edge.conf"
+    config = [ConfigFile(path, render("edge/sysctl.conf.j2"))]
+    guarded("systemd-sysctl", config, f"sysctl -q -p {path}", "restart", "edge-sysctl")
 
 
 def restart_policy() -> None:
@@ -123,5 +131,7 @@ def exporter() -> None:
     """nginx's counters for Prometheus, on port 9113."""
     service = "prometheus-nginx-exporter"
     options = render("edge/exporter.j2", status=STATUS)
-    guarded(service, [ConfigFile(f"/etc/default/{service}", options)], "true", "restart", service)
+    guarded(
+        service, [ConfigFile(f"/etc/default/{service}", options)], "true", "restart", f"{service}-options"
+    )
     systemd.service(name=f"Run {service}", service=service, running=True, enabled=True)

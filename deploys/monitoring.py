@@ -162,7 +162,6 @@ def configuration() -> list[ConfigFile]:
 def service(unit: str, options: list[str]) -> None:
     """A service of Debian's Prometheus packages with its command-line options, running."""
     path = f"/etc/default/{unit}"
-    guarded(
-        unit, [ConfigFile(path, render("monitoring/options.j2", options=options))], "true", "restart", unit
-    )
+    text = render("monitoring/options.j2", options=options)
+    guarded(unit, [ConfigFile(path, text)], "true", "restart", f"{unit}-options")
     systemd.service(name=f"Run {unit}", service=unit, running=True, enabled=True)

@@ -109,3 +109,8 @@ def test_a_broken_rule_does_not_pass(configuration: Path) -> None:
     )
     with pytest.raises(subprocess.CalledProcessError):
         run("promtool", "check", "config", str(configuration / "prometheus.yml"))
+
+
+def test_each_set_of_files_has_a_record_of_its_own(server: Any) -> None:
+    records = [name for name in server.operations if "/var/lib/relay/loaded/" in name]
+    assert len(records) == len({name.rpartition("/")[2] for name in records}) == 7

@@ -1,4 +1,4 @@
-"""Every alert has a rule that promtool accepts, a test that makes it fire, and a page for the person it wakes."""
+"""Every alert has a rule that promtool accepts, a test that makes it fire, and a page for whom it wakes."""
 
 from __future__ import annotations
 
