@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import FrameType
+from typing import Any
 from uuid import UUID
 
 import uvicorn
@@ -139,7 +141,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     directory, channels = Directory(pool), ChannelTable(pool, seal, metrics)
     directory.follow(changes)
     channels.follow(changes)
-    prices, ledger = PriceBook(dsn), Ledger(dsn)
+    prices = PriceBook(dsn)
+    ledger = Ledger(dsn, settle_seconds=settings.settle_seconds, on_alert=_alert(metrics))
     limits = Limits(settings.redis_url, settings.ca_file, settings.replicas, metrics)
     timeouts = Timeouts(
         connect=settings.vendor_connect_seconds,
@@ -154,6 +157,14 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
         await part.start()
     services = Services(settings, directory, channels, limits, prices, ledger, transport, metrics)
     return services, Health(pool, limits)
+
+
+def _alert(metrics: Metrics) -> Callable[[str, Mapping[str, Any]], None]:
+    def alert(name: str, facts: Mapping[str, Any]) -> None:
+        metrics.ledger_alerts.labels(name).inc()
+        log.error("ledger: %s: %s", name, dict(facts), extra={"reason": name})
+
+    return alert
 
 
 async def _serve(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """``python -m relay``: the service, its migrations and the administrators' commands.
 
 A command's module has ``register(subparsers)``; each of its parsers sets the default ``run``, a function of
-(options, settings) that returns the exit status.
+(options, settings) that returns the exit status. One that serves until it is stopped also sets ``service``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = Settings.read(os.environ)
-        logs.configure(settings.log_level)
+        logs.configure(settings.log_level if options.service else "WARNING")
         status: int = options.run(options, settings)
     except SettingError as error:
         print(f"relay: {error}", file=sys.stderr)
@@ -39,9 +39,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example:\n  python -m relay account show acme --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(service=False)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = subparsers.add_parser("serve", help="serve calls until SIGTERM")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, service=True)
     migrate = subparsers.add_parser("migrate", help="bring the database's schema to this version")
     migrate.set_defaults(run=_migrate)
     identity.register(subparsers)

@@ -80,4 +80,5 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    logging.getLogger("uvicorn.error").setLevel("WARNING")
+    for chatty in ("uvicorn.error", "alembic"):
+        logging.getLogger(chatty).setLevel("WARNING")

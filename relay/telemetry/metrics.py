@@ -79,6 +79,12 @@ class Metrics:
             "1 while Redis is away and each replica enforces its share of the limits.",
             registry=registry,
         )
+        self.ledger_alerts = Counter(
+            "relay_ledger_alerts",
+            "What an operator must look at: unpriced meters, lost or late captures.",
+            ["reason"],
+            registry=registry,
+        )
         self.estimated = Counter(
             "relay_estimated_usage",
             "Calls billed on counted instead of reported usage.",

@@ -1,0 +1,406 @@
+"""The relay from outside: a real database, a vendor with its own books, the official SDK as the customer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+from openai.types.chat import ChatCompletionUserMessageParam
+
+from tests.contract.conftest import Database, free_port
+from tests.contract.relay_rig import TOPUP_URL, Relay, Replica, Vendor, eventually, running_vendor
+
+IN, OUT = 2_500, 10_000  # nano-dollars a token
+MODEL = "fake-small"
+
+
+def asks(text: str = "What does a call cost?") -> list[ChatCompletionUserMessageParam]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
+    with running_vendor(tmp_path_factory.mktemp("vendor")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def relay(
+    module_database: Database, vendor: Vendor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Relay]:
+    made = Relay(module_database, tmp_path_factory.mktemp("relay"))
+    made.channel(vendor.url, f"{MODEL},priced-by-call,unpriced,mapped=fake-large")
+    for model in (MODEL, "mapped", "unserved"):
+        made.price(model)
+    made.price("priced-by-call", "--call", "0.001")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def replica(relay: Relay) -> Replica:
+    return relay.replica(
+        RELAY_VENDOR_FIRST_BYTE_SECONDS="1", RELAY_VENDOR_IDLE_SECONDS="1", RELAY_MAX_BODY_BYTES="100000"
+    )
+
+
+@pytest.fixture(autouse=True)
+def obedient(vendor: Vendor) -> Iterator[None]:
+    yield
+    vendor.control()
+
+
+class Customer:
+    """An account with its key and the SDK."""
+
+    def __init__(self, relay: Relay, replica: Replica, name: str, usd: str | None, *options: str) -> None:
+        self.relay, self.replica = relay, replica
+        self.account = relay.account(name, usd)
+        self.key = relay.token(self.account, "key", *options)
+        self.sdk = replica.client(self.key)
+        self.funds = self.balance()
+
+    def balance(self) -> int:
+        balance, held = eventually(self._settled, 5)
+        assert held == 0
+        return int(balance)
+
+    def _settled(self) -> tuple[int, int] | None:
+        balance, held = self.relay.balance(self.account)
+        return (balance, held) if held == 0 else None
+
+    def spent(self) -> int:
+        return self.funds - self.balance()
+
+    def post(self, body: Any = None, **options: Any) -> requests.Response:
+        headers = {"authorization": f"Bearer {self.key}"} | options.pop("headers", {})
+        url = f"{self.replica.url}/v1/chat/completions"
+        return requests.post(url, json=body, headers=headers, timeout=30, **options)
+
+    def record(self) -> dict[str, Any]:
+        (only,) = self.relay.usage(self.account)
+        return only
+
+
+@pytest.fixture
+def customer(relay: Relay, replica: Replica, request: pytest.FixtureRequest) -> Customer:
+    return Customer(relay, replica, request.node.name, "1.00")
+
+
+def price(prompt: int, completion: int) -> int:
+    return prompt * IN + completion * OUT
+
+
+# ---------------------------------------------------------------------- paid calls
+
+
+def test_a_call_is_charged_to_the_nano_dollar(customer: Customer, vendor: Vendor) -> None:
+    answer = customer.sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asks())
+    usage = answer.parse().usage
+    assert usage is not None
+    (booked,) = vendor.calls(answer.headers["x-request-id"])
+    assert (usage.prompt_tokens, usage.completion_tokens) == (
+        booked["prompt_tokens"],
+        booked["completion_tokens"],
+    )
+    assert customer.spent() == price(usage.prompt_tokens, usage.completion_tokens)
+    record = customer.record()
+    assert record["charge"] == customer.spent()
+    assert record["outcome"] == "ok"
+    assert record["abort_rule"] is None
+    assert record["meters"] == {"in_text": usage.prompt_tokens, "out_text": usage.completion_tokens}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_stream_is_charged_by_its_usage(customer: Customer, vendor: Vendor, asked: bool) -> None:
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
+    stream = customer.sdk.chat.completions.create(model="mapped", messages=asks(), stream=True, **options)
+    chunks = list(stream)
+    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    assert booked["model"] == "fake-large"
+    assert customer.spent() == price(booked["prompt_tokens"], booked["completion_tokens"])
+    usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert [usage.completion_tokens for usage in usages] == ([booked["completion_tokens"]] if asked else [])
+    assert all(chunk.choices for chunk in chunks[: -1 if asked else None])
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert len(text.split()) == booked["completion_tokens"]
+
+
+def test_the_charge_is_durable_before_the_last_byte(customer: Customer) -> None:
+    body = {"model": MODEL, "messages": asks(), "stream": True}
+    answer = customer.post(body, stream=True)
+    for line in answer.iter_lines():
+        if line == b"data: [DONE]":
+            break
+    # The last line is in hand: whatever happens to the relay now, the charge is already in the database.
+    balance, held = customer.relay.balance(customer.account)
+    assert held == 0
+    assert balance < customer.funds
+
+
+def test_choices_multiply(customer: Customer) -> None:
+    answer = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), n=3, max_completion_tokens=5)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 15
+    assert customer.spent() == price(answer.usage.prompt_tokens, 15)
+
+
+def test_a_missing_limit_is_held_and_sent(relay: Relay, replica: Replica, vendor: Vendor) -> None:
+    sdk = Customer(relay, replica, "no-limit", "1.00").sdk
+    long = 'vendor:{"completion_tokens": 9000}'
+    answer = sdk.chat.completions.create(model=MODEL, messages=asks(long))
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4096
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_models_lists_what_can_be_used(customer: Customer) -> None:
+    assert [model.id for model in customer.sdk.models.list()] == [MODEL, "mapped", "priced-by-call"]
+    assert customer.sdk.models.retrieve("mapped").id == "mapped"
+    with pytest.raises(openai.NotFoundError):
+        customer.sdk.models.retrieve("unpriced")
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_keys(relay: Relay, replica: Replica) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        replica.client("sk-relay-nobody").models.list()
+    assert requests.get(f"{replica.url}/v1/models", timeout=5).status_code == 401
+    customer = Customer(relay, replica, "keys", None)
+    token_id = relay.command("token", "list", "--account", str(customer.account))[0]["id"]
+    customer.sdk.models.list()
+    relay.command("token", "disable", str(token_id))
+    eventually(lambda: customer.post({}).status_code == 401, 2)
+    relay.command("token", "enable", str(token_id))
+    eventually(lambda: customer.post({}).status_code != 401, 2)
+    relay.command("account", "suspend", str(customer.account))
+    eventually(lambda: customer.post({}).status_code == 403, 2)
+
+
+def test_a_key_bound_to_models_and_addresses(relay: Relay, replica: Replica) -> None:
+    bound = Customer(relay, replica, "bound", "1.00", "--models", "mapped")
+    with pytest.raises(openai.PermissionDeniedError, match="may not use the model"):
+        bound.sdk.chat.completions.create(model=MODEL, messages=asks())
+    assert [model.id for model in bound.sdk.models.list()] == ["mapped"]
+    elsewhere = Customer(relay, replica, "elsewhere", "1.00", "--addresses", "192.0.2.0/24")
+    with pytest.raises(openai.PermissionDeniedError, match="address"):
+        elsewhere.sdk.models.list()
+
+
+def test_without_credit_402_says_what_is_missing_and_where_to_pay(
+    relay: Relay, replica: Replica, vendor: Vendor
+) -> None:
+    poor = Customer(relay, replica, "poor", "0.00001")
+    before = vendor.totals()
+    with pytest.raises(openai.APIStatusError) as caught:
+        poor.sdk.chat.completions.create(model=MODEL, messages=asks(), max_completion_tokens=1000)
+    error = caught.value.response.json()["error"]
+    assert caught.value.status_code == 402
+    assert error["code"] == "insufficient_credit"
+    assert error["topup_url"] == TOPUP_URL
+    relay.grant(poor.account, f"{error['missing_nanodollars'] / 1e9:.9f}", "just-enough")
+    poor.sdk.chat.completions.create(model=MODEL, messages=asks(), max_completion_tokens=1000)
+    assert vendor.totals()["calls"] == before["calls"] + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "says"),
+    [
+        ("nobody-knows", 404, "does not exist"),
+        ("unpriced", 404, "no price"),
+        ("unserved", 404, "does not exist"),
+    ],
+)
+def test_models_that_cannot_be_used(
+    customer: Customer, vendor: Vendor, model: str, status: int, says: str
+) -> None:
+    before = vendor.totals()
+    answer = customer.post({"model": model, "messages": asks()})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, "model")
+    assert says in answer.json()["error"]["message"]
+    assert vendor.totals() == before
+
+
+def test_malformed_requests(customer: Customer) -> None:
+    answer = customer.post({"model": MODEL, "messages": asks(), "max_tokens": "many"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
+    plain = {"content-type": "text/plain"}
+    assert customer.post(None, data="{}", headers=plain).status_code == 415
+    assert customer.post({"model": MODEL, "messages": asks("x" * 200_000)}).status_code == 413
+    unbounded = customer.post(
+        None, data=iter([b"x" * 60_000] * 4), headers={"content-type": "application/json"}
+    )
+    assert unbounded.status_code == 413
+    url = f"{customer.replica.url}/v1/chat/completions"
+    assert requests.get(url, timeout=5).status_code == 405
+    assert requests.post(f"{customer.replica.url}/v1/nonsense", timeout=5).status_code == 404
+    assert customer.spent() == 0
+
+
+# ---------------------------------------------------------------------- vendors that fail
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ({"status": 500}, 502),
+        ({"status": 429}, 503),
+        ({"status": 401}, 502),
+        ({"reset": True}, 502),
+        ({"latency_ms": 3000}, 504),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_vendor_that_fails_is_not_charged(
+    customer: Customer, vendor: Vendor, fault: dict[str, Any], status: int, stream: bool
+) -> None:
+    vendor.control(**fault)
+    answer = customer.post({"model": MODEL, "messages": asks(), "stream": stream})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "server_error"
+    assert customer.spent() == 0
+
+
+def test_a_vendor_that_blames_the_request_is_quoted(customer: Customer, vendor: Vendor) -> None:
+    vendor.control(status=400)
+    answer = customer.post({"model": MODEL, "messages": asks()})
+    assert answer.status_code == 400
+    assert "told to answer 400" in answer.json()["error"]["message"]
+    assert customer.spent() == 0
+
+
+def test_a_stream_that_breaks_off_is_charged_for_what_was_delivered(
+    customer: Customer, vendor: Vendor
+) -> None:
+    vendor.control(truncate_after_chunks=5, completion_tokens=20)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(stream)
+    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    assert booked["completion_tokens"] == 5
+    assert customer.spent() == price(booked["prompt_tokens"], 5)
+    record = customer.record()
+    assert (record["outcome"], record["abort_rule"]) == ("truncated", "bill what was delivered")
+    assert record["raw_usage"]["estimated"] is True
+
+
+def test_a_stream_that_ends_without_usage_is_counted(customer: Customer, vendor: Vendor) -> None:
+    vendor.control(end_after_chunks=4, completion_tokens=20)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(stream)
+    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    assert customer.spent() == price(booked["prompt_tokens"], 4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_usage_is_counted(customer: Customer, vendor: Vendor, stream: bool) -> None:
+    vendor.control(omit_usage=True)
+    answer = customer.post({"model": MODEL, "messages": asks(), "stream": stream})
+    assert answer.status_code == 200
+    (booked,) = vendor.calls(answer.headers["x-request-id"])
+    assert customer.spent() == price(booked["prompt_tokens"], booked["completion_tokens"])
+    assert customer.record()["raw_usage"]["estimated"] is True
+
+
+def test_a_stream_that_stalls_is_cut_and_counted(customer: Customer, vendor: Vendor) -> None:
+    vendor.control(chunk_delay_ms=5000)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    with pytest.raises(openai.APIError):
+        list(stream)
+    assert customer.spent() == price(customer.record()["meters"]["in_text"], 1)
+
+
+# ---------------------------------------------------------------------- customers that leave
+
+
+def test_a_customer_that_leaves_stops_the_vendor_and_pays_what_was_delivered(
+    customer: Customer, vendor: Vendor
+) -> None:
+    vendor.control(chunk_delay_ms=50, completion_tokens=100)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    received = 0
+    for _ in stream:
+        received += 1
+        if received == 5:
+            break
+    stream.close()
+    (booked,) = eventually(lambda: vendor.calls(stream.response.headers["x-request-id"]), 3)
+    assert not booked["complete"]
+    assert 5 <= booked["completion_tokens"] <= 8
+    record = eventually(lambda: customer.relay.usage(customer.account), 3)[0]
+    assert (record["outcome"], record["abort_rule"]) == ("client_gone", "bill what was delivered")
+    delivered = record["meters"]["out_text"]
+    assert received <= delivered <= booked["completion_tokens"]
+    assert customer.spent() == price(booked["prompt_tokens"], delivered)
+
+
+def test_a_customer_that_leaves_before_the_answer_is_not_charged(customer: Customer, vendor: Vendor) -> None:
+    vendor.control(latency_ms=800)
+    before = vendor.totals()
+    with pytest.raises(openai.APITimeoutError):
+        customer.sdk.chat.completions.create(model=MODEL, messages=asks(), timeout=0.3)
+    assert customer.spent() == 0
+    time.sleep(0.8)
+    assert vendor.totals() == before, "the vendor was not cancelled"
+
+
+# ---------------------------------------------------------------------- channels
+
+
+def test_failover_charges_once(relay: Relay, replica: Replica, vendor: Vendor, tmp_path: Path) -> None:
+    customer = Customer(relay, replica, "failover", "1.00")
+    relay.price("replicated")
+    relay.channel(f"http://127.0.0.1:{free_port()}", "replicated", "dead", "--priority", "9")
+    with running_vendor(tmp_path) as ill:
+        ill.control(status=500)
+        relay.channel(ill.url, "replicated", "ill", "--priority", "5")
+        relay.channel(vendor.url, "replicated", "well", "--priority", "1")
+        eventually(lambda: "replicated" in {model.id for model in customer.sdk.models.list()}, 3)
+        eventually(lambda: customer.post({"model": "replicated", "messages": asks()}).status_code == 200, 3)
+        records = [record for record in relay.usage(customer.account) if record["outcome"] == "ok"]
+        answer = customer.sdk.chat.completions.with_raw_response.create(model="replicated", messages=asks())
+        assert len(vendor.calls(answer.headers["x-request-id"])) == 1
+        assert ill.totals()["calls"] == 0
+        after = [record for record in relay.usage(customer.account) if record["outcome"] == "ok"]
+        assert len(after) == len(records) + 1
+        assert customer.spent() == sum(record["charge"] for record in after)
+    relay.command("channel", "disable", "well")
+    relay.command("channel", "disable", "ill")
+    eventually(lambda: customer.post({"model": "replicated", "messages": asks()}).status_code == 502, 3)
+    relay.command("channel", "disable", "dead")
+    eventually(lambda: customer.post({"model": "replicated", "messages": asks()}).status_code == 503, 3)
+
+
+# ---------------------------------------------------------------------- many at once
+
+
+def test_credit_for_exactly_n_calls_gives_exactly_n(relay: Relay, replica: Replica) -> None:
+    other = relay.replica()
+    customer = Customer(relay, replica, "exact", "0.037")  # 37 calls of $0.001
+    statuses: list[int] = []
+    body = {"model": "priced-by-call", "messages": asks()}
+
+    def burst(target: Replica) -> None:
+        headers = {"authorization": f"Bearer {customer.key}"}
+        with requests.Session() as session:
+            for _ in range(5):
+                url = f"{target.url}/v1/chat/completions"
+                statuses.append(session.post(url, json=body, headers=headers, timeout=60).status_code)
+
+    threads = [threading.Thread(target=burst, args=([replica, other][number % 2],)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(set(statuses)) == [200, 402]
+    assert statuses.count(200) == 37
+    assert customer.balance() == 0
