@@ -28,13 +28,11 @@ def certificate_fingerprint() -> str:
 def keep_running(
     unit: str, changed: Callable[[], bool], unit_changed: Callable[[], bool] | None = None
 ) -> None:
-    """Runs a unit now and after a boot; restarts it when what it reads has changed."""
-    was_running = running(unit)
+    """Runs a unit now and after a boot; (re)starts it when what it reads has changed.
+
+    The restart comes first: a package may have started the unit before its configuration was written.
+    """
     if unit_changed:
         systemd.daemon_reload(name=f"Read /etc/systemd/system/{unit} again", _if=unit_changed)
+    server.shell(name=f"Restart {unit}", commands=[f"systemctl restart {unit}"], _if=changed)
     systemd.service(name=f"Run {unit}", service=unit, enabled=True)
-    server.shell(
-        name=f"Restart {unit}",
-        commands=[f"systemctl restart {unit}"],
-        _if=lambda: was_running and changed(),
-    )
