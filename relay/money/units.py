@@ -16,8 +16,11 @@ MAX_NANODOLLARS = 2**63 - 1
 
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,2})?")
 _FRACTION = re.compile(r"(\d{1,30})\s*/\s*(\d{1,30})")
-_WHAT = re.compile(r"\s*(tokens?|units?|calls?|images?|char(acter)?s?)$")
-_PER = {"1": 1, "k": 1000, "m": MILLION, "t": 1000, "thousand": 1000, "million": MILLION}
+_PER = {"1": 1, "k": 1000, "m": MILLION, "thousand": 1000, "million": MILLION}
+_COUNT = re.compile(
+    r"(\d{1,12})?\s*(k|m|thousand|million)?\s*(?:tokens?|units?|calls?|images?|char(?:acter)?s?|ms)?"
+)
+_TIMES = {"s": 1000, "second": 1000, "min": 60_000, "minute": 60_000, "h": 3_600_000, "hour": 3_600_000}
 
 
 def decimal(value: Any, field: str) -> Fraction:
@@ -67,13 +70,12 @@ def rate(value: Any, field: str) -> Fraction:
 
 def _count(text: str, field: str) -> int:
     compact = text.strip().lower().replace(",", "").replace("_", "").removeprefix("per").strip()
-    compact = _WHAT.sub("", compact)
-    if compact in _PER:
-        return _PER[compact]
-    match = re.fullmatch(r"(\d{1,12})\s*([kmt]|thousand|million)?", compact)
-    if match is None or int(match[1]) == 0:
+    if field.endswith("ms") and compact in _TIMES:
+        return _TIMES[compact]
+    match = _COUNT.fullmatch(compact)
+    if match is None or not compact or (match[1] and int(match[1]) == 0):
         raise FieldError(field, f"{text!r} is not a count of units", "use 1M, 1K or 1")
-    return int(match[1]) * _PER[match[2] or "1"]
+    return int(match[1] or 1) * _PER[match[2] or "1"]
 
 
 def rate_text(nano_per_million: Fraction | int, per: str = "1M") -> str:
