@@ -40,7 +40,7 @@ class SwarmState(FactBase[dict[str, Any]]):
         return {}
 
     def process(self, output: list[str]) -> dict[str, Any]:
-        return dict(json.loads("".join(output)))
+        return dict(json.loads("".join(output) or "{}"))
 
 
 class JoinToken(FactBase[str]):

@@ -105,3 +105,15 @@ objectstore_volumes = 40
 # --- swarm -----------------------------------------------------------------------------------------------
 # How many relay hosts (the first ones) manage the swarm: odd. Others join as workers.
 swarm_managers = 3
+
+# --- relay -----------------------------------------------------------------------------------------------
+# Change it to make the image's base anew from the distribution's current packages.
+relay_base_epoch = "1"
+# Where customers who run out of credit are sent; empty: the console's own page.
+relay_topup_url = ""
+# Most memory that one replica may take.
+relay_memory = "1G"
+# How long a replica that is being replaced may finish its streams.
+relay_stop_grace = "130s"
+# DEBUG, INFO, WARNING or ERROR.
+relay_log_level = "INFO"

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Brings the relay's stack to what its file says: schema first, then one replica after the other.
+
+    relay-roll IMAGE@sha256:…                  # installed by deploys/relay.py, which writes the stack file
+
+Migrations run once, as the database's owner, with the new image, while the old one serves. A roll whose new
+replica does not become healthy is undone by Swarm; this then ends with 1 and says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+STACK = "relay"
+SERVICE = "relay_relay"
+STACK_FILE = "/etc/relay/stack.yml"
+MIGRATION_SETTINGS = "/etc/relay/migrate.env"
+CA = "/etc/relay/tls/ca.crt"
+PAUSE_SECONDS = 2
+
+
+def say(text: str) -> None:
+    print(f"relay-roll: {text}", file=sys.stderr, flush=True)
+
+
+def docker(*words: str) -> str:
+    done = subprocess.run(["docker", *words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"relay-roll: docker {' '.join(words[:2])} failed ({done.returncode}); its output is above")
+    return done.stdout.strip()
+
+
+def migrate(image: str) -> None:
+    """The database's schema for the new image."""
+    say("migrating the database")
+    options = ["--rm", "--network=host", f"--env-file={MIGRATION_SETTINGS}", f"--volume={CA}:{CA}:ro"]
+    docker("run", *options, image, "migrate")
+
+
+def roll() -> None:
+    docker(
+        "stack", "deploy", "--prune", "--with-registry-auth", "--resolve-image=never", "-c", STACK_FILE, STACK
+    )
+
+
+def wait(image: str, seconds: int) -> None:
+    """Until all replicas of `image` are healthy, or the roll is undone."""
+    end = time.monotonic() + seconds
+    told = ""
+    while time.monotonic() < end:
+        service = json.loads(docker("service", "inspect", SERVICE, "--format", "{{json .}}"))
+        state = (service.get("UpdateStatus") or {}).get("State", "")
+        if state in ("rollback_started", "rollback_paused", "rollback_completed", "paused"):
+            sys.exit(f"relay-roll: the new replicas did not become healthy ({state}): {problems()}")
+        wanted = service["Spec"]["Mode"]["Replicated"]["Replicas"]
+        running = healthy(image)
+        if running == wanted and state in ("", "completed"):
+            say(f"{running} of {wanted} replicas healthy")
+            return
+        if told != (told := f"{running} of {wanted} replicas healthy"):
+            say(told)
+        time.sleep(PAUSE_SECONDS)
+    sys.exit(f"relay-roll: after {seconds} s {told}: {problems()}")
+
+
+def tasks() -> list[dict[str, Any]]:
+    ids = docker("service", "ps", "-q", SERVICE, "--filter", "desired-state=running").split()
+    return list(json.loads(docker("inspect", "--type=task", *ids))) if ids else []
+
+
+def healthy(image: str) -> int:
+    """Replicas of `image` that run; Swarm calls a task running once its health check passes."""
+    return sum(
+        task["Status"]["State"] == "running" and task["Spec"]["ContainerSpec"]["Image"] == image
+        for task in tasks()
+    )
+
+
+def problems() -> str:
+    """What the tasks themselves complain about."""
+    shown = docker(
+        "service", "ps", SERVICE, "--no-trunc", "--format", "{{.Node}}: {{.CurrentState}} {{.Error}}"
+    )
+    return "; ".join(shown.splitlines()[:6])
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="relay-roll", description=__doc__, formatter_class=layout)
+    parser.add_argument("image", help="reference with its digest, as in the stack file")
+    parser.add_argument("--seconds", type=int, default=600, help="how long to wait for healthy replicas")
+    options = parser.parse_args()
+    docker("pull", "--quiet", options.image)
+    migrate(options.image)
+    roll()
+    wait(options.image, options.seconds)
+
+
+if __name__ == "__main__":
+    main()
