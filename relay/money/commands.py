@@ -138,7 +138,7 @@ async def _reverse(connection: AsyncConnection[Any], options: argparse.Namespace
 _REFUSALS = {
     "unknown": "entry {entry} does not exist; `ledger list --account ID` shows them",
     "not_reversible": "entry {entry} is neither a grant nor a charge; only those are taken back",
-    "debt_was_paid": "entry {entry} was debt that a grant has paid; grant the amount: `grant --source manual`",
+    "debt_was_paid": "entry {entry} was debt that a grant has paid since; grant the amount instead",
 }
 
 
@@ -178,7 +178,7 @@ def _register_limits(subparsers: Subparsers) -> None:
         allowances,
         "set",
         _set_allowance,
-        "allowance set --account 1 --unit text_tokens --amount 1000000 --source-id plan-7 --reason 'Pro plan'",
+        "allowance set --account 1 --unit text_tokens --amount 1000000 --source-id plan-7 --reason Pro",
     )
     give.add_argument("--account", type=int, required=True, help="id of the account")
     give.add_argument("--unit", required=True, help=f"credit (n$), {', '.join(QUOTA_METERS)}")

@@ -96,12 +96,12 @@ async def list_usage(
     until: datetime | None = None,
     limit: int,
 ) -> list[DbRow]:
-    """Usage records, newest first; the charge under the name charge_nanodollars."""
+    """Usage records, newest first; charge and cost in n$."""
     return await _all(
         connection,
         "select request_id, account_id, token_id, channel_id, model, customer_group, outcome, abort_rule,"
         " stream, admitted_at, started_at, settled_at, duration_ms, first_byte_ms, meters, raw_usage, held,"
-        " charge as charge_nanodollars, cost as cost_nanodollars, plan_paid, debt, quotas_used, grants_used,"
+        " charge, cost, plan_paid, debt, quotas_used, grants_used,"
         " exact_numerator || '/' || exact_denominator as exact, sell, cost_side, unpriced, attempts"
         " from usage where (%(account)s::bigint is null or account_id = %(account)s)"
         " and (%(since)s::timestamptz is null or settled_at >= %(since)s)"
