@@ -36,7 +36,7 @@ LEAST = {"app": Size(8, 16, 200), "dokploy": Size(4, 8, 100), "edge": Size(2, 4,
 
 def check(inventory: Inventory, name: str) -> None:
     """Raises one DeployError that lists everything wrong with environment `name`."""
-    found = [*hosts(inventory, name)]
+    found = [*hosts(inventory, name), *alerting()]
     # Without addresses no certificate can be judged.
     found = found or [*credentials(inventory, name)]
     if found:
@@ -96,6 +96,16 @@ def sizes(inventory: Inventory, group: str, least: Size) -> Iterator[str]:
                 yield f"host {host.name!r} has no `{key}`: say how much it has"
             elif has < needs:
                 yield f"host {host.name!r} is too small for `{group}`: {key} {has}, needs at least {needs}"
+
+
+def alerting() -> Iterator[str]:
+    """Alerts must reach somebody, where the environment says so."""
+    url = fleet.knob("alert_webhook_url")
+    if fleet.knob("alerts_required") and not url:
+        yield "alerts would reach nobody: set `alert_webhook_url` in the environment's group_data"
+    for name in ("alert_webhook_url", "alert_watchdog_url"):
+        if (value := fleet.knob(name)) and not value.startswith(("https://", "http://")):
+            yield f"`{name}` is not an http(s) address: {value!r}"
 
 
 def credentials(inventory: Inventory, name: str) -> Iterator[str]:

@@ -55,7 +55,9 @@ edge_read_timeout = "660s"
 edge_drain_timeout = "1h"
 
 # --- monitoring ------------------------------------------------------------------------------------------
-# Where alerts go: the address of a webhook that wakes people. Empty: nowhere; production refuses that.
+# Whether alerts must have somewhere to go; only a fleet that nobody depends on may do without.
+alerts_required = True
+# Where alerts go: the address of a webhook that wakes people. Empty: nowhere but Alertmanager's page on ops.
 alert_webhook_url = ""
 # Where the Watchdog goes, which fires always: a service elsewhere that pages when it falls silent. Empty: off.
 alert_watchdog_url = ""

@@ -14,3 +14,7 @@ postgres_maintenance_work_mem = "1GB"
 postgres_max_wal_size = "8GB"
 postgres_slot_wal_keep_size = "20GB"
 redis_maxmemory = "1gb"
+
+# Who is woken, and who notices when the monitoring itself falls silent.
+alert_webhook_url = "https://on-call.relay.example/alerts"
+alert_watchdog_url = "https://dead-man.relay.example/relay"

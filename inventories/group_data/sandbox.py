@@ -20,3 +20,6 @@ set_clock = False
 # The sandbox lives for an hour, not for years.
 journal_max_use = "64M"
 unattended_upgrades = False
+
+# Nobody sleeps beside the sandbox.
+alerts_required = False

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploys import fleet, monitoring
+from deploys import fleet, monitoring, validate
 from tests.unit.programs import run
 
 
@@ -114,3 +114,19 @@ def test_a_broken_rule_does_not_pass(configuration: Path) -> None:
 def test_each_set_of_files_has_a_record_of_its_own(server: Any) -> None:
     records = [name for name in server.operations if "/var/lib/relay/loaded/" in name]
     assert len(records) == len({name.rpartition("/")[2] for name in records}) == 7
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"alerts_required": True, "alert_webhook_url": ""}, "alerts would reach nobody"),
+        ({"alert_webhook_url": "on-call"}, "`alert_webhook_url` is not an http"),
+        ({"alerts_required": True, "alert_webhook_url": "https://on-call.test"}, ""),
+        ({"alerts_required": False, "alert_webhook_url": ""}, ""),
+    ],
+)
+def test_alerts_must_reach_somebody(sandbox_inventory: Any, knobs: dict[str, Any], said: str) -> None:
+    sandbox_inventory.override_data = sandbox_inventory.override_data | knobs
+    problems = list(validate.alerting())
+    assert bool(problems) is bool(said)
+    assert all(said in problem for problem in problems)
