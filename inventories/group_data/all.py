@@ -59,7 +59,7 @@ edge_drain_timeout = "1h"
 alerts_required = True
 # Where alerts go: the address of a webhook that wakes people. Empty: nowhere but Alertmanager's page on ops.
 alert_webhook_url = ""
-# Where the Watchdog goes, which fires always: a service elsewhere that pages when it falls silent. Empty: off.
+# Where the Watchdog goes, which always fires: a service elsewhere that pages when it is silent. Empty: off.
 alert_watchdog_url = ""
 # How long Prometheus keeps samples, and the disk space they may take.
 metrics_retention = "30d"
