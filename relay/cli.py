@@ -10,10 +10,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 
 from relay.identity import commands as identity
+from relay.money import commands as money
 from relay.routing import commands as routing
 from relay.settings import SettingError, Settings
 from relay.telemetry import logs
@@ -21,7 +20,7 @@ from relay.telemetry import logs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 done, 1 failed, 2 misused."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         settings = Settings.read(os.environ)
         logs.configure(settings.log_level if options.service else "WARNING")
@@ -32,24 +31,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands."""
+    whole = argparse.ArgumentParser(
         prog="python -m relay",
         description="Relays calls to AI vendors and bills each of them exactly once.",
         epilog="example:\n  python -m relay account show acme --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(service=False)
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    whole.set_defaults(service=False)
+    subparsers = whole.add_subparsers(metavar="COMMAND", required=True)
     serve = subparsers.add_parser("serve", help="serve calls until SIGTERM")
     serve.set_defaults(run=_serve, service=True)
     migrate = subparsers.add_parser("migrate", help="bring the database's schema to this version")
     migrate.set_defaults(run=_migrate)
     identity.register(subparsers)
     routing.register(subparsers)
-    if find_spec("relay.money.commands"):
-        import_module("relay.money.commands").register(subparsers)
-    return parser
+    money.register(subparsers)
+    return whole
 
 
 # The imports below wait until they are needed: an admin command starts in half the time without the server.

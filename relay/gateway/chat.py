@@ -386,7 +386,7 @@ class _Call:
         if self.outcome != "ok" and self.first_byte is None:
             raise _error_of(failure)
         tail = meter.tail()
-        if self.outcome == "truncated":
+        if self.outcome in ("truncated", "timeout"):
             tail = errors.stream_error("The model's vendor broke off. What was delivered is charged.")
         if self.first_byte is None:
             await self._send_part(tail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import openai
 import requests
 from cryptography.fernet import Fernet
 
+from relay import cli
+from relay.settings import Settings
 from tests.contract.postgres import REPOSITORY, Database, free_port
 
 SEAL_KEY = Fernet.generate_key().decode()
@@ -209,10 +212,17 @@ class Relay:
         )
 
     def command(self, *arguments: str, stdin: str = "") -> Any:
-        """Run ``python -m relay … --json`` and return what it printed; fails when it fails."""
-        done = self.run(*arguments, "--json", stdin=stdin)
-        assert done.returncode == 0, f"relay {' '.join(arguments)}: {done.stderr}"
-        return json.loads(done.stdout)
+        """What ``python -m relay … --json`` prints; fails when it fails. In this process: starts cost."""
+        options = cli.parser().parse_args([*arguments, "--json"])
+        output, keyboard = io.StringIO(), sys.stdin
+        try:
+            sys.stdin = io.StringIO(stdin)
+            with redirect_stdout(output), redirect_stderr(output):
+                status = options.run(options, Settings.read(self.environment()))
+        finally:
+            sys.stdin = keyboard
+        assert status == 0, f"relay {' '.join(arguments)}: {output.getvalue()}"
+        return json.loads(output.getvalue())
 
     def account(self, name: str, usd: str | None = None) -> int:
         """A new account, with a grant of ``usd`` dollars."""

@@ -38,7 +38,7 @@ def relay(
     made.channel(vendor.url, f"{MODEL},priced-by-call,unpriced,mapped=fake-large")
     for model in (MODEL, "mapped", "unserved"):
         made.price(model)
-    made.price("priced-by-call", "--call", "0.001")
+    made.price("priced-by-call", "--call", "0.001/1")
     yield made
     made.stop()
 
