@@ -101,7 +101,7 @@ def trust_registry() -> None:
     files.put(name=f"Write {path}", src=StringIO(fleet.secret("ca_cert")), dest=path, mode="644")
     files.put(
         name="Write /root/.docker/config.json",
-        src=StringIO(json.dumps(credentials(), indent=2) + "\n"),
+        src=StringIO(json.dumps(credentials(), indent="\t")),
         dest="/root/.docker/config.json",
         mode="600",
     )
