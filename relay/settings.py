@@ -51,7 +51,6 @@ class Settings:
     default_max_output: int  # tokens a call may produce when it does not say
     image_hold_tokens: int  # input tokens held for each image in a prompt
     settle_seconds: float  # how long a capture is retried while the database is away
-    hold_grace_seconds: float  # what a hold lives beyond both, for clocks that differ
     hold_margin_seconds: float  # what a hold lives longer than any call and its settlement
     drain_seconds: float  # after SIGTERM: answering, but no longer ready
     grace_seconds: float  # after that: streams may finish
@@ -89,7 +88,6 @@ class Settings:
             default_max_output=int(read.number("DEFAULT_MAX_OUTPUT", 4096, least=1)),
             image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),
             settle_seconds=read.number("SETTLE_SECONDS", 60),
-            hold_grace_seconds=read.number("HOLD_GRACE_SECONDS", 60, least=1),
             hold_margin_seconds=read.number("HOLD_MARGIN_SECONDS", 60),
             drain_seconds=read.number("DRAIN_SECONDS", 3, least=0),
             grace_seconds=read.number("GRACE_SECONDS", 120, least=0),
