@@ -61,13 +61,16 @@ def jobs() -> list[Job]:
         Job("postgres", 9187, targets("db")),
         Job("patroni", 8008, targets("db"), tls=True),
         Job("etcd", 2381, targets("db")),
+        Job("redis", 9121, targets("ops")),
+        Job("objectstore", 9327, targets("vault")),
     ]
 
 
 def probes() -> list[dict[str, Any]]:
     """What the blackbox exporter asks: each edge as a customer would, and certificates inside the fleet."""
     edges = [{"name": node.name, "url": f"https://{node.address}/healthz"} for node in fleet.hosts("edge")]
-    inside = [(node, 8008) for node in fleet.hosts("db")] + [(node, 5000) for node in fleet.hosts("ops")]
+    ports = (("db", 8008), ("ops", 5000), ("ops", 6379), ("vault", 8333))
+    inside = [(node, port) for group, port in ports for node in fleet.hosts(group)]
     listeners = [{"name": f"{node.name}:{port}", "url": f"{node.address}:{port}"} for node, port in inside]
     return [
         {"name": "edge_probe", "module": "edge", "targets": edges},
