@@ -16,11 +16,10 @@ from io import StringIO
 from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pyinfra.api.command import StringCommand
+from pyinfra.api.command import FileUploadCommand, StringCommand
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 from pyinfra.context import host
-from pyinfra.operations import files
 
 from deploys import fleet
 
@@ -36,6 +35,11 @@ class ConfigFile:
     text: str
     mode: str = "644"
     group: str = "root"
+
+    @property
+    def state(self) -> str:
+        """What `FileStates` says of the file when it is in place."""
+        return f"{self.mode} root {self.group} {hashlib.sha256(self.text.encode()).hexdigest()}"
 
 
 def render(template: str, **values: object) -> str:
@@ -59,22 +63,15 @@ def guarded(unit: str, config: Sequence[ConfigFile], check: str, action: Action,
 
     `check` is the shell command that tests the files in place; `label` names the set when a unit has several.
     """
+    paths = [file.path for file in config]
     written = [
-        files.put(
-            name=f"{label}: write {file.path}",
-            src=StringIO(file.text),
-            dest=file.path,
-            user="root",
-            group=file.group,
-            mode=file.mode,
-        )
-        for file in host.loop(config)
+        write(name=f"{label}: write {file.path}", file=file, paths=paths) for file in host.loop(config)
     ]
     use(
         name=f"{label}: test, then {action} {unit} ({LOADED}/{label})",
         unit=unit,
         label=label,
-        paths=[file.path for file in config],
+        paths=paths,
         digest=_digest(config),
         check=check,
         action=action,
@@ -87,6 +84,36 @@ def _digest(config: Sequence[ConfigFile]) -> str:
     for file in config:
         whole.update(f"{file.path}\0{file.text}\0".encode())
     return whole.hexdigest()
+
+
+class FileStates(FactBase[dict[str, str]]):
+    """``mode owner group sha256`` of several files, by path; one question for a whole set."""
+
+    def command(self, paths: Sequence[str]) -> str:
+        listed = " ".join(shlex.quote(path) for path in paths)
+        return (
+            f"for f in {listed}; do [ ! -f $f ] || "
+            'echo "$f $(stat -c "%a %U %G" $f) $(sha256sum < $f | cut -d " " -f 1)"; done'
+        )
+
+    @staticmethod
+    def default() -> dict[str, str]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return {path: state for path, _, state in (line.partition(" ") for line in output)}
+
+
+@operation()
+def write(file: ConfigFile, paths: Sequence[str]) -> Generator[StringCommand | FileUploadCommand, None, None]:
+    """Puts one file of the set `paths` in place, in one step and never readable by others on the way."""
+    if host.get_fact(FileStates, paths=paths).get(file.path) == file.state:
+        host.noop(f"{file.path} is in place")
+        return
+    new = f"{file.path}.new"
+    yield StringCommand("install", "-o", "root", "-g", file.group, "-m", file.mode, "/dev/null", new)
+    yield FileUploadCommand(StringIO(file.text), new, remote_temp_filename=host.get_temp_filename(new))
+    yield StringCommand("mv", new, file.path)
 
 
 class LoadedDigest(FactBase[str]):

@@ -99,7 +99,8 @@ def _fake_inventory(real: Inventory, responses: Any, overrides: dict[str, Any]) 
 def _record_files(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
     def put_file(self: Any, source: str | IO[Any], path: str, *_: Any, **__: Any) -> bool:
         with get_file_io(source) as content:
-            outcome.files[path] = content.read().decode()
+            # deploys.guard moves a complete file into its place.
+            outcome.files[path.removesuffix(".new")] = content.read().decode()
         return True
 
     monkeypatch.setattr(FakeConnector, "put_file", put_file)

@@ -21,26 +21,47 @@ def thing() -> None:
     guarded("thing", CONFIG, "thing --test", "reload", "thing")
 
 
+def settled(config: list[ConfigFile]) -> dict[str, Any]:
+    """Answers of a host on which everything is in place and loaded."""
+    states = [f"{file.path} {file.state}" for file in config]
+    return {"sha256sum": states, "thing/digest": guard._digest(config)}
+
+
 def test_files_are_written_then_tested_then_loaded(fake_role: Any) -> None:
     outcome = fake_role(thing, "edge1")
     assert outcome.files["/etc/thing/a.conf"] == "a\n"
-    assert "chmod 600 /etc/thing/key" in outcome.commands
-    use = outcome.commands[-1]
+    commands = outcome.commands
+    use = commands[-1]
+    assert commands.index("mv /etc/thing/key.new /etc/thing/key") < commands.index(use)
     assert use.index("thing --test") < use.index("systemctl reload-or-restart thing")
 
 
+def test_a_secret_file_is_closed_before_its_content_arrives(fake_role: Any) -> None:
+    assert "install -o root -g root -m 600 /dev/null /etc/thing/key.new" in fake_role(thing, "edge1").commands
+
+
+def test_what_is_in_place_and_loaded_stays(fake_role: Any) -> None:
+    assert fake_role(thing, "edge1", responses=settled(CONFIG)).changes == []
+
+
+@pytest.mark.parametrize("wrong", ["644 root root 0000", "666 root root {sha}", "644 deploy root {sha}"])
+def test_one_file_that_differs_is_written_and_all_are_tested(fake_role: Any, wrong: str) -> None:
+    answers = settled(CONFIG)
+    sha = CONFIG[0].state.rpartition(" ")[2]
+    answers["sha256sum"][0] = f"{CONFIG[0].path} {wrong.format(sha=sha)}"
+    changes = fake_role(thing, "edge1", responses=answers).changes
+    assert [change.partition("thing: ")[2].split(" (")[0] for change in changes] == [
+        "write /etc/thing/a.conf",
+        "test, then reload thing",
+    ]
+
+
 def test_an_interrupted_run_is_finished_by_the_next(fake_role: Any) -> None:
-    loaded = guard._digest(CONFIG)
-    assert "/var/lib/relay/loaded/thing" in fake_role(thing, "edge1").changes[-1]
-    empty: list[ConfigFile] = []
-
-    @deploy("Nothing to write")
-    def nothing() -> None:
-        guarded("thing", empty, "true", "reload", "thing")
-
-    assert fake_role(nothing, "edge1", responses={"thing/digest": loaded}).changes != []
-    settled = fake_role(nothing, "edge1", responses={"thing/digest": guard._digest(empty)})
-    assert settled.changes == []
+    """Files are in place, but the program never loaded them."""
+    answers = settled(CONFIG) | {"thing/digest": "of an older set"}
+    changes = fake_role(thing, "edge1", responses=answers).changes
+    assert len(changes) == 1
+    assert "test, then reload thing" in changes[0]
 
 
 def test_a_template_with_a_missing_value_is_an_error() -> None:

@@ -25,8 +25,7 @@ def test_the_whole_program_is_put_on_the_host(outcome: Any) -> None:
 
 def test_the_key_is_readable_by_the_vendor_only(outcome: Any, sandbox_inventory: Any) -> None:
     assert outcome.files["/etc/vendor/api.key"].strip() == fleet.secret("vendor_api_key")
-    assert "chmod 640 /etc/vendor/api.key" in outcome.commands
-    assert "chown root:vendor /etc/vendor/api.key" in outcome.commands
+    assert "install -o root -g vendor -m 640 /dev/null /etc/vendor/api.key.new" in outcome.commands
 
 
 def test_the_unit_shows_no_secret(outcome: Any, sandbox_inventory: Any) -> None:
