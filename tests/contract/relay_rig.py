@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import redis
 import requests
 from cryptography.fernet import Fernet
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from relay import cli
 from relay.settings import Settings
@@ -27,6 +29,18 @@ SEAL_KEY = Fernet.generate_key().decode()
 VENDOR_KEY = "vendor-secret"
 TOPUP_URL = "https://console.example.com/topup"
 START_SECONDS = 30.0
+MODEL = "fake-small"
+IN, OUT = 2_500, 10_000  # nano-dollars a token, as Relay.price() publishes
+
+
+def asks(text: str = "What does a call cost?") -> list[ChatCompletionUserMessageParam]:
+    """Messages of a chat request."""
+    return [{"role": "user", "content": text}]
+
+
+def price(prompt: int, completion: int) -> int:
+    """What Relay.price()'s rates make of a call's tokens, in nano-dollars."""
+    return prompt * IN + completion * OUT
 
 
 def eventually(check: Callable[[], Any], seconds: float = 10.0, every: float = 0.05) -> Any:
@@ -271,3 +285,77 @@ class Relay:
         """Kill every replica."""
         for replica in self.replicas:
             replica.process.kill()
+
+
+class Customer:
+    """An account with its key and the SDK."""
+
+    def __init__(self, relay: Relay, replica: Replica, name: str, usd: str | None, *options: str) -> None:
+        self.relay, self.replica = relay, replica
+        self.account = relay.account(name, usd)
+        self.key = relay.token(self.account, "key", *options)
+        self.sdk = replica.client(self.key)
+        self.funds = self.balance()
+
+    def balance(self) -> int:
+        """Nano-dollars, once nothing is held any more."""
+        balance, _ = eventually(self._settled, 5)
+        return int(balance)
+
+    def _settled(self) -> tuple[int, int] | None:
+        balance, held = self.relay.balance(self.account)
+        return (balance, held) if held == 0 else None
+
+    def spent(self) -> int:
+        """Nano-dollars since the account was made."""
+        return self.funds - self.balance()
+
+    def post(self, body: Any = None, **options: Any) -> requests.Response:
+        """A chat call without the SDK."""
+        headers = {"authorization": f"Bearer {self.key}"} | options.pop("headers", {})
+        url = f"{self.replica.url}/v1/chat/completions"
+        return requests.post(url, json=body, headers=headers, timeout=30, **options)
+
+    def record(self) -> dict[str, Any]:
+        """The account's only usage record."""
+        (only,) = self.relay.usage(self.account)
+        return only
+
+
+@dataclass
+class Redis:
+    """A Redis of the test's own."""
+
+    port: int
+    process: Process
+
+    @property
+    def url(self) -> str:
+        """For RELAY_REDIS_URL."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.process.start()
+        with redis.Redis(port=self.port) as client:
+            eventually(lambda: _pings(client), START_SECONDS)
+
+
+def _pings(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+@contextmanager
+def running_redis(directory: Path) -> Iterator[Redis]:
+    """Start a Redis that keeps nothing."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    made = Redis(port, Process(command, directory / "redis.log", dict(os.environ), directory))
+    made.start()
+    try:
+        yield made
+    finally:
+        made.process.kill()

@@ -11,17 +11,20 @@ from typing import Any
 import openai
 import pytest
 import requests
-from openai.types.chat import ChatCompletionUserMessageParam
 
 from tests.contract.conftest import Database, free_port
-from tests.contract.relay_rig import TOPUP_URL, Relay, Replica, Vendor, eventually, running_vendor
-
-IN, OUT = 2_500, 10_000  # nano-dollars a token
-MODEL = "fake-small"
-
-
-def asks(text: str = "What does a call cost?") -> list[ChatCompletionUserMessageParam]:
-    return [{"role": "user", "content": text}]
+from tests.contract.relay_rig import (
+    MODEL,
+    TOPUP_URL,
+    Customer,
+    Relay,
+    Replica,
+    Vendor,
+    asks,
+    eventually,
+    price,
+    running_vendor,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,45 +59,9 @@ def obedient(vendor: Vendor) -> Iterator[None]:
     vendor.control()
 
 
-class Customer:
-    """An account with its key and the SDK."""
-
-    def __init__(self, relay: Relay, replica: Replica, name: str, usd: str | None, *options: str) -> None:
-        self.relay, self.replica = relay, replica
-        self.account = relay.account(name, usd)
-        self.key = relay.token(self.account, "key", *options)
-        self.sdk = replica.client(self.key)
-        self.funds = self.balance()
-
-    def balance(self) -> int:
-        balance, held = eventually(self._settled, 5)
-        assert held == 0
-        return int(balance)
-
-    def _settled(self) -> tuple[int, int] | None:
-        balance, held = self.relay.balance(self.account)
-        return (balance, held) if held == 0 else None
-
-    def spent(self) -> int:
-        return self.funds - self.balance()
-
-    def post(self, body: Any = None, **options: Any) -> requests.Response:
-        headers = {"authorization": f"Bearer {self.key}"} | options.pop("headers", {})
-        url = f"{self.replica.url}/v1/chat/completions"
-        return requests.post(url, json=body, headers=headers, timeout=30, **options)
-
-    def record(self) -> dict[str, Any]:
-        (only,) = self.relay.usage(self.account)
-        return only
-
-
 @pytest.fixture
 def customer(relay: Relay, replica: Replica, request: pytest.FixtureRequest) -> Customer:
     return Customer(relay, replica, request.node.name, "1.00")
-
-
-def price(prompt: int, completion: int) -> int:
-    return prompt * IN + completion * OUT
 
 
 # ---------------------------------------------------------------------- paid calls

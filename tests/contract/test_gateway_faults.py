@@ -1,0 +1,264 @@
+"""The relay when its surroundings fail: Redis, the database, the process itself; and its drained end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import requests
+
+from relay.limits import shared
+from relay.limits.shared import Limits, Pass
+from relay.telemetry.metrics import Metrics
+from tests.contract.conftest import Database, PostgresServer
+from tests.contract.relay_rig import (
+    MODEL,
+    Customer,
+    Redis,
+    Relay,
+    Vendor,
+    asks,
+    eventually,
+    price,
+    running_redis,
+    running_vendor,
+)
+
+BODY = {"model": MODEL, "messages": asks()}
+
+
+@pytest.fixture(scope="module")
+def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
+    with running_vendor(tmp_path_factory.mktemp("vendor")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def obedient(vendor: Vendor) -> Iterator[None]:
+    yield
+    vendor.control()
+
+
+@pytest.fixture
+def relay(database: Database, vendor: Vendor, tmp_path: Path) -> Iterator[Relay]:
+    made = Relay(database, tmp_path)
+    made.channel(vendor.url, MODEL)
+    made.price(MODEL)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Redis]:
+    with running_redis(tmp_path) as running:
+        yield running
+
+
+# ---------------------------------------------------------------------- limits and Redis
+
+
+def early_in_a_minute() -> None:
+    """The window slides over whole minutes: stay within one."""
+    if time.time() % 60 > 50:
+        time.sleep(60 - time.time() % 60)
+
+
+def test_replicas_share_the_rate_limit(relay: Relay, own_redis: Redis) -> None:
+    relay.settings["RELAY_REDIS_URL"] = own_redis.url
+    first, second = relay.replica(), relay.replica()
+    customer = Customer(relay, first, "limited", "1.00", "--rpm", "6")
+    early_in_a_minute()
+    refused = []
+    for number in range(12):
+        customer.replica = (first, second)[number % 2]
+        answer = customer.post(BODY)
+        if answer.status_code == 429:
+            refused.append(answer)
+    assert len(refused) == 6
+    assert {answer.json()["error"]["code"] for answer in refused} == {"rate_limit_exceeded"}
+    assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
+    assert len(relay.usage(customer.account)) == 6
+
+
+def test_concurrency_is_shared_and_freed(relay: Relay, own_redis: Redis, vendor: Vendor) -> None:
+    relay.settings["RELAY_REDIS_URL"] = own_redis.url
+    first, second = relay.replica(), relay.replica()
+    customer = Customer(relay, first, "narrow", "1.00", "--concurrency", "2")
+    vendor.control(chunk_delay_ms=300, completion_tokens=10)
+    streams = [first.client(customer.key), second.client(customer.key)]
+    open_streams = [sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True) for sdk in streams]
+    answer = customer.post(BODY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "concurrency_limit_exceeded")
+    open_streams[0].close()
+    vendor.control()
+    eventually(lambda: customer.post(BODY).status_code == 200, 3)
+    open_streams[1].close()
+
+
+def test_no_call_fails_because_redis_is_gone(relay: Relay, own_redis: Redis) -> None:
+    relay.settings |= {"RELAY_REDIS_URL": own_redis.url, "RELAY_REPLICAS": "2"}
+    replica = relay.replica()
+    customer = Customer(relay, replica, "alone", "1.00", "--rpm", "1000", "--concurrency", "50")
+    assert customer.post(BODY).status_code == 200
+    own_redis.process.kill()
+    assert [customer.post(BODY).status_code for _ in range(20)] == [200] * 20
+    assert replica.metric("relay_limits_degraded") == 1
+    assert requests.get(f"{replica.url}/healthz", timeout=5).json()["redis"] == "away"
+    assert replica.ready()
+    own_redis.start()
+    eventually(lambda: customer.post(BODY).ok and replica.metric("relay_limits_degraded") == 0, 5)
+    with_redis = Customer(relay, replica, "share", "1.00", "--rpm", "4")
+    own_redis.process.kill()
+    early_in_a_minute()
+    statuses = [with_redis.post(BODY).status_code for _ in range(4)]
+    assert statuses == [200, 200, 429, 429], "a replica alone lets its share through: 4 for 2 replicas"
+
+
+def test_slots_of_a_dead_replica_are_freed(own_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "LEASE_SECONDS", 1)
+
+    async def scenario() -> None:
+        dead, alive = (Limits(own_redis.url, None, 1, Metrics()) for _ in range(2))
+        assert isinstance(await dead.enter(7, None, 1, uuid4()), Pass)
+        assert not isinstance(await alive.enter(7, None, 1, uuid4()), Pass)
+        await asyncio.sleep(1.1)
+        assert isinstance(await alive.enter(7, None, 1, uuid4()), Pass)
+        await dead.close()
+        await alive.close()
+
+    asyncio.run(scenario())
+
+
+def test_slots_of_a_long_call_are_kept(own_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "LEASE_SECONDS", 1)
+    monkeypatch.setattr(shared, "RENEW_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        limits = Limits(own_redis.url, None, 1, Metrics())
+        await limits.start()
+        admitted = await limits.enter(7, None, 1, uuid4())
+        assert isinstance(admitted, Pass)
+        await asyncio.sleep(2)
+        assert not isinstance(await limits.enter(7, None, 1, uuid4()), Pass)
+        limits.leave(admitted)
+        await asyncio.sleep(0.2)
+        assert isinstance(await limits.enter(7, None, 1, uuid4()), Pass)
+        await limits.close()
+
+    asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------------- the relay itself
+
+
+def test_a_drain_lets_streams_finish(relay: Relay, vendor: Vendor) -> None:
+    replica = relay.replica(RELAY_DRAIN_SECONDS="2.5")
+    customer = Customer(relay, replica, "draining", "1.00")
+    vendor.control(chunk_delay_ms=100, completion_tokens=30)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    next(iter(stream))
+    replica.process.signal(signal.SIGTERM)
+    eventually(lambda: requests.get(f"{replica.url}/healthz", timeout=5).status_code == 503, 1)
+    vendor.control(completion_tokens=1)
+    assert customer.post(BODY).status_code == 200, "until the drain is over, calls are still served"
+    eventually(lambda: customer.post(BODY).headers.get("connection") == "close", 2)
+    rest = list(stream)
+    assert rest[-1].choices[0].finish_reason == "stop"
+    assert replica.process.wait() == 0
+    records = relay.usage(customer.account)
+    assert {record["outcome"] for record in records} == {"ok"}
+    assert 30 in {record["meters"]["out_text"] for record in records}
+
+
+def test_a_stream_beyond_the_grace_is_cut_and_charged_for_what_was_delivered(
+    relay: Relay, vendor: Vendor
+) -> None:
+    replica = relay.replica(RELAY_DRAIN_SECONDS="0", RELAY_GRACE_SECONDS="1")
+    customer = Customer(relay, replica, "cut", "1.00")
+    vendor.control(chunk_delay_ms=200, completion_tokens=100)
+    lines = customer.post(BODY | {"stream": True}, stream=True).iter_lines()
+    next(lines)
+    replica.process.signal(signal.SIGTERM)
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        list(lines)
+    assert replica.process.wait() == 0
+    record = customer.record()
+    assert (record["outcome"], record["abort_rule"]) == ("shutdown", "bill what was delivered")
+    assert 1 <= record["meters"]["out_text"] < 100
+    assert customer.spent() == price(record["meters"]["in_text"], record["meters"]["out_text"])
+
+
+def test_a_killed_relay_leaves_a_hold_and_no_debt(relay: Relay, vendor: Vendor) -> None:
+    replica = relay.replica()
+    customer = Customer(relay, replica, "killed", "1.00")
+    vendor.control(chunk_delay_ms=200, completion_tokens=100)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    next(iter(stream))
+    replica.process.kill()
+    balance, held = relay.balance(customer.account)
+    assert balance == customer.funds
+    assert held > 0, "the hold was not durable before the vendor was called"
+    vendor.control()
+    customer.replica = relay.replica()
+    assert customer.post(BODY).status_code == 200
+
+
+# ---------------------------------------------------------------------- the database
+
+
+def test_calls_work_again_after_the_database_restarts(relay: Relay, postgres: PostgresServer) -> None:
+    replica = relay.replica()
+    customer = Customer(relay, replica, "restarted", "1.00")
+    assert customer.post(BODY).status_code == 200
+    postgres.control("restart", "-m", "immediate")
+    eventually(lambda: customer.post(BODY).status_code == 200, 15)
+    eventually(replica.ready, 5)
+    new = Customer(relay, replica, "afterwards", "1.00")
+    assert new.post(BODY).status_code == 200, "identity is no longer kept true"
+
+
+def test_a_stream_survives_the_database(relay: Relay, vendor: Vendor, postgres: PostgresServer) -> None:
+    replica = relay.replica()
+    customer = Customer(relay, replica, "patient", "1.00")
+    vendor.control(chunk_delay_ms=100, completion_tokens=10)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    next(iter(stream))
+    postgres.control("stop", "-m", "immediate")
+    back = threading.Timer(3, postgres.control, ("start",))
+    back.start()
+    try:
+        eventually(lambda: not replica.ready(), 5)
+        assert requests.get(f"{replica.url}/livez", timeout=5).ok
+        assert list(stream)[-1].choices[0].finish_reason == "stop"
+    finally:
+        back.join()
+    record = eventually(lambda: relay.usage(customer.account), 5)[0]
+    assert (record["outcome"], record["meters"]["out_text"]) == ("ok", 10)
+    assert customer.spent() == price(record["meters"]["in_text"], 10)
+
+
+def test_without_database_calls_are_refused_before_the_vendor(
+    relay: Relay, vendor: Vendor, postgres: PostgresServer
+) -> None:
+    replica = relay.replica()
+    customer = Customer(relay, replica, "refused", "1.00")
+    assert customer.post(BODY).status_code == 200
+    before = vendor.totals()
+    postgres.control("stop", "-m", "immediate")
+    try:
+        answer = customer.post(BODY)
+        unknown = requests.get(
+            f"{replica.url}/v1/models", headers={"authorization": "Bearer sk-relay-new"}, timeout=30
+        )
+    finally:
+        postgres.control("start")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "ledger_unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert unknown.status_code == 503
+    assert vendor.totals() == before
