@@ -1,0 +1,72 @@
+"""The etcd role on a fake host."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from deploys import etcd
+from tests.unit.deploys.facts import LINUX, running
+
+RUNNING = LINUX | running("etcd.service")
+
+
+@pytest.fixture
+def outcome(fake_role: Any) -> Any:
+    return fake_role(etcd.etcd, "db2", responses=LINUX)
+
+
+def settings(outcome: Any) -> dict[str, str]:
+    lines = outcome.files["/etc/default/etcd"].splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_only_those_with_a_certificate_of_the_fleet_are_served(outcome: Any) -> None:
+    found = settings(outcome)
+    assert found["ETCD_CLIENT_CERT_AUTH"] == found["ETCD_PEER_CLIENT_CERT_AUTH"] == "true"
+    assert found["ETCD_TRUSTED_CA_FILE"] == found["ETCD_PEER_TRUSTED_CA_FILE"] == "/etc/relay/tls/ca.crt"
+    reachable = [found[name] for name in found if name.endswith(("CLIENT_URLS", "PEER_URLS"))]
+    assert reachable
+    assert all(url.startswith("https://") for urls in reachable for url in urls.split(","))
+
+
+def test_every_database_host_is_a_member(outcome: Any) -> None:
+    assert settings(outcome)["ETCD_INITIAL_CLUSTER"] == (
+        "db1=https://172.30.77.31:2380,db2=https://172.30.77.32:2380,db3=https://172.30.77.33:2380"
+    )
+    assert settings(outcome)["ETCD_NAME"] == "db2"
+
+
+def test_a_member_that_returns_asks_before_it_forces_an_election(outcome: Any) -> None:
+    assert settings(outcome)["ETCD_PRE_VOTE"] == "true"
+
+
+def test_account_and_configuration_are_there_when_the_package_starts_the_service(outcome: Any) -> None:
+    names = outcome.operations
+    install = next(i for i, name in enumerate(names) if "Install etcd" in name)
+    assert all("etcd" in name for name in names[:install])
+    assert any("/etc/default/etcd" in name for name in names[:install])
+    assert any("/etc/passwd" in name for name in names[:install])
+
+
+def test_a_first_start_is_no_restart(outcome: Any) -> None:
+    assert etcd.RESTART not in outcome.commands
+
+
+def test_a_running_member_restarts_when_its_configuration_changes(fake_role: Any) -> None:
+    assert etcd.RESTART in fake_role(etcd.etcd, "db2", responses=RUNNING).commands
+
+
+def test_data_is_never_touched(outcome: Any) -> None:
+    assert not [line for line in outcome.commands if re.search(r"\brm\b.*etcd", line)]
+
+
+def test_ports_are_open_to_database_hosts_and_monitoring_only(outcome: Any) -> None:
+    opened = {
+        tuple(re.findall(r"from (\S+) to any port (\d+)", c)[0]) for c in outcome.commands if "ufw allow" in c
+    }
+    database = {f"172.30.77.{last}" for last in (31, 32, 33)}
+    assert {source for source, port in opened if port in ("2379", "2380")} == database
+    assert {source for source, port in opened if port == "2381"} == {"172.30.77.41"}

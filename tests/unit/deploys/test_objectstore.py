@@ -1,0 +1,82 @@
+"""The object store role on a fake host."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from deploys import fleet, objectstore
+from tests.unit.deploys.facts import LINUX, existing, running
+
+RUNNING = LINUX | running("seaweedfs.service")
+TOOL = "/usr/local/sbin/relay-bucket"
+
+
+@pytest.fixture
+def outcome(fake_role: Any) -> Any:
+    return fake_role(objectstore.objectstore, "vault1", responses=LINUX)
+
+
+@pytest.fixture
+def unit(outcome: Any) -> str:
+    return str(outcome.files["/etc/systemd/system/seaweedfs.service"])
+
+
+def test_backups_may_use_their_bucket_and_nothing_else(outcome: Any, sandbox_inventory: Any) -> None:
+    identities = json.loads(outcome.files["/etc/seaweedfs/identities.json"])["identities"]
+    by_name = {identity["name"]: identity for identity in identities}
+    assert set(by_name) == {"administrator", "backup"}
+    assert set(by_name["backup"]["actions"]) == {
+        f"{action}:backups" for action in ("Read", "Write", "List", "Tagging")
+    }
+    assert by_name["backup"]["credentials"] == [
+        {"accessKey": fleet.secret("s3_access_key"), "secretKey": fleet.secret("s3_secret_key")}
+    ]
+    assert by_name["administrator"]["credentials"][0]["secretKey"] == fleet.secret("s3_admin_secret_key")
+
+
+def test_only_s3_over_tls_leaves_the_loopback(unit: str) -> None:
+    assert "-ip=127.0.0.1 -ip.bind=127.0.0.1" in unit
+    assert "-s3.ip.bind=172.30.77.51 -s3.port=8333" in unit
+    assert "-s3.cert.file=/etc/relay/tls/host.crt" in unit
+    assert "-s3.iam=false -s3.autoCreateBucket=false" in unit
+
+
+def test_the_store_is_not_root_and_keeps_its_data(unit: str) -> None:
+    assert "User=seaweedfs" in unit
+    assert "StateDirectory=seaweedfs" in unit
+    assert "-dir=/var/lib/seaweedfs" in unit
+
+
+def test_secrets_are_in_private_files_only(outcome: Any, sandbox_inventory: Any) -> None:
+    private = {
+        "/etc/seaweedfs/environment": "root",
+        "/etc/seaweedfs/administrator.curl": "root",
+        "/etc/seaweedfs/identities.json": "seaweedfs",
+    }
+    for path, owner in private.items():
+        assert f"chmod 600 {path}" in outcome.commands
+        assert f"chown {owner}:{owner} {path}" in outcome.commands
+    names = ("s3_secret_key", "s3_sse_key", "s3_admin_secret_key")
+    values = [fleet.secret(name) for name in names]
+    for path, text in outcome.files.items():
+        assert path in private or not [value for value in values if value in text]
+    assert not [line for line in outcome.commands for value in values if value in line]
+
+
+def test_a_new_store_gets_its_bucket(outcome: Any) -> None:
+    assert "relay-bucket apply" in outcome.commands
+
+
+@pytest.mark.parametrize("missing", [["bucket backups is missing"], []])
+def test_a_missing_bucket_is_drift(fake_role: Any, missing: list[str]) -> None:
+    text = fake_role(objectstore.objectstore, "vault1", responses=LINUX).files[TOOL]
+    present = RUNNING | existing(TOOL, text, "-rwxr-xr-x") | {"relay-bucket check": missing}
+    commands = fake_role(objectstore.objectstore, "vault1", responses=present).commands
+    assert ("relay-bucket apply" in commands) is bool(missing)
+
+
+def test_the_bucket_is_encrypted(outcome: Any) -> None:
+    assert "<SSEAlgorithm>AES256</SSEAlgorithm>" in outcome.files[TOOL]

@@ -1,0 +1,181 @@
+"""The PostgreSQL role on a fake host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from deploys import fleet, patroni, postgres
+from deploys.fleet import REPOSITORY
+from tests.unit.deploys.facts import existing, running
+
+REQUIREMENTS = REPOSITORY / "templates/postgres/requirements.txt"
+UNIT = REPOSITORY / "templates/postgres/patroni.service"
+RUNNING = running("patroni.service")
+INSTALLED = existing("/opt/patroni/requirements.txt", REQUIREMENTS.read_text()) | existing(
+    "/etc/systemd/system/patroni.service", UNIT.read_text()
+)
+
+
+@pytest.fixture
+def outcome(fake_role: Any) -> Any:
+    return fake_role(postgres.postgres, "db2")
+
+
+@pytest.fixture
+def configuration(outcome: Any) -> Any:
+    return yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])
+
+
+def test_what_is_acknowledged_is_on_two_hosts(configuration: Any) -> None:
+    cluster = configuration["bootstrap"]["dcs"]
+    assert cluster["synchronous_mode"] == "quorum"
+    assert cluster["synchronous_mode_strict"] is True
+    parameters = cluster["postgresql"]["parameters"]
+    assert parameters["fsync"] == parameters["synchronous_commit"] == parameters["full_page_writes"] == "on"
+    assert "statement_timeout" not in parameters
+
+
+def test_a_dead_primary_is_replaced_within_its_lease(configuration: Any) -> None:
+    cluster = configuration["bootstrap"]["dcs"]
+    assert (cluster["ttl"], cluster["loop_wait"], cluster["retry_timeout"]) == (20, 2, 9)
+    assert cluster["loop_wait"] + 2 * cluster["retry_timeout"] <= cluster["ttl"]
+
+
+def test_nobody_logs_in_without_tls_and_scram(configuration: Any) -> None:
+    rules = configuration["postgresql"]["pg_hba"]
+    assert rules[0] == "local all postgres peer"
+    for rule in rules[1:]:
+        assert rule.startswith("hostssl ")
+        assert rule.endswith(" scram-sha-256")
+    assert not [rule for rule in rules[1:] if " postgres " in rule.replace("hostssl postgres rewinder", "")]
+
+
+def test_a_returning_primary_may_ask_itself_for_its_timeline(configuration: Any) -> None:
+    rules = configuration["postgresql"]["pg_hba"]
+    assert "hostssl replication replicator 127.0.0.1/32 scram-sha-256" in rules
+
+
+def test_the_application_connects_from_app_hosts_only(configuration: Any) -> None:
+    rules = [line for line in configuration["postgresql"]["pg_hba"] if "relay_app" in line]
+    assert [rule.split()[3] for rule in rules] == [f"172.30.77.{last}/32" for last in (21, 22, 23)]
+
+
+def test_values_of_statements_stay_out_of_the_log(configuration: Any) -> None:
+    parameters = configuration["bootstrap"]["dcs"]["postgresql"]["parameters"]
+    assert parameters["log_parameter_max_length"] == parameters["log_parameter_max_length_on_error"] == 0
+
+
+def test_secrets_are_in_files_of_their_account_only(outcome: Any, sandbox_inventory: Any) -> None:
+    private = {
+        "/etc/patroni/patroni.yml": "postgres",
+        "/etc/relay/database.json": "postgres",
+        "/etc/relay/postgres-exporter.password": "prometheus",
+    }
+    for path, owner in private.items():
+        assert f"chmod 600 {path}" in outcome.commands
+        assert f"chown {owner}:{owner} {path}" in outcome.commands
+    values = [fleet.secret(name) for name in [*postgres.ROLE_SECRETS.values(), "patroni_rest_password"]]
+    for path, text in outcome.files.items():
+        assert path in private or not [value for value in values if value in text]
+    assert not [line for line in outcome.commands for value in values if value in line]
+
+
+def test_each_role_has_a_password_of_its_own(outcome: Any) -> None:
+    passwords = json.loads(outcome.files["/etc/relay/database.json"])
+    assert set(passwords) == {"relay_owner", "relay_app", "relay_exporter", "replicator", "rewinder"}
+    assert len(set(passwords.values())) == len(passwords)
+
+
+def test_the_package_makes_no_cluster_of_its_own(outcome: Any) -> None:
+    names = outcome.operations
+    assert "create_main_cluster = false" in outcome.files["/etc/postgresql-common/createcluster.conf"]
+    written = next(i for i, name in enumerate(names) if "createcluster.conf" in name)
+    assert written < next(i for i, name in enumerate(names) if "Install PostgreSQL (" in name)
+
+
+def test_a_first_start_waits_until_it_serves_and_restarts_nothing(outcome: Any) -> None:
+    assert "relay-patroni wait" in outcome.commands
+    assert not [
+        line for line in outcome.commands if "relay-patroni restart" in line or "reload patroni" in line
+    ]
+
+
+def test_a_new_program_restarts_replicas_first(fake_role: Any) -> None:
+    commands = fake_role(postgres.postgres, "db2", responses=RUNNING).commands
+    wanted = [f"touch {postgres.STALE}", "relay-patroni restart-replica", "relay-patroni restart-rest"]
+    assert [line for line in commands if line in wanted] == wanted
+    assert "systemctl reload patroni.service" not in commands
+
+
+def test_a_new_configuration_is_only_reloaded(fake_role: Any) -> None:
+    commands = fake_role(postgres.postgres, "db2", responses=RUNNING | INSTALLED).commands
+    assert "systemctl reload patroni.service" in commands
+    assert not [line for line in commands if "relay-patroni restart" in line]
+
+
+def test_a_renewed_certificate_changes_the_configuration(outcome: Any, sandbox_inventory: Any) -> None:
+    certificate = fleet.secret("tls_cert:db2")
+    assert hashlib.sha256(certificate.encode()).hexdigest() in outcome.files["/etc/patroni/patroni.yml"]
+
+
+def test_one_host_mends_the_settings_of_the_cluster(fake_role: Any) -> None:
+    drifted = {"patronictl show-config": ["ttl: 30", "loop_wait: 2"]}
+    first = fake_role(postgres.postgres, "db1", responses=drifted).commands
+    patches = [line for line in first if "edit-config" in line]
+    assert len(patches) == 1
+    assert '"ttl": 20' in patches[0]
+    assert "loop_wait" not in patches[0]
+    assert "relay-patroni restart-pending" in first
+    assert not [
+        c for c in fake_role(postgres.postgres, "db2", responses=drifted).commands if "edit-config" in c
+    ]
+
+
+def test_what_only_the_cluster_has_is_left_alone() -> None:
+    assert patroni.missing({"ttl": 20}, {"ttl": 20, "pause": True}) == {}
+    assert patroni.missing({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}) == {"a": {"c": 2}}
+
+
+def test_differences_in_the_database_are_drift(fake_role: Any) -> None:
+    found = {"database_setup.py --check": ["role relay_app has another password"]}
+    assert [c for c in fake_role(postgres.postgres, "db2", responses=found).commands if c.endswith("--apply")]
+
+
+def test_clients_find_the_primary_and_leave_a_dead_host(sandbox_inventory: Any) -> None:
+    options = dict(pair.split("=", 1) for pair in postgres.dsn("relay_app").split())
+    assert options["host"] == "172.30.77.31,172.30.77.32,172.30.77.33"
+    assert options["target_session_attrs"] == "read-write"
+    assert options["sslmode"] == "verify-ca"
+    assert (options["connect_timeout"], options["tcp_user_timeout"]) == ("2", "3000")
+
+
+def test_every_package_of_python_is_pinned_by_hash() -> None:
+    for name in ("requirements.txt", "requirements-build.txt"):
+        text = (REQUIREMENTS.parent / name).read_text()
+        assert len(re.findall(r"^[a-z]", text, re.MULTILINE)) == len(re.findall(r"==.*\\\n    --hash=", text))
+
+
+def test_an_installation_counts_when_all_of_it_is_there(outcome: Any) -> None:
+    steps = [
+        line
+        for line in outcome.commands
+        if line.startswith(("python3 -m venv", "/opt/patroni/bin/pip", "mv "))
+    ]
+    assert [step.split()[-1] for step in steps] == [
+        "/opt/patroni",
+        "/opt/patroni/build-requirements.txt",
+        "/opt/patroni/requirements.new",
+        "/opt/patroni/requirements.txt",
+    ]
+    assert all("--require-hashes" in step for step in steps if "/bin/pip" in step)
+
+
+def test_an_installation_that_is_there_is_left_alone(fake_role: Any) -> None:
+    commands = fake_role(postgres.postgres, "db2", responses=INSTALLED).commands
+    assert not [line for line in commands if "/bin/pip" in line]
