@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,10 @@ from deploys.sandbox import access, engine, hosts, image, preflight, settings, s
 from deploys.sandbox.settings import Sandbox, SandboxError
 from deploys.sandbox.shell import phase, say
 
+DESCRIPTION = """The fleet of inventories/sandbox.py on this machine.
+
+RELAY_SANDBOX_NAME, RELAY_SANDBOX_SUBNET and RELAY_SANDBOX_DIR make a second one beside it, for tests of the
+sandbox itself; its hosts have the same numbers in the other subnet."""
 EXAMPLE = "example: python -m deploys sandbox up && ssh -F .sandbox/ssh/config db1"
 
 
@@ -44,10 +47,11 @@ def down(sandbox: Sandbox, *, purge: bool = False) -> None:
                 image.remove_all(running)
     if engine.stop(sandbox):
         say("container engine stopped")
+    image.clean(sandbox)
     (sandbox.directory / "ssh" / "known_hosts").unlink(missing_ok=True)
     if purge:
-        shutil.rmtree(sandbox.engine_data, ignore_errors=True)
-        shutil.rmtree(sandbox.cache, ignore_errors=True)
+        state.remove_tree(sandbox.engine_data)
+        state.remove_tree(sandbox.cache)
 
 
 def rebuild(sandbox: Sandbox, name: str) -> None:
@@ -106,7 +110,7 @@ def _one_host(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploys sandbox",
-        description=settings.__doc__,
+        description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

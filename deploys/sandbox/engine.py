@@ -16,7 +16,7 @@ from pathlib import Path
 from deploys.sandbox import machine
 from deploys.sandbox.settings import Sandbox, SandboxError
 from deploys.sandbox.shell import phase, run, run_logged, say, tail
-from deploys.sandbox.state import read_json, write_atomically
+from deploys.sandbox.state import mounts_below, read_json, remove_tree, write_atomically
 
 START_PATIENCE_SECONDS = 60.0
 # Program that must be on the path, and the package that brings it.
@@ -105,6 +105,9 @@ def install_tools(sandbox: Sandbox) -> None:
         _apt(sandbox, ["update"])
         known = [name for name in packages if machine.succeeds(["apt-cache", "show", name])]
         _apt(sandbox, ["install", "--yes", "--no-install-recommends", *known])
+    if "dockerd" in missing and Path("/run/systemd/system").exists():
+        # The package starts its service. The sandbox runs an engine of its own, which `down` stops.
+        run(["systemctl", "stop", "docker.socket", "docker.service", "containerd.service"], check=False)
     still = missing_tools()
     if still:
         raise SandboxError(
@@ -171,7 +174,7 @@ def engine_command(sandbox: Sandbox) -> list[str]:
 
 def _launch(sandbox: Sandbox, log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
-    _pidfile(sandbox).unlink(missing_ok=True)
+    _forget_the_dead(_pidfile(sandbox), sandbox.runtime / "exec/containerd/containerd.pid")
     with log.open("wb") as output:
         process = subprocess.Popen(
             engine_command(sandbox),
@@ -184,11 +187,19 @@ def _launch(sandbox: Sandbox, log: Path) -> int:
     return process.pid
 
 
+def _forget_the_dead(*pidfiles: Path) -> None:
+    """Remove pid files of processes that ended: the engine would wait for one that nobody has reaped."""
+    for pidfile in pidfiles:
+        if pidfile.exists() and not _alive(int(pidfile.read_text() or 0)):
+            pidfile.unlink()
+
+
 def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
     try:
-        return os.waitpid(pid, os.WNOHANG) == (0, 0)
-    except ChildProcessError:
-        return Path(f"/proc/{pid}").exists()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def advice(log: Path) -> str:
@@ -255,7 +266,7 @@ def stop(sandbox: Sandbox) -> bool:
         if "." in name and machine.is_root():
             _sysctl(name).write_text(value)
     _before(sandbox).unlink(missing_ok=True)
-    shutil.rmtree(sandbox.runtime, ignore_errors=True)
+    remove_tree(sandbox.runtime)
     return pid is not None
 
 
@@ -268,10 +279,9 @@ def _end_leftovers(sandbox: Sandbox) -> None:
                 os.kill(int(entry.parent.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
             continue
-    roots = (f"{sandbox.runtime}/", f"{sandbox.engine_data}/")
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in sorted(points, key=len, reverse=True):
-        if point.startswith(roots):
+    mounted = Path("/proc/self/mountinfo").read_text()
+    for root in (sandbox.runtime, sandbox.engine_data):
+        for point in mounts_below(root, mounted):
             run(["umount", "--lazy", point], check=False)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import sys
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from deploys.sandbox import machine, prefetch
 from deploys.sandbox.engine import Engine
 from deploys.sandbox.settings import Sandbox
 from deploys.sandbox.shell import PROGRESS, phase, run, run_logged, say
-from deploys.sandbox.state import write_atomically
+from deploys.sandbox.state import remove_tree, write_atomically
 
 HERE = Path(__file__).parent / "image"
 BASE = "relay-sandbox-base"
@@ -136,8 +136,15 @@ def overlay_tar(files: dict[str, tuple[bytes, int]]) -> bytes:
     return buffer.getvalue()
 
 
+# The bootstrap mounts the machine's /dev, /proc and /sys into the new root. In namespaces of its own those
+# mounts, and all its processes, end with it, however it ends: nothing is left to remove through.
+APART = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
 def bootstrap_command(recipe: Recipe, work: Path) -> list[str]:
+    """The command that makes `work`/root.tar from the files in `work`."""
     return [
+        *APART,
         "mmdebstrap",
         "--variant=minbase",
         f"--include={','.join(recipe.packages)}",
@@ -153,9 +160,8 @@ def bootstrap_command(recipe: Recipe, work: Path) -> list[str]:
 
 def bootstrap(sandbox: Sandbox, engine: Engine, recipe: Recipe, reference: str) -> None:
     """Make the tar archive whole, then import it: an interrupted bootstrap leaves no image."""
-    work = sandbox.directory / "bootstrap"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    clean(sandbox)
+    work = Path(tempfile.mkdtemp(prefix="bootstrap-", dir=sandbox.directory))
     (work / "overlay.tar").write_bytes(overlay_tar(recipe.files))
     (work / "machine.sources").write_bytes(recipe.files["etc/apt/sources.list.d/machine.sources"][0])
     (work / "apt.conf").write_bytes(recipe.files["etc/apt/apt.conf.d/90sandbox"][0])
@@ -168,23 +174,38 @@ def bootstrap(sandbox: Sandbox, engine: Engine, recipe: Recipe, reference: str) 
     say("  importing")
     change = ["--change", 'ENTRYPOINT ["/usr/local/sbin/sandbox-init"]']
     engine.docker("import", *change, f"{work}/root.tar", reference)
-    shutil.rmtree(work)
+    remove_tree(work)
+
+
+def clean(sandbox: Sandbox) -> None:
+    """Remove what a run that was killed left on disk."""
+    for leftover in (*sandbox.directory.glob("bootstrap-*"), sandbox.directory / "prefetch"):
+        remove_tree(leftover)
 
 
 def _prefetch(sandbox: Sandbox, engine: Engine, wants: prefetch.Wants, base: str, host: str) -> None:
     _write_wants(sandbox, wants)
-    if wants.requirements:
+    if not _wheels_cached(sandbox, wants, base):
         _run_in(sandbox, engine, base, "wheels.sh")
     container = _run_in(sandbox, engine, base, "prefetch.sh", keep=True)
     say("  committing")
     change = ["--change", 'ENTRYPOINT ["/usr/local/sbin/sandbox-init"]']
     engine.docker("commit", *change, container, host)
     engine.docker("rm", "--force", container)
+    clean(sandbox)
+
+
+def _wheels_cached(sandbox: Sandbox, wants: prefetch.Wants, base: str) -> bool:
+    """Whether an earlier build fetched these very wheels; wheels.sh keeps the digest when it fetched all."""
+    digest = hashlib.sha256(repr((sorted(wants.requirements.items()), base)).encode()).hexdigest()
+    write_atomically(sandbox.directory / "prefetch" / "wheels.digest", digest)
+    fetched = sandbox.cache / "wheels.digest"
+    return not wants.requirements or (fetched.exists() and fetched.read_text() == digest)
 
 
 def _write_wants(sandbox: Sandbox, wants: prefetch.Wants) -> None:
+    clean(sandbox)
     directory = sandbox.directory / "prefetch"
-    shutil.rmtree(directory, ignore_errors=True)
     for kind, lists in (("roles", wants.packages), ("roots", wants.root_packages)):
         for role, names in lists.items():
             write_atomically(directory / kind / role, "\n".join(names) + "\n")

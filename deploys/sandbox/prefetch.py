@@ -11,11 +11,19 @@ from pathlib import Path
 from deploys.sandbox.settings import ROOT
 from deploys.sandbox.shell import run, warn
 
-# A module is imported by a process of its own: a half-written one harms nobody.
+# Modules are imported by a process of their own, each for itself: a half-written one harms nobody.
 _READ_CONSTANTS = """
 import importlib, json, sys
-module = importlib.import_module(sys.argv[1])
-print(json.dumps([list(getattr(module, name, [])) for name in ("PACKAGES", "IMAGE_PACKAGES")]))
+found = {}
+for name in sys.argv[1:]:
+    try:
+        module = importlib.import_module("deploys." + name)
+        lists = {key: value for key, value in vars(module).items() if key.endswith("PACKAGES")}
+        root = lists.pop("IMAGE_PACKAGES", [])
+        found[name] = [sorted({item for value in lists.values() for item in value}), sorted(set(root))]
+    except Exception as error:
+        found[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
 """
 
 
@@ -34,25 +42,21 @@ class Wants:
 
 def collect(root: Path = ROOT) -> Wants:
     """Read every role; one that cannot be read is named and left out (its hosts fetch for themselves)."""
+    roles = [path.stem for path in sorted((root / "deploys").glob("*.py")) if declares(path.read_text())]
+    done = run([sys.executable, "-c", _READ_CONSTANTS, *roles], cwd=root)
     packages: dict[str, list[str]] = {}
     root_packages: dict[str, list[str]] = {}
-    for path in sorted((root / "deploys").glob("*.py")):
-        if not declares(path.read_text()):
+    for role, found in json.loads(done.stdout.splitlines()[-1]).items():
+        if isinstance(found, str):
+            warn(f"packages of deploys/{role}.py are not prefetched: {found}")
             continue
-        done = run([sys.executable, "-c", _READ_CONSTANTS, f"deploys.{path.stem}"], check=False)
-        if done.returncode:
-            warn(f"packages of {path.name} are not prefetched: {done.stderr.strip().splitlines()[-1]}")
-            continue
-        host, new_root = json.loads(done.stdout.splitlines()[-1])
-        if host:
-            packages[path.stem] = sorted(set(host))
-        if new_root:
-            root_packages[path.stem] = sorted(set(new_root))
+        packages.update({role: found[0]} if found[0] else {})
+        root_packages.update({role: found[1]} if found[1] else {})
     return Wants(packages, root_packages, requirement_files(root))
 
 
 def declares(source: str) -> bool:
-    """Whether a module assigns PACKAGES or IMAGE_PACKAGES at its top level."""
+    """Whether a module assigns a constant …PACKAGES at its top level."""
     try:
         body = ast.parse(source).body
     except SyntaxError:
@@ -63,7 +67,7 @@ def declares(source: str) -> bool:
             targets += node.targets
         elif isinstance(node, ast.AnnAssign):
             targets.append(node.target)
-    return any(isinstance(t, ast.Name) and t.id in ("PACKAGES", "IMAGE_PACKAGES") for t in targets)
+    return any(isinstance(t, ast.Name) and t.id.endswith("PACKAGES") for t in targets)
 
 
 def requirement_files(root: Path) -> dict[str, str]:

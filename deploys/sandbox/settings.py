@@ -1,6 +1,6 @@
 """What the sandbox is called and where it keeps its things.
 
-Three environment variables make a second, independent one: RELAY_SANDBOX_NAME (default `relay-sandbox`),
+Three environment variables make a second one beside it: RELAY_SANDBOX_NAME (default `relay-sandbox`),
 RELAY_SANDBOX_SUBNET (default: that of the inventory) and RELAY_SANDBOX_DIR (default `.sandbox`).
 """
 

@@ -41,12 +41,20 @@ def run(
     check: bool = True,
     text: str | None = None,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, its output captured. Raises SandboxError naming command and output."""
     try:
         done = subprocess.run(
-            list(command), input=text, env=env, timeout=timeout, capture_output=True, text=True, check=False
+            list(command),
+            input=text,
+            env=env,
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise SandboxError(f"no answer within {timeout:.0f} s: {shlex.join(command)}") from None
@@ -65,7 +73,7 @@ def run_logged(
 ) -> None:
     """Run a long program: all output goes to `log`, the lines that `show` picks also to the screen.
 
-    The program is told to end when this process dies (a `kill -9` leaves none behind).
+    The program ends when this process dies (a `kill -9` leaves none behind).
     Raises SandboxError with the log's tail.
     """
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,24 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def mounts_below(path: Path, mountinfo: str) -> list[str]:
+    """Mount points at or below `path` in a text of /proc/self/mountinfo, deepest first."""
+    points = [line.split()[4].encode().decode("unicode_escape") for line in mountinfo.splitlines()]
+    below = [point for point in points if Path(point).is_relative_to(path)]
+    return sorted(below, key=len, reverse=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory if it exists. Raises SandboxError when something is mounted in it.
+
+    Removing through a mount would remove what is mounted: the machine's own files.
+    """
+    mounted = mounts_below(path, Path("/proc/self/mountinfo").read_text())
+    if mounted:
+        raise SandboxError(f"{mounted[0]} is still mounted; `umount {mounted[0]}`, then run this again")
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs in a container of the base image. Downloads, without installing, what each role will install.
+# Runs in a container of the base image. Downloads, without installing, what each role will install
+# (without recommendations, as roles install).
 #   /prefetch/roles/<role>   Debian packages, resolved against this image's state
 #   /prefetch/roots/<role>   Debian packages of a new root that the role bootstraps on a host
 #   /prefetch/wheels/<name>  requirement files, with hashes
@@ -11,14 +12,18 @@ needed=/tmp/needed
 : >"$needed"
 : >/tmp/empty-status
 
+install() {
+    apt-get install -qq --no-install-recommends "$@"
+}
+
 # fetch TITLE OPTION… PACKAGE…
 fetch() {
     title=$1
     shift
     mkdir -p /tmp/none/partial
-    if apt-get install --print-uris -qq -o Dir::Cache::archives=/tmp/none/ "$@" >/tmp/uris 2>/tmp/error; then
+    if install --print-uris -o Dir::Cache::archives=/tmp/none/ "$@" >/tmp/uris 2>/tmp/error; then
         cut -d' ' -f2 /tmp/uris >/tmp/names
-        apt-get install -y -qq --download-only -o Dir::Cache::archives=/cache/debs "$@" >/dev/null
+        install --yes --download-only -o Dir::Cache::archives=/cache/debs "$@" >/dev/null
         sort -u /tmp/names "$needed" -o "$needed"
         echo "PROGRESS $title: $(wc -l </tmp/names) packages"
     else
