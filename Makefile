@@ -53,7 +53,7 @@ fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, do
 	@.venv/bin/pytest tests/fleet -v
 
 chaos: .venv/ready ## The long money drill: 100,000 calls while replicas and the primary are killed
-	@$(PY) -m tests.fleet.chaos
+	@$(PY) -m tests.contract.chaos
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import psycopg
 import pytest
 
+from tests.contract.chaos import report
 from tests.contract.chaos.cluster import DATABASE, Cluster
+from tests.contract.chaos.drill import Plan, run
+from tests.contract.chaos.evidence import Entry
+from tests.contract.chaos.reconcile import Findings, Reconciliation
+from tests.contract.chaos.specimen import AFTER, BUSY, Specimen, agreeing, capture
 from tests.contract.postgres import create_database
 
 WRITERS = 4
@@ -71,3 +77,159 @@ def test_failover_loses_no_acknowledged_write(cluster: Cluster) -> None:
 def test_failover_without_a_synchronous_standby_is_refused(cluster: Cluster) -> None:
     with pytest.raises(RuntimeError, match="standby is not synchronous"):
         cluster.fail_over()
+
+
+def compare(specimen: Specimen) -> Findings:
+    return Reconciliation(specimen.expectations(), specimen.evidence()).run()
+
+
+def test_agreeing_books_have_no_differences() -> None:
+    found = compare(agreeing())
+    assert found.problems == []
+    assert found.fates == {
+        "served, captured (vendor's usage; outcome ok), acknowledged": 4,
+        "served, captured (bill what was delivered; outcome client_gone), not acknowledged": 1,
+        "served, released (outcome expired: expired)": 1,
+    }
+
+
+def charge_one_more(books: Specimen) -> None:
+    """A nano-dollar more in record, ledger and balance: only the vendor's count tells."""
+    books.records[0] = replace(books.records[0], charge=books.records[0].charge + 1)
+    books.entries[0] = replace(books.entries[0], amount=books.entries[0].amount - 1)
+    books.purses[0] = replace(
+        books.purses[0], balance=books.purses[0].balance - 1, grants_left=books.purses[0].grants_left - 1
+    )
+    books.budgets[0] = replace(books.budgets[0], spent=books.budgets[0].spent + 1)
+
+
+def old_price_after_the_change(books: Specimen) -> None:
+    books.records[0] = replace(books.records[0], started_at=AFTER)
+
+
+def forget_a_record(books: Specimen) -> None:
+    del books.records[0]
+
+
+def record_twice(books: Specimen) -> None:
+    books.records.append(books.records[0])
+
+
+def serve_twice(books: Specimen) -> None:
+    books.served.append(books.served[0])
+
+
+def charge_what_was_not_served(books: Specimen) -> None:
+    del books.served[1]
+
+
+def pay_twice(books: Specimen) -> None:
+    books.entries.append(books.entries[0])
+
+
+def pay_for_nothing(books: Specimen) -> None:
+    books.entries.append(Entry(BUSY, "credit", "capture", -5, "nobody's", 1, False))
+
+
+def lose_an_acknowledged_charge(books: Specimen) -> None:
+    books.records[0] = replace(books.records[0], captured=False, charge=0, reason="expired")
+    del books.entries[0]
+
+
+def charge_a_released_call(books: Specimen) -> None:
+    books.entries.append(capture("swept", BUSY, 1))
+
+
+def release_without_reason(books: Specimen) -> None:
+    books.records[-1] = replace(books.records[-1], reason="")
+
+
+def estimate_without_rule(books: Specimen) -> None:
+    books.records[-2] = replace(books.records[-2], abort_rule=None)
+
+
+def charge_a_refused_call(books: Specimen) -> None:
+    books.refused["left"] = (503, "ledger_unavailable")
+
+
+def deliver_less(books: Specimen) -> None:
+    books.acknowledged["old"] = replace(books.acknowledged["old"], tokens=19)
+
+
+def forget_a_broken_call(books: Specimen) -> None:
+    books.broken.add("seen by nobody else")
+
+
+def use_less_quota(books: Specimen) -> None:
+    books.entries = [
+        replace(entry, amount=-14) if entry.unit == "text_tokens" and entry.amount < 0 else entry
+        for entry in books.entries
+    ]
+
+
+def leave_a_hold(books: Specimen) -> None:
+    books.open_holds = 1
+
+
+def leave_a_held_amount(books: Specimen) -> None:
+    books.purses[0] = replace(books.purses[0], held=7)
+
+
+def drift_a_balance(books: Specimen) -> None:
+    books.purses[0] = replace(books.purses[0], balance=books.purses[0].balance - 1)
+
+
+def drift_a_grant(books: Specimen) -> None:
+    books.purses[0] = replace(books.purses[0], grants_left=books.purses[0].grants_left - 1)
+
+
+def overspend_a_budget(books: Specimen) -> None:
+    books.budgets[0] = replace(books.budgets[0], maximum=1)
+
+
+def drift_a_budget(books: Specimen) -> None:
+    books.budgets[0] = replace(books.budgets[0], spent=books.budgets[0].spent - 1)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "problem"),
+    [
+        (charge_one_more, "old: charged 8149 n$, not [8148]"),
+        (old_price_after_the_change, "old: charged 8148 n$, not [9722]"),
+        (forget_a_record, "old: served by the vendor, but no usage record explains it"),
+        (record_twice, "old: it has two usage records"),
+        (serve_twice, "old: the vendor served it twice"),
+        (charge_what_was_not_served, "new: charged, but the vendor never served it"),
+        (pay_twice, "old: captured 2 times from grant 1"),
+        (pay_for_nothing, "nobody's: has ledger entries, but no usage record"),
+        (lose_an_acknowledged_charge, "old: acknowledged, but its record says"),
+        (charge_a_released_call, "swept: released, yet something was charged"),
+        (release_without_reason, "swept: served by the vendor and released without a stated reason"),
+        (estimate_without_rule, "left: charged by an estimate without a stated rule"),
+        (charge_a_refused_call, "left: answered 503 ledger_unavailable, yet charged 2272 n$"),
+        (deliver_less, "old: 19 tokens arrived, the vendor sent 20"),
+        (forget_a_broken_call, "seen by nobody else: the customer saw its beginning"),
+        (use_less_quota, "quota: charged 5185 n$, not [5531]"),
+        (leave_a_hold, "ledger: 1 holds are still open"),
+        (leave_a_held_amount, "account 1 (credit): held 7"),
+        (drift_a_balance, "account 1 (credit): balance"),
+        (drift_a_grant, "account 1 (credit): balance"),
+        (overspend_a_budget, "token 9: "),
+        (drift_a_budget, "token 9: "),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_every_kind_of_difference_is_found(tamper: Callable[[Specimen], None], problem: str) -> None:
+    books = agreeing()
+    tamper(books)
+    assert any(found.startswith(problem) for found in compare(books).problems)
+
+
+def test_books_agree_after_replicas_and_primaries_were_killed() -> None:
+    """The drill, short; `make chaos` plays it with 100,000 calls."""
+    result = run(Plan(calls=3_000, kill_every=1.0, failovers=2), print)
+    print("\n".join(report.lines(result)))
+    assert result.findings.problems == []
+    assert result.passed
+    assert len(result.failovers) == 2
+    assert sum(replica.kills for replica in result.load.fleet.replicas) > 5

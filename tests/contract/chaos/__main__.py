@@ -1,0 +1,46 @@
+"""Command line of the drill: `make chaos`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.contract.chaos import report
+from tests.contract.chaos.drill import Plan, run
+
+EXAMPLE = """example:
+  python -m tests.contract.chaos --calls 3000 --kill-every 1 --failovers 2
+
+Everything runs on loopback: two PostgreSQL servers with synchronous replication, three relays, their worker,
+a fake vendor and the customers. Exit status: 0 when all books agree, 1 when they do not.
+"""
+
+
+def main() -> int:
+    """Run the drill and print its summary."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.contract.chaos",
+        description="Paid calls while replicas are killed and the database fails over; then the books.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--calls", type=int, default=100_000, help="acknowledged calls (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kill-every", type=float, default=1.0, metavar="S", help="seconds (default: %(default)s)"
+    )
+    parser.add_argument("--failovers", type=int, default=2, metavar="K", help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=64, help="calls at a time (default: %(default)s)")
+    options = parser.parse_args()
+    if min(options.calls, options.workers) < 1 or options.kill_every <= 0 or options.failovers < 0:
+        parser.error("--calls and --workers must be at least 1, --kill-every above 0, --failovers 0 or more")
+    plan = Plan(options.calls, options.kill_every, options.failovers, options.workers)
+    result = run(plan, lambda line: print(line, flush=True))
+    for line in report.lines(result):
+        print(line)
+    return 0 if result.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

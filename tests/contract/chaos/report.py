@@ -1,0 +1,56 @@
+"""The drill's summary for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.contract.chaos.customers import NANO
+from tests.contract.chaos.drill import Result
+
+SHOWN_PROBLEMS = 40
+
+
+def lines(result: Result) -> Iterator[str]:
+    """What happened, where every call went, and what does not agree."""
+    load, findings = result.load, result.findings
+    yield ""
+    yield "what happened"
+    yield from _table(_events(result))
+    yield "how calls ended for their callers"
+    yield from _table(load.endings.most_common())
+    yield "where every call went, by its own record"
+    yield from _table(findings.fates.most_common())
+    yield "the relay's own audits"
+    for name, (status, printed) in result.audits.items():
+        yield f"  {name}: {'ok' if status == 0 else f'FAILED ({status})'}  {printed}"
+    yield ""
+    if findings.problems:
+        yield f"{len(findings.problems)} DIFFERENCES"
+        yield from (f"  {problem}" for problem in findings.problems[:SHOWN_PROBLEMS])
+    verdict = "all books agree to the nano-dollar" if result.passed else "THE BOOKS DO NOT AGREE"
+    yield f"{verdict}: {_usd(findings.charged)} charged for {findings.vendor_tokens} vendor tokens"
+
+
+def _events(result: Result) -> list[tuple[str, object]]:
+    fleet, acknowledged = result.load.fleet, len(result.load.acknowledged)
+    ends = {member.name: member.own_ends for member in fleet.members if member.own_ends}
+    return [
+        ("acknowledged calls", acknowledged),
+        ("seconds", f"{result.seconds:.1f}"),
+        ("acknowledged calls a second", f"{acknowledged / result.seconds:.0f}"),
+        ("replicas killed", sum(replica.kills for replica in fleet.replicas)),
+        ("workers killed", fleet.worker.kills),
+        ("ended by themselves (exit status)", ends or "none"),
+        ("failovers (seconds to promote)", ", ".join(f"{took:.2f}" for took in result.failovers)),
+        ("answers broken off, request id known", len(result.load.broken)),
+        ("answers broken off, request id unknown", result.load.broken_unnamed),
+    ]
+
+
+def _table(rows: list[tuple[str, object]] | list[tuple[str, int]]) -> Iterator[str]:
+    for name, value in rows:
+        yield f"  {name:<90} {value!s:>12}"
+
+
+def _usd(nano: int) -> str:
+    return f"${nano // NANO}.{nano % NANO:09d}"
