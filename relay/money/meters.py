@@ -6,7 +6,7 @@ example each).
 """
 
 from collections.abc import Callable, Mapping
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from relay.money.errors import FieldError
@@ -40,12 +40,20 @@ def count(raw: Raw, *names: str) -> int:
         value = raw.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != int(value):
+        if not _is_whole(value):
             raise FieldError(name, f"{value!r} is not a whole number", "pass the vendor's usage as it came")
         if value < 0:
             raise FieldError(name, f"{value} is negative", "pass the vendor's usage as it came")
         return int(value)
     return 0
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer()
+    if isinstance(value, Decimal):
+        return value.is_finite() and value == value.to_integral_value()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def part(raw: Raw, *names: str) -> Raw:
@@ -137,6 +145,7 @@ def _anthropic(raw: Raw) -> dict[str, int]:
 
 def _gemini(raw: Raw) -> dict[str, int]:
     """generateContent: the cached part is inside promptTokenCount, thoughts and tool prompts are beside."""
+    raw = {_camel(name): value for name, value in raw.items()}
     _require(raw, "promptTokenCount", "candidatesTokenCount", "totalTokenCount")
     prompt, tool_prompt = count(raw, "promptTokenCount"), count(raw, "toolUsePromptTokenCount")
     cached = count(raw, "cachedContentTokenCount")
@@ -157,11 +166,15 @@ def _gemini(raw: Raw) -> dict[str, int]:
 
 
 def _gemini_output(raw: Raw, prompt: int) -> dict[str, int]:
-    answer, thoughts = count(raw, "candidatesTokenCount"), count(raw, "thoughtsTokenCount")
+    answer, thoughts = (
+        count(raw, "candidatesTokenCount", "responseTokenCount"),
+        count(raw, "thoughtsTokenCount"),
+    )
     total = count(raw, "totalTokenCount")
     if not (thoughts and total == prompt + answer):  # else the thoughts are inside the candidates already
         answer += thoughts
-    kinds = _by_kind(raw, "candidatesTokensDetails", _MODALITIES_OUT)
+    details = "candidatesTokensDetails" if "candidatesTokensDetails" in raw else "responseTokensDetails"
+    kinds = _by_kind(raw, details, _MODALITIES_OUT)
     return {"out_text": max(answer - sum(kinds.values()), 0), **kinds}
 
 
@@ -172,8 +185,14 @@ def _by_kind(raw: Raw, name: str, meters: Mapping[str, str]) -> dict[str, int]:
             raise FieldError(name, "it is not a list of objects", "pass the vendor's usage as it came")
         meter = meters.get(str(detail.get("modality")).upper())
         if meter:
-            found[meter] = found.get(meter, 0) + count(detail, "tokenCount")
+            found[meter] = found.get(meter, 0) + count(detail, "tokenCount", "token_count")
     return found
+
+
+def _camel(name: str) -> str:
+    """Google's own SDKs show the JSON names in snake case."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def _embeddings(raw: Raw) -> dict[str, int]:
@@ -226,7 +245,7 @@ def _milliseconds(value: Any, name: str, factor: int) -> int:
         raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25") from None
     if not exact.is_finite() or not 0 <= exact < 10**12:
         raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25")
-    return int(-(-exact // 1))
+    return int(exact.to_integral_value(ROUND_CEILING))
 
 
 FORMATS: dict[str, Callable[[Raw], dict[str, int]]] = {

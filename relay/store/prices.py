@@ -33,22 +33,23 @@ from price_rows where version_id = any (%s) order by version_id, id
 """
 
 
-async def load_catalog(connection: AsyncConnection[Any]) -> Catalog:
-    """Everything published that holds now or later, or held in the last day (calls in flight)."""
+async def load_catalog(connection: AsyncConnection[Any], since: datetime | None = None) -> Catalog:
+    """Everything published that holds at `since` or later (default: a day ago, for calls in flight)."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         # The revision first: what changes while we read moves it, and the catalog is loaded again.
         await cursor.execute("select revision from revisions where topic = 'prices'")
         revision = (await cursor.fetchone() or {"revision": 0})["revision"]
-        lately = "(valid_to is null or valid_to > now() - interval '1 day')"
+        lately = "(valid_to is null or valid_to > coalesce(%s, now() - interval '1 day'))"
         await cursor.execute(
-            f"select {_VERSION} from price_versions where status = 'published' and {lately}"  # noqa: S608
+            f"select {_VERSION} from price_versions where status = 'published' and {lately}",  # noqa: S608
+            (since,),
         )
         versions = await cursor.fetchall()
         await cursor.execute(_ROWS, ([version["id"] for version in versions],))
         rows = _by_version(await cursor.fetchall())
-        await cursor.execute(f"select * from group_multipliers where {lately}")  # noqa: S608
+        await cursor.execute(f"select * from group_multipliers where {lately}", (since,))  # noqa: S608
         groups = tuple(_group(row) for row in await cursor.fetchall())
-        await cursor.execute(f"select * from fx_rates where {lately}")  # noqa: S608
+        await cursor.execute(f"select * from fx_rates where {lately}", (since,))  # noqa: S608
         fx = tuple(_fx(row) for row in await cursor.fetchall())
     return Catalog(tuple(price_version(v, rows.get(v["id"], ())) for v in versions), groups, fx, revision)
 
