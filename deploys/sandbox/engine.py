@@ -154,7 +154,7 @@ def _start(sandbox: Sandbox) -> Engine:
     while time.monotonic() < deadline:
         if engine.answers():
             return engine
-        if not _alive(process):
+        if not alive(process):
             break
         time.sleep(0.3)
     raise SandboxError(f"the container engine did not start; its last words:\n{tail(log)}\n{advice(log)}")
@@ -190,11 +190,11 @@ def _launch(sandbox: Sandbox, log: Path) -> int:
 def _forget_the_dead(*pidfiles: Path) -> None:
     """Remove pid files of processes that ended: the engine would wait for one that nobody has reaped."""
     for pidfile in pidfiles:
-        if pidfile.exists() and not _alive(int(pidfile.read_text() or 0)):
+        if pidfile.exists() and not alive(int(pidfile.read_text() or 0)):
             pidfile.unlink()
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -223,7 +223,7 @@ def raise_limits(sandbox: Sandbox) -> None:
     if present >= wanted:
         return
     try:
-        _remember(sandbox, {name: str(present)})
+        remember(sandbox, {name: str(present)})
         path.write_text(str(wanted))
     except PermissionError:
         say(f"warning: {name} is {present}; as root: sysctl -w {name}={wanted}")
@@ -237,7 +237,7 @@ def _before(sandbox: Sandbox) -> Path:
     return sandbox.directory / "machine-before.json"
 
 
-def _remember(sandbox: Sandbox, settings: dict[str, str]) -> None:
+def remember(sandbox: Sandbox, settings: dict[str, str]) -> None:
     """Keep the machine's settings as they were first found, for `down` to put back."""
     write_atomically(_before(sandbox), json.dumps({**settings, **read_json(_before(sandbox))}))
 
@@ -245,7 +245,7 @@ def _remember(sandbox: Sandbox, settings: dict[str, str]) -> None:
 def _remember_network(sandbox: Sandbox) -> None:
     policy = re.search(r"-P FORWARD (\w+)", run(["iptables", "-S", "FORWARD"]).stdout)
     forwarding = _sysctl("net.ipv4.ip_forward").read_text().strip()
-    _remember(
+    remember(
         sandbox,
         {"net.ipv4.ip_forward": forwarding, "forward_policy": policy.group(1) if policy else "ACCEPT"},
     )
@@ -257,7 +257,7 @@ def stop(sandbox: Sandbox) -> bool:
     if pid:
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 60
-        while _alive(pid) and time.monotonic() < deadline:
+        while alive(pid) and time.monotonic() < deadline:
             time.sleep(0.1)
     _end_leftovers(sandbox)
     if sandbox.engine_data.exists():

@@ -238,7 +238,8 @@ def remove_all(sandbox: Sandbox, engine: Engine) -> None:
         say(f"  removed {container}")
     names = [name for host in sandbox.hosts for name in volumes(sandbox, host)]
     engine.docker("volume", "rm", "--force", *names)
-    engine.docker("network", "rm", sandbox.name, check=False)
+    if engine.docker("network", "inspect", sandbox.name, check=False).returncode == 0:
+        engine.docker("network", "rm", sandbox.name)
 
 
 def _remove(engine: Engine, container: str) -> str:

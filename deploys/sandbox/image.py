@@ -111,7 +111,7 @@ def ensure(sandbox: Sandbox, engine: Engine) -> str:
             bootstrap(sandbox, engine, recipe, base)
     with phase(f"host image {host}: prefetching packages of {len(wants.packages)} roles"):
         _prefetch(sandbox, engine, wants, base, host)
-    _remove_older(engine, host)
+    _remove_older(engine, host, base)
     return host
 
 
@@ -234,18 +234,19 @@ def _run_in(sandbox: Sandbox, engine: Engine, image: str, script: str, *, keep: 
     return container
 
 
-def _remove_older(engine: Engine, current: str) -> None:
+def _remove_older(engine: Engine, *current: str) -> None:
     """Images of earlier recipes; one that a host still runs on stays."""
-    listing = engine.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", HOST).stdout.split()
-    for reference in listing:
-        if reference != current:
+    for reference in _references(engine):
+        if reference not in current:
             engine.docker("image", "rm", reference, check=False)
 
 
 def remove_all(engine: Engine) -> None:
     """Remove the images, as far as no host runs on them."""
-    for repository in (HOST, BASE):
-        for reference in engine.docker(
-            "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository
-        ).stdout.split():
-            engine.docker("image", "rm", reference, check=False)
+    _remove_older(engine)
+
+
+def _references(engine: Engine) -> list[str]:
+    """Host images first: they are made from the base images."""
+    listing = ["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]
+    return [line for name in (HOST, BASE) for line in engine.docker(*listing, name).stdout.split()]

@@ -1,0 +1,16 @@
+"""A sandbox of two hosts whose state lives in a temporary directory."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from deploys.sandbox.settings import Host, Sandbox
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    hosts = (Host("app1", "172.30.77.21", ("app",)), Host("db1", "172.30.77.31", ("db",)))
+    return Sandbox("relay-sandbox", IPv4Network("172.30.77.0/24"), tmp_path, hosts)
