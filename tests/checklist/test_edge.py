@@ -1,0 +1,146 @@
+"""The edge, as a customer and as an attacker meet it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from deploys import fleet
+from tests.checklist.targets import address, hosts, reaches
+
+testinfra_hosts = hosts("edge")
+
+NAME = f"api.{fleet.domain()}"
+SIX_MONTHS = 182 * 86400
+
+
+def own_address(host: Any) -> str:
+    return address(host.backend.host.name)
+
+
+def curl(host: Any, options: str, path: str, scheme: str = "https") -> str:
+    """Output of curl on an edge, calling itself by the customer's name; certificates are checked."""
+    port = {"https": 443, "http": 80}[scheme]
+    resolve = f"--resolve {NAME}:{port}:{own_address(host)}"
+    return str(host.run(f"curl -s --max-time 10 {resolve} {options} '{scheme}://{NAME}{path}'").stdout)
+
+
+def headers(host: Any, path: str) -> dict[str, str]:
+    lines = curl(host, "-o /dev/null -D -", path).splitlines()
+    pairs = (line.partition(": ") for line in lines if ": " in line)
+    return {name.lower(): value for name, _, value in pairs}
+
+
+def handshake(host: Any, options: str) -> str:
+    return str(
+        host.run(f"openssl s_client -connect {own_address(host)}:443 {options} </dev/null 2>&1").stdout
+    )
+
+
+def test_services_run(host: Any) -> None:
+    """nginx and its exporter run, also after a boot, with a configuration that passes nginx's test."""
+    for name in ("nginx", "prometheus-nginx-exporter"):
+        assert host.service(name).is_running, name
+        assert host.service(name).is_enabled, name
+    assert host.run("nginx -t").rc == 0
+
+
+def test_https_reaches_a_relay(host: Any) -> None:
+    """HTTPS with a valid certificate reaches a relay."""
+    assert curl(host, "-o /dev/null -w '%{http_code} %{http_version}'", "/healthz") == "200 2"
+
+
+def test_every_relay_is_reachable(host: Any) -> None:
+    """Every relay node can be reached from every edge."""
+    name = host.backend.host.name
+    assert [node.name for node in fleet.hosts("app") if not reaches(name, node.address, 8000)] == []
+
+
+def test_http_becomes_https(host: Any) -> None:
+    """HTTP is redirected to HTTPS."""
+    answer = curl(host, "-o /dev/null -w '%{http_code} %{redirect_url}'", "/v1/models", scheme="http")
+    assert answer == f"308 https://{NAME}/v1/models"
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [("-tls1", 0), ("-tls1_1", 0), ("-tls1_2", 1), ("-tls1_3", 1)]
+)
+def test_tls_versions(host: Any, version: str, accepted: int) -> None:
+    """TLS 1.2 and 1.3 only."""
+    shown = handshake(host, f"-servername {NAME} {version} -cipher ALL:@SECLEVEL=0")
+    assert ("Cipher is (NONE)" not in shown) == bool(accepted)
+
+
+def test_certificate_lasts(host: Any) -> None:
+    """The certificate is valid for three more weeks."""
+    command = f"openssl s_client -connect {own_address(host)}:443 -servername {NAME} </dev/null 2>/dev/null"
+    assert host.run(f"{command} | openssl x509 -noout -checkend {21 * 86400}").rc == 0
+
+
+def test_a_strangers_name_gets_no_certificate(host: Any) -> None:
+    """A name that is not ours gets no certificate."""
+    assert "no peer certificate available" in handshake(host, "-servername stranger.example")
+
+
+def test_security_headers(host: Any) -> None:
+    """Security headers are on answers of the relay and of nginx itself; HSTS lasts six months."""
+    for path in ("/healthz", "/nothing"):
+        sent = headers(host, path)
+        assert int(sent["strict-transport-security"].partition("max-age=")[2].partition(";")[0]) >= SIX_MONTHS
+        assert sent["x-content-type-options"] == "nosniff"
+        assert sent["x-frame-options"] == "DENY"
+        assert sent["referrer-policy"] == "no-referrer"
+        assert "content-security-policy" in sent
+        assert sent["server"] == "nginx"
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/stub_status", "/v1/..%2fmetrics"])
+def test_nothing_but_the_api_passes(host: Any, path: str) -> None:
+    """Nothing but the API passes."""
+    status, code = curl(host, "--path-as-is -w ' %{http_code}'", path).rsplit(" ", 1)[::-1]
+    assert (status, json.loads(code)["error"]["code"]) == ("404", "not_found")
+
+
+def test_without_a_key_the_api_says_so(host: Any) -> None:
+    """A call without a key is refused in OpenAI's format."""
+    body, status = curl(host, "-w ' %{http_code}'", "/v1/models").rsplit(" ", 1)
+    assert (status, json.loads(body)["error"]["code"]) == ("401", "invalid_api_key")
+
+
+def test_rate_limit(host: Any) -> None:
+    """A client over its rate gets 429 with Retry-After; another is served meanwhile."""
+    burst = fleet.knob("edge_client_rate") * 3 + fleet.knob("edge_client_burst")
+    statuses = curl(
+        host, "-o /dev/null -w '%{http_code} ' -H 'authorization: Bearer flood'", f"/v1/models?n=[1-{burst}]"
+    ).split()
+    assert statuses[0] == "401"
+    assert "429" in statuses
+    other = curl(host, "-o /dev/null -w '%{http_code}' -H 'authorization: Bearer calm'", "/v1/models")
+    assert other == "401"
+    shown = curl(host, "-o /dev/null -D - -H 'authorization: Bearer flood'", f"/v1/models?n=[1-{burst}]")
+    assert "retry-after: 1" in shown.lower()
+
+
+def test_logs_hold_no_secret(host: Any) -> None:
+    """Neither keys nor query strings get into nginx's logs."""
+    curl(host, "-H 'authorization: Bearer sk-canary-in-header' -d '{}'", "/v1/models?key=sk-canary-in-query")
+    assert host.run("grep -rqi canary /var/log/nginx").rc == 1
+    last = json.loads(host.run("tail -n 1 /var/log/nginx/access.log").stdout)
+    assert last["path"].startswith("/")
+    assert "?" not in last["path"]
+
+
+def test_the_key_is_roots(host: Any) -> None:
+    """The certificate's private key is readable by root only."""
+    key = host.file("/etc/nginx/relay/tls/edge.key")
+    assert (key.user, oct(key.mode)) == ("root", "0o600")
+    assert oct(host.file("/etc/nginx/relay/tls").mode) == "0o700"
+
+
+def test_only_the_monitoring_sees_counters(host: Any) -> None:
+    """nginx's counters are open to the monitoring host alone."""
+    assert not reaches(fleet.hosts("app")[0].name, own_address(host), 9113)
+    for node in fleet.hosts("ops"):
+        assert reaches(node.name, own_address(host), 9113)

@@ -1,0 +1,128 @@
+"""The monitoring: everything is measured, rules are loaded, alerts have somewhere to go."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploys import fleet
+from tests.checklist.targets import address, hosts, on, reachable_from_here, reaches
+
+testinfra_hosts = hosts("ops")
+
+RULES = Path(__file__).resolve().parents[2] / "monitoring/rules"
+SERVERS = {"prometheus": 9090, "prometheus-alertmanager": 9093, "prometheus-blackbox-exporter": 9115}
+
+
+def ask(host: Any, path: str) -> Any:
+    """An answer of Prometheus's own API."""
+    answer = json.loads(host.run(f"curl -s --max-time 10 'http://127.0.0.1:9090/api/v1/{path}'").stdout)
+    assert answer["status"] == "success", answer
+    return answer["data"]
+
+
+def instances(host: Any, expression: str) -> set[str]:
+    """Hosts for which an expression has a value now."""
+    query = expression.replace("{", "%7B").replace("}", "%7D").replace('"', "%22").replace("=", "%3D")
+    return {
+        row["metric"].get("instance", "")
+        for row in ask(host, f"query?query={query.replace(' ', '%20')}")["result"]
+    }
+
+
+@cache
+def alerts_of_the_repository() -> set[str]:
+    files = [path for path in RULES.glob("*.yml") if not path.stem.endswith("_test")]
+    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    return {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def test_services_run(host: Any) -> None:
+    """Prometheus, Alertmanager and the prober run, also after a boot."""
+    for name in SERVERS:
+        assert host.service(name).is_running, name
+        assert host.service(name).is_enabled, name
+    assert host.run("promtool check config /etc/prometheus/prometheus.yml").rc == 0
+    assert host.run("amtool check-config /etc/prometheus/alertmanager.yml").rc == 0
+
+
+def test_every_host_is_measured(host: Any) -> None:
+    """Every host is measured."""
+    assert instances(host, 'up{job="node"} == 1') == {node.name for node in fleet.all_hosts()}
+
+
+@pytest.mark.parametrize(
+    ("job", "group"),
+    [("relay", "app"), ("nginx", "edge"), ("patroni", "db"), ("postgres", "db"), ("etcd", "db")],
+)
+def test_every_service_is_measured(host: Any, job: str, group: str) -> None:
+    """Every relay task, edge, database and etcd member is measured."""
+    measured = instances(host, f'up{{job="{job}"}} == 1')
+    assert measured == {node.name for node in fleet.hosts(group)}
+
+
+def test_every_edge_is_probed(host: Any) -> None:
+    """Every edge serves HTTPS as a customer sees it."""
+    assert instances(host, 'probe_success{job="edge_probe"} == 1') == {n.name for n in fleet.hosts("edge")}
+
+
+def test_every_rule_is_loaded(host: Any) -> None:
+    """Prometheus has loaded every alert rule of the repository, and all of them work."""
+    rules = [rule for group in ask(host, "rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"] for rule in rules} == alerts_of_the_repository()
+    assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
+
+
+def test_alerts_arrive(host: Any) -> None:
+    """Alerts reach Alertmanager: the heartbeat is there."""
+    shown = host.run("amtool alert query alertname=Watchdog --alertmanager.url http://127.0.0.1:9093 -o json")
+    assert [alert["status"]["state"] for alert in json.loads(shown.stdout)] == ["active"]
+
+
+def test_alerts_wake_somebody(host: Any) -> None:
+    """Alerts go to a webhook, where the environment must have one."""
+    receivers = yaml.safe_load(host.file("/etc/prometheus/alertmanager.yml").content_string)["receivers"]
+    receiver = next(receiver for receiver in receivers if receiver["name"] == "on-call")
+    assert bool(receiver.get("webhook_configs")) or not fleet.knob("alerts_required")
+
+
+def test_no_critical_alert_fires(host: Any) -> None:
+    """No critical alert fires."""
+    firing = [alert for alert in ask(host, "alerts")["alerts"] if alert["state"] == "firing"]
+    critical = [alert["labels"] for alert in firing if alert["labels"]["severity"] == "critical"]
+    assert [f"{labels['alertname']} {labels.get('instance', '')}".strip() for labels in critical] == []
+
+
+def test_pages_are_closed(host: Any) -> None:
+    """The pages of Prometheus and Alertmanager, which know no passwords, are on loopback only."""
+    own = address(host.backend.host.name)
+    for port in SERVERS.values():
+        assert host.socket(f"tcp://127.0.0.1:{port}").is_listening
+        assert not host.socket(f"tcp://0.0.0.0:{port}").is_listening
+        assert not reachable_from_here(own, port)
+
+
+def test_measurements_are_closed(host: Any) -> None:
+    """Measurements of a host are open to the monitoring host alone."""
+    stranger = fleet.hosts("edge")[0]
+    others = [node for node in fleet.all_hosts() if node != stranger]
+
+    def reached_from(source: str) -> list[str]:
+        with ThreadPoolExecutor(len(others)) as pool:
+            found = pool.map(lambda node: reaches(source, node.address, 9100), others)
+        return [node.name for node, open_ in zip(others, found, strict=True) if open_]
+
+    assert reached_from(host.backend.host.name) == [node.name for node in others]
+    assert reached_from(stranger.name) == []
+
+
+def test_exporters_survive_a_boot() -> None:
+    """Every host's exporter starts at boot."""
+    for node in fleet.all_hosts():
+        assert on(node.name).run("systemctl is-enabled prometheus-node-exporter").rc == 0, node.name
