@@ -30,10 +30,11 @@ from relay.routing.channels import ChannelTable
 from relay.routing.seal import Seal
 from relay.settings import Settings
 from relay.store.changes import Changes
-from relay.telemetry.metrics import Metrics
+from relay.telemetry.metrics import OTHER, Metrics
 
 # Longer than a proxy keeps its idle connections, so that the proxy, not we, closes them.
 KEEPALIVE_SECONDS = 90
+REFUSED_FOR_QUOTA = frozenset({402, 429})
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ class App:
         try:
             await self._route(scope, receive, send, request_id)
         except ApiError as error:
-            self._count_refusal(error)
+            if error.status in REFUSED_FOR_QUOTA:
+                self._services.metrics.rejections.labels(error.reason).inc()
             await send_error(send, error, str(request_id))
         except ClientGone:
             pass
         except Exception:
             log.exception("a request failed", extra={"request_id": str(request_id)})
+            self._services.metrics.requests.labels(OTHER, "none", "http_500", "false").inc()
             failure = ApiError(500, "Internal error.", kind="server_error", code="internal_error")
             await send_error(send, failure, str(request_id))
         finally:
@@ -88,10 +91,6 @@ class App:
             await self._health.alive(send)
         else:
             raise ApiError(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
-
-    def _count_refusal(self, error: ApiError) -> None:
-        if error.status < 500:
-            self._services.metrics.rejections.labels(error.reason).inc()
 
 
 def _only(method: str, allowed: str) -> None:

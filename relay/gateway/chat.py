@@ -33,6 +33,7 @@ from relay.gateway.http import (
 )
 from relay.gateway.services import Services
 from relay.identity.directory import Caller
+from relay.limits.shared import Pass
 from relay.limits.window import Refused
 from relay.money.admission import Admission
 from relay.money.errors import (
@@ -51,6 +52,7 @@ from relay.providers.openai_stream import BadStream, StreamMeter
 from relay.providers.transport import Broken, NotSent, Reply, TimedOut, TransportError
 from relay.routing.channels import Channel
 from relay.telemetry.logs import redact
+from relay.telemetry.metrics import OTHER
 
 FORMAT = "openai"
 BILL_DELIVERED = "bill what was delivered"
@@ -71,26 +73,46 @@ async def chat_completions(
     services: Services, scope: Scope, receive: Receive, send: Send, request_id: UUID
 ) -> None:
     """Serve one call; raises ApiError while nothing was sent."""
-    settings = services.settings
     started = time.monotonic()
-    address = client_address(scope, settings.trusted_networks)
-    caller = await services.directory.authenticate(header(scope, b"authorization"), address)
-    content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
-    if content_type != b"application/json":
-        raise errors.unsupported_media_type(content_type.decode("latin-1"))
-    request = parse(await read_body(scope, receive, settings.max_body_bytes), settings)
-    admission = _admit(services, caller, request)
-    admitted = await services.limits.enter(caller.token_id, caller.rpm, caller.concurrency, request_id)
-    if isinstance(admitted, Refused):
-        raise errors.rate_limited(
-            "The API key's limit is reached: try again later.", admitted.retry_after, admitted.reason
-        )
+    request: ChatRequest | None = None
+    try:
+        caller = await _identify(services, scope)
+        request = await _read(services, scope, receive)
+        admission = _admit(services, caller, request)
+        admitted = await _enter(services, caller, request_id)
+    except ApiError as error:
+        known = request is not None and services.channels.knows(request.model)
+        model = request.model if request is not None and known else OTHER
+        services.metrics.requests.labels(model, "none", error.reason, "false").inc()
+        raise
     departure = Departure(receive)
     try:
         await _Call(services, caller, request, admission, request_id, send, departure, started).run()
     finally:
         departure.close()
         services.limits.leave(admitted)
+
+
+async def _identify(services: Services, scope: Scope) -> Caller:
+    address = client_address(scope, services.settings.trusted_networks)
+    return await services.directory.authenticate(header(scope, b"authorization"), address)
+
+
+async def _read(services: Services, scope: Scope, receive: Receive) -> ChatRequest:
+    content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
+    if content_type != b"application/json":
+        raise errors.unsupported_media_type(content_type.decode("latin-1"))
+    settings = services.settings
+    return parse(await read_body(scope, receive, settings.max_body_bytes), settings)
+
+
+async def _enter(services: Services, caller: Caller, request_id: UUID) -> Pass:
+    admitted = await services.limits.enter(caller.token_id, caller.rpm, caller.concurrency, request_id)
+    if isinstance(admitted, Refused):
+        raise errors.rate_limited(
+            "The API key's limit is reached: try again later.", admitted.retry_after, admitted.reason
+        )
+    return admitted
 
 
 def _admit(services: Services, caller: Caller, request: ChatRequest) -> Admission:
@@ -129,7 +151,12 @@ class _Call:
 
     async def run(self) -> None:
         """From the hold to the last byte."""
-        self.hold = await self._reserve()
+        try:
+            self.hold = await self._reserve()
+        except ApiError as refusal:
+            self.outcome = refusal.reason
+            self._report()
+            raise
         vendor_started = time.monotonic()
         try:
             channel, reply = await self._open()

@@ -65,7 +65,10 @@ class Metrics:
             registry=registry,
         )
         self.rejections = Counter(
-            "relay_quota_rejections", "Calls refused before the vendor.", ["reason"], registry=registry
+            "relay_quota_rejections",
+            "Calls refused for credit, budgets, rate or concurrency.",
+            ["reason"],
+            registry=registry,
         )
         self.overhead = Histogram(
             "relay_overhead_seconds",

@@ -371,3 +371,35 @@ def test_credit_for_exactly_n_calls_gives_exactly_n(relay: Relay, replica: Repli
     assert sorted(set(statuses)) == [200, 402]
     assert statuses.count(200) == 37
     assert customer.balance() == 0
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+def test_metrics_count_what_was_served_and_what_was_refused(relay: Relay, replica: Replica) -> None:
+    customer = Customer(relay, replica, "measured", "0.01")
+
+    def count(model: str, provider: str, outcome: str) -> float:
+        labels = f'model="{model}",outcome="{outcome}",provider="{provider}",stream="false"'
+        return replica.metric(f"relay_requests_total{{{labels}}}")
+
+    kinds = (
+        ("fake-small", "openai", "ok"),
+        ("fake-small", "none", "insufficient_credit"),
+        ("other", "none", "model_not_found"),
+        ("other", "none", "invalid_api_key"),
+    )
+    before = [count(*kind) for kind in kinds]
+    revenue = replica.metric('relay_revenue_usd_total{model="fake-small",provider="openai"}')
+    assert customer.post({"model": MODEL, "messages": asks(), "max_tokens": 5}).status_code == 200
+    assert customer.post({"model": MODEL, "messages": asks(), "max_tokens": 9000}).status_code == 402
+    assert customer.post({"model": "made-up-by-a-customer", "messages": asks()}).status_code == 404
+    assert customer.post({}, headers={"authorization": "Bearer sk-relay-x"}).status_code == 401
+    assert [count(*kind) - was for kind, was in zip(kinds, before, strict=True)] == [1, 1, 1, 1]
+    earned = replica.metric('relay_revenue_usd_total{model="fake-small",provider="openai"}') - revenue
+    assert earned == pytest.approx(customer.spent() / 1e9)
+    assert replica.metric("relay_inflight_requests") == 0
+    exposition = requests.get(f"{replica.metrics_url}/metrics", timeout=5).text
+    assert "made-up-by-a-customer" not in exposition
+    assert customer.key not in exposition
+    assert requests.get(f"{replica.url}/metrics", timeout=5).status_code == 404
