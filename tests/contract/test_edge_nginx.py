@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import socket
 import ssl
@@ -272,7 +273,7 @@ def test_logs_hold_no_secret(tmp_path: Path, dead_host: DeadHost) -> None:
         logs = edge.log_text()
     assert "canary" not in logs
     assert entry["path"] == CHAT
-    assert len(entry["key_hash"]) == 16
+    assert entry["key_hash"] == hmac.new(b"edge", b"sk-canary-header", "sha256").hexdigest()[:16]
     assert entry["upstream_status"]
 
 
