@@ -12,6 +12,7 @@ from io import StringIO
 from typing import Any
 
 from pyinfra.api.deploy import deploy
+from pyinfra.api.host import HostData
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
@@ -98,7 +99,7 @@ def postgres() -> None:
     reload_or_restart(was_running, configuration, fleet.changed(program, unit))
     if fleet.node_of(host) == fleet.hosts("db")[0]:
         patroni.cluster_settings(
-            name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings()
+            name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings(host.data)
         )
     heartbeat()
     exporter()
@@ -175,7 +176,7 @@ def configure() -> OperationMeta:
         tls=TLS,
         fingerprint=certificate_fingerprint(),
         version=host.data.postgres_version,
-        dynamic=cluster_settings(),
+        dynamic=cluster_settings(host.data),
         access=access_rules(),
         rest_password=fleet.secret("patroni_rest_password"),
         replication_password=fleet.secret("postgres_replication_password"),
@@ -183,9 +184,8 @@ def configure() -> OperationMeta:
     )
 
 
-def cluster_settings() -> dict[str, Any]:
+def cluster_settings(data: HostData) -> dict[str, Any]:
     """Settings that all members share, kept in etcd. Times are seconds."""
-    data = host.data
     return {
         "ttl": data.patroni_ttl,
         "loop_wait": data.patroni_loop_wait,
@@ -197,13 +197,12 @@ def cluster_settings() -> dict[str, Any]:
         "synchronous_node_count": 1,
         # While etcd is away the primary stays one if it still reaches every other member.
         "failsafe_mode": True,
-        "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": parameters()},
+        "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": parameters(data)},
     }
 
 
-def parameters() -> dict[str, str | int]:
+def parameters(data: HostData) -> dict[str, str | int]:
     """postgresql.conf, the same on all members."""
-    data = host.data
     return {
         "max_connections": data.postgres_max_connections,
         "shared_buffers": data.postgres_shared_buffers,

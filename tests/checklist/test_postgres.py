@@ -1,0 +1,189 @@
+"""PostgreSQL: one primary, replicas that confirm its commits, nobody in without TLS and password."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from typing import Any
+
+from deploys import fleet
+from deploys.patroni import missing
+from deploys.postgres import cluster_settings
+from tests.checklist.targets import INVENTORY, address, hosts, on, reaches
+
+testinfra_hosts = hosts("db")
+
+SETUP = "runuser -u postgres -- /opt/patroni/bin/python /usr/local/lib/relay/database_setup.py"
+READ_PASSWORD = "import json, sys; print(json.load(open('/etc/relay/database.json'))[sys.argv[1]])"
+REPLAY_SECONDS = 10
+
+
+def query(host: Any, statement: str) -> str:
+    """One value, asked as the superuser over the local socket."""
+    command = f"cd / && runuser -u postgres -- psql -XAtqc {shlex.quote(statement)}"
+    return str(host.check_output(command)).strip()
+
+
+def login(host: Any, to: str, user: str, database: str, *, sslmode: str, password: str | None = None) -> Any:
+    """Tries to log in over the network; `password` None means the right one, which stays on the host."""
+    found = shlex.quote(password) if password else f'"$(python3 -c {shlex.quote(READ_PASSWORD)} {user})"'
+    options = f"sslmode={sslmode} sslrootcert=/etc/relay/tls/ca.crt connect_timeout=5"
+    conninfo = f"host={to} dbname={database} user={user} {options}"
+    return host.run(f"PGPASSWORD={found} psql -XAtqc 'select current_user' '{conninfo}'")
+
+
+def members() -> list[dict[str, Any]]:
+    """The cluster as Patroni sees it."""
+    found = on(fleet.hosts("db")[0].name).check_output("patronictl list --format json 2>/dev/null")
+    listed: list[dict[str, Any]] = json.loads(found)
+    return listed
+
+
+def primary() -> Any:
+    """testinfra's view of the primary."""
+    (leader,) = [member["Member"] for member in members() if member["Role"] == "Leader"]
+    return on(leader)
+
+
+def test_one_primary_and_streaming_replicas() -> None:
+    """One host is the primary, every other streams from it."""
+    states = sorted((member["Role"] == "Leader", member["State"]) for member in members())
+    replicas = len(fleet.hosts("db")) - 1
+    assert states == [(False, "streaming")] * replicas + [(True, "running")]
+
+
+def test_synchronous_standby() -> None:
+    """A replica confirms each commit: what is acknowledged is on a second host."""
+    host = primary()
+    streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+    confirming = f"{streaming} and sync_state in ('quorum', 'sync')"
+    assert int(query(host, confirming)) >= 1
+    assert query(host, "show synchronous_standby_names") != ""
+    assert [query(host, f"show {name}") for name in ("synchronous_commit", "fsync", "full_page_writes")] == [
+        "on"
+    ] * 3
+
+
+def test_settings_of_the_cluster() -> None:
+    """The cluster runs with the settings of the repository, and none waits for a restart."""
+    host = on(fleet.hosts("db")[0].name)
+    read = "import json, sys, yaml; print(json.dumps(yaml.safe_load(sys.stdin)))"
+    shown = host.check_output(f"patronictl show-config | /opt/patroni/bin/python -c '{read}'")
+    wanted = cluster_settings(INVENTORY.get_host(fleet.hosts("db")[0].name).data)
+    assert missing(wanted, json.loads(shown)) == {}
+    assert not [member["Member"] for member in members() if member.get("Pending restart")]
+
+
+def test_write_arrives(host: Any) -> None:
+    """A write on the primary arrives on every replica."""
+    written = query(primary(), "select pg_logical_emit_message(true, 'checklist', '')")
+    deadline = time.monotonic() + REPLAY_SECONDS
+    reached = f"select not pg_is_in_recovery() or pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
+    while query(host, reached) != "t":
+        assert time.monotonic() < deadline, f"not replayed after {REPLAY_SECONDS} s"
+        time.sleep(0.2)
+
+
+def test_tls_is_required(host: Any) -> None:
+    """PostgreSQL refuses a login without TLS, and shows a certificate of the fleet's CA for its name."""
+    own = address(host.backend.host.name)
+    refused = login(host, own, "rewinder", "postgres", sslmode="disable")
+    assert refused.rc != 0
+    assert "no encryption" in refused.stderr
+    verified = login(host, own, "rewinder", "postgres", sslmode="verify-full")
+    assert verified.stdout.strip() == "rewinder", verified.stderr
+
+
+def test_wrong_password_is_refused(host: Any) -> None:
+    """PostgreSQL refuses a wrong password."""
+    own = address(host.backend.host.name)
+    refused = login(host, own, "rewinder", "postgres", sslmode="require", password="wrong")
+    assert refused.rc != 0
+    assert "password authentication failed" in refused.stderr
+
+
+def test_superuser_has_no_way_in(host: Any) -> None:
+    """The superuser cannot log in over the network, nor the application from a host not its own."""
+    own = address(host.backend.host.name)
+    for user, database in (("postgres", "postgres"), ("relay_app", "relay"), ("relay_owner", "relay")):
+        refused = login(host, own, user, database, sslmode="require", password="any")
+        assert refused.rc != 0
+        assert "no pg_hba.conf entry" in refused.stderr
+
+
+def test_passwords_are_scram_and_set() -> None:
+    """Every login role has a SCRAM password of its own; the superuser has none."""
+    host = primary()
+    weak = (
+        "select coalesce(string_agg(rolname, ' '), '') from pg_authid where rolcanlogin"
+        " and rolname <> 'postgres' and coalesce(rolpassword, '') not like 'SCRAM-SHA-256$%'"
+    )
+    assert query(host, weak) == ""
+    assert query(host, "select rolpassword is null from pg_authid where rolname = 'postgres'") == "t"
+
+
+def test_least_privilege() -> None:
+    """Only the superuser is one; the application can neither own, create nor replicate."""
+    host = primary()
+    assert query(host, "select string_agg(rolname, ' ') from pg_roles where rolsuper") == "postgres"
+    powers = "select rolcreatedb or rolcreaterole or rolreplication or rolbypassrls from pg_roles"
+    powers += " where rolname = 'relay_app'"
+    assert query(host, powers) == "f"
+    assert query(host, "select has_database_privilege('relay_app', 'relay', 'CREATE')") == "f"
+    assert (
+        query(host, "select pg_get_userbyid(datdba) from pg_database where datname = 'relay'")
+        == "relay_owner"
+    )
+
+
+def test_roles_and_database(host: Any) -> None:
+    """Roles, their passwords, the database and its extensions are what the repository says."""
+    checked = host.run(f"cd / && {SETUP} --check")
+    assert (checked.rc, checked.stdout) == (0, "")
+
+
+def test_only_the_application_reaches_it(host: Any) -> None:
+    """PostgreSQL's port is open to application and database hosts only."""
+    own = address(host.backend.host.name)
+    assert reaches(fleet.hosts("app")[0].name, own, 5432)
+    assert not reaches(fleet.hosts("edge")[0].name, own, 5432)
+    assert not reaches(fleet.hosts("edge")[0].name, own, 8008)
+
+
+def test_patroni_wants_a_password(host: Any) -> None:
+    """Nobody changes the cluster through Patroni's interface without its password."""
+    url = f"https://{address(host.backend.host.name)}:8008"
+    curl = "curl --silent --max-time 5 --output /dev/null --write-out '%{http_code}'"
+    assert host.check_output(f"{curl} -X POST {url}/reload") == "401"
+    assert host.check_output(f"{curl} {url}/health") == "200"
+    assert host.run(f"curl --silent --max-time 5 http://{url.removeprefix('https://')}/health").rc != 0
+
+
+def test_data_checksums(host: Any) -> None:
+    """Pages have checksums: a disk that lies is noticed."""
+    assert query(host, "show data_checksums") == "on"
+
+
+def test_secrets_are_private(host: Any) -> None:
+    """Passwords are readable by their account only, and in no log."""
+    for path, owner in (
+        ("/etc/patroni/patroni.yml", "postgres"),
+        ("/etc/relay/database.json", "postgres"),
+        ("/etc/relay/postgres-exporter.password", "prometheus"),
+    ):
+        file = host.file(path)
+        assert (file.user, file.mode) == (owner, 0o600), path
+    values = "import json; print(*json.load(open('/etc/relay/database.json')).values(), sep='\\n')"
+    found = host.run(
+        f"bash -c {shlex.quote(f'journalctl --no-pager | grep -cFf <(python3 -c {shlex.quote(values)})')}"
+    )
+    assert found.stdout.strip() == "0"
+
+
+def test_measured(host: Any) -> None:
+    """The exporter measures PostgreSQL, and monitoring can ask it."""
+    own = address(host.backend.host.name)
+    metrics = host.check_output(f"curl --silent --max-time 10 http://{own}:9187/metrics")
+    assert [line.split()[1] for line in metrics.splitlines() if line.startswith("pg_up")] == ["1"]
+    assert reaches(fleet.hosts("ops")[0].name, own, 9187)
