@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 import requests
@@ -350,27 +352,48 @@ def test_failover_charges_once(relay: Relay, replica: Replica, vendor: Vendor, t
 # ---------------------------------------------------------------------- many at once
 
 
-def test_credit_for_exactly_n_calls_gives_exactly_n(relay: Relay, replica: Replica) -> None:
-    other = relay.replica()
-    customer = Customer(relay, replica, "exact", "0.037")  # 37 calls of $0.001
-    statuses: list[int] = []
+async def burst(replicas: list[Replica], key: str, callers: int, each: int) -> Counter[int]:
+    """Statuses of ``callers`` callers at once, each with ``each`` calls in a row."""
     body = {"model": "priced-by-call", "messages": asks()}
+    statuses: Counter[int] = Counter()
+    async with aiohttp.ClientSession(
+        headers={"authorization": f"Bearer {key}"},
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=120),
+    ) as session:
 
-    def burst(target: Replica) -> None:
-        headers = {"authorization": f"Bearer {customer.key}"}
-        with requests.Session() as session:
-            for _ in range(5):
-                url = f"{target.url}/v1/chat/completions"
-                statuses.append(session.post(url, json=body, headers=headers, timeout=60).status_code)
+        async def caller(number: int) -> None:
+            url = f"{replicas[number % len(replicas)].url}/v1/chat/completions"
+            for _ in range(each):
+                async with session.post(url, json=body) as answer:
+                    await answer.read()
+                    statuses[answer.status] += 1
 
-    threads = [threading.Thread(target=burst, args=([replica, other][number % 2],)) for number in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(set(statuses)) == [200, 402]
-    assert statuses.count(200) == 37
+        await asyncio.gather(*(caller(number) for number in range(callers)))
+    return statuses
+
+
+@pytest.fixture(scope="module")
+def replicas(relay: Relay, replica: Replica) -> list[Replica]:
+    return [replica, relay.replica(), relay.replica()]
+
+
+def test_credit_for_exactly_n_calls_gives_exactly_n(
+    relay: Relay, replicas: list[Replica], vendor: Vendor
+) -> None:
+    customer = Customer(relay, replicas[0], "exact", "0.137")  # 137 calls of $0.001
+    before = vendor.totals()["calls"]
+    assert asyncio.run(burst(replicas, customer.key, 200, 2)) == {200: 137, 402: 263}
     assert customer.balance() == 0
+    assert vendor.totals()["calls"] == before + 137
+
+
+def test_a_budget_for_exactly_n_calls_gives_exactly_n(relay: Relay, replicas: list[Replica]) -> None:
+    customer = Customer(relay, replicas[0], "budgeted", "1.00")
+    token_id = relay.command("token", "list", "--account", str(customer.account))[0]["id"]
+    relay.command("budget", "set", "--token", str(token_id), "--amount-usd", "0.023")
+    assert asyncio.run(burst(replicas, customer.key, 60, 1)) == {200: 23, 402: 37}
+    assert customer.spent() == 23_000_000
 
 
 # ---------------------------------------------------------------------- metrics
