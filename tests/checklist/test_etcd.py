@@ -31,9 +31,9 @@ def test_certificate_is_required(host: Any) -> None:
     """etcd refuses clients and peers without a certificate of the fleet."""
     for port, path in ((2379, "v3/kv/range"), (2380, "version")):
         url = f"https://{own_address(host)}:{port}/{path}"
-        refused = host.run(f"curl --silent --max-time 5 --cacert /etc/relay/tls/ca.crt {url}")
+        refused = host.run(f"curl --silent --http1.1 --max-time 5 --cacert /etc/relay/tls/ca.crt {url}")
         assert refused.rc not in (0, 28), f"port {port} answered without a client certificate"
-        allowed = host.run(f"curl --silent --max-time 5 --output /dev/null {CERTIFICATE} {url}")
+        allowed = host.run(f"curl --silent --http1.1 --max-time 5 --output /dev/null {CERTIFICATE} {url}")
         assert allowed.rc == 0, f"port {port} refused the host's own certificate"
 
 
