@@ -16,7 +16,7 @@ MODEL = "fake-small"
 VIP_MULTIPLIER = "0.875"
 OVERAGE = "0.9"
 # What a call of this drill costs on average at most, for sizing what shall run out half-way.
-USUAL_CHARGE = 9_000
+USUAL_CHARGE = 7_000
 USUAL_TOKENS = 30
 
 

@@ -182,7 +182,7 @@ class Drill:
     async def _kill(self) -> None:
         while True:
             await asyncio.sleep(self._plan.kill_every)
-            victim = self._fleet.longest_ready()
+            victim = self._fleet.victim()
             if victim is None:
                 continue
             self._kills += 1

@@ -14,25 +14,29 @@ import aiohttp
 from tests.contract.postgres import free_port
 from tests.contract.relay_rig import Process, Relay
 
-LOOK_EVERY_SECONDS = 0.05
+LOOK_EVERY_SECONDS = 0.1
 READY_TIMEOUT = aiohttp.ClientTimeout(total=2)
 
 
 @dataclass
 class Supervised:
-    """One process. ``url`` is where a replica serves; the worker has none. ``ready_at`` 0: not ready."""
+    """One process. ``url`` is where a replica serves; the worker has none.
+
+    ``ready_at``: seconds of time.monotonic(), 0 while not ready. ``served``: calls answered since its start.
+    """
 
     name: str
     process: Process
     url: str = ""
     ready_at: float = 0.0
+    served: int = 0
     kills: int = 0
     own_ends: list[int] = field(default_factory=list)
     _killing: bool = False
 
     async def kill(self) -> None:
         """kill -9, and start it again at once."""
-        self.ready_at, self._killing = 0.0, True
+        self.ready_at, self.served, self._killing = 0.0, 0, True
         self.kills += 1
         await asyncio.to_thread(self.process.kill)
         self.process.start()
@@ -45,7 +49,7 @@ class Supervised:
             return
         if running is not None:
             self.own_ends.append(running.returncode)
-        self.ready_at = 0.0
+        self.ready_at, self.served = 0.0, 0
         self.process.start()
 
     async def look(self, session: aiohttp.ClientSession) -> None:
@@ -110,15 +114,18 @@ class Fleet:
         for member in self.members:
             member.process.kill()
 
-    def any_url(self) -> str | None:
-        """The address of one ready replica, or None while there is none."""
-        ready = [replica.url for replica in self.replicas if replica.ready_at]
+    def any_ready(self) -> Supervised | None:
+        """A replica to call, or None while none is ready."""
+        ready = [replica for replica in self.replicas if replica.ready_at]
         return random.choice(ready) if ready else None  # noqa: S311
 
-    def longest_ready(self) -> Supervised | None:
-        """The replica that has served for longest: who is killed next."""
-        ready = [replica for replica in self.replicas if replica.ready_at]
-        return min(ready, key=lambda replica: replica.ready_at, default=None)
+    def victim(self) -> Supervised | None:
+        """Who is killed next: the replica that has served for longest.
+
+        One that has not answered a single call yet is spared, so that a slow machine makes progress, too.
+        """
+        serving = [replica for replica in self.replicas if replica.ready_at and replica.served]
+        return min(serving, key=lambda replica: replica.ready_at, default=None)
 
     async def _supervise(self) -> None:
         async with aiohttp.ClientSession() as session:

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 
 from tests.contract.chaos.customers import MODEL, Customer
-from tests.contract.chaos.fleet import Fleet
+from tests.contract.chaos.fleet import Fleet, Supervised
 
-NOBODY_READY_SECONDS = 0.02
+NOBODY_READY_SECONDS = 0.05
 CALL_TIMEOUT = aiohttp.ClientTimeout(total=60, connect=3)
 CHUNKS_BEFORE_LEAVING = 3
 # Kinds of calls and how many of 1,000 there are of each.
@@ -62,20 +62,22 @@ class Load:
         people = list(self.customers.values())
         shares = [customer.share for customer in people]
         while not self.enough.is_set():
-            url = self.fleet.any_url()
-            if url is None:
+            replica = self.fleet.any_ready()
+            if replica is None:
                 await asyncio.sleep(NOBODY_READY_SECONDS)
                 continue
             (customer,) = random.choices(people, shares)  # noqa: S311
             (kind,) = random.choices(list(KINDS), list(KINDS.values()))  # noqa: S311
-            await self._call(session, url, customer, kind)
+            await self._call(session, replica, customer, kind)
 
-    async def _call(self, session: aiohttp.ClientSession, url: str, customer: Customer, kind: str) -> None:
+    async def _call(
+        self, session: aiohttp.ClientSession, replica: Supervised, customer: Customer, kind: str
+    ) -> None:
         token = random.choice(customer.tokens)  # noqa: S311
         headers = {"authorization": f"Bearer {token}"}
         request_id = ""
         try:
-            path = f"{url}/v1/chat/completions"
+            path = f"{replica.url}/v1/chat/completions"
             async with session.post(path, json=body_of(kind), headers=headers) as answer:
                 request_id = answer.headers["x-request-id"]
                 if answer.status != 200:
@@ -84,8 +86,8 @@ class Load:
                     self.endings[f"{answer.status} {error['code']}"] += 1
                 elif kind == "leaver":
                     await self._leave(answer)
-                else:
-                    self._take(request_id, customer.account, kind, await answer.read())
+                elif self._take(request_id, customer.account, kind, await answer.read()):
+                    replica.served += 1
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._note_broken(request_id, type(error).__name__)
 
@@ -98,18 +100,19 @@ class Load:
         answer.close()
         self.endings["left by the customer"] += 1
 
-    def _take(self, request_id: str, account: int, kind: str, body: bytes) -> None:
+    def _take(self, request_id: str, account: int, kind: str, body: bytes) -> bool:
         if kind == "whole":
             tokens = json.loads(body)["usage"]["completion_tokens"]
         elif body.endswith(DONE):
             tokens = body.count(TOKEN_MARK)
         else:
             self._note_broken(request_id, "stream ended by an error")
-            return
+            return False
         if request_id in self.acknowledged:
             raise AssertionError(f"two answers have the request id {request_id}")
         self.acknowledged[request_id] = Acknowledged(account, kind, tokens)
         self.endings["acknowledged"] += 1
+        return True
 
     def _note_broken(self, request_id: str, how: str) -> None:
         self.endings[f"broken: {how}"] += 1
@@ -125,7 +128,7 @@ def body_of(kind: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"{random.getrandbits(32)} {words}"}]
     if kind in ORDERS:
         messages.append({"role": "user", "content": "vendor:" + json.dumps(ORDERS[kind])})
-    body: dict[str, Any] = {"model": MODEL, "max_tokens": 64, "messages": messages}
+    body: dict[str, Any] = {"model": MODEL, "max_tokens": 16, "messages": messages}
     if kind != "whole":
         body["stream"] = True
         if random.getrandbits(1):
