@@ -164,8 +164,6 @@ def names() -> None:
         src="templates/base/hosts.j2",
         dest="/etc/hosts",
         mode="644",
-        own_name=fleet.node_of(host).name,
-        domain=fleet.domain(),
         nodes=fleet.all_hosts(),
     )
 

@@ -1,0 +1,126 @@
+"""`--checklist` makes pytest's report read like one: a line for each check, ✔ or ✘ and where it failed.
+
+A check is a test; the first line of its docstring is what the list says. One that has a `host` runs on each
+host of its module's `testinfra_hosts`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checklist import targets
+
+# Roles that an environment may do without, by the file of their checks.
+OPTIONAL = {"test_objectstore.py": "vault", "test_vendor.py": "vendor"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--checklist", action="store_true", help="report as a checklist")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    group = OPTIONAL.get(collection_path.name)
+    return True if group and not targets.hosts(group) else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--checklist"):
+        config.pluginmanager.unregister(name="terminalreporter")
+        config.pluginmanager.register(Checklist(), "checklist")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out hosts that `verify --limit` did not name; checks of no particular host stay."""
+    chosen = set(filter(None, os.environ.get("RELAY_CHECK_HOSTS", "").split(",")))
+    kept = [item for item in items if not chosen or _host(item) in (None, *chosen)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_sessionfinish() -> None:
+    targets.disconnect()
+
+
+def _host(item: pytest.Item) -> str | None:
+    parameters = getattr(item, "callspec", None)
+    backend = parameters and parameters.params.get("_testinfra_host")
+    return str(backend.backend.host.name) if backend else None
+
+
+class Checklist:
+    """Collects results by check and prints each module's list when its last test has run."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.failed = 0
+        self.passed = 0
+        self.results: dict[str, list[tuple[str | None, str]]] = {}
+        self.waiting: dict[str, list[pytest.Item]] = {}
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failed += 1
+            print(f"✘ {report.nodeid}\n{report.longreprtext}")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            self.waiting.setdefault(item.location[0], []).append(item)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        outcome = yield
+        remaining = self.waiting[item.location[0]]
+        remaining.remove(item)
+        if not remaining:
+            self._print(item.location[0])
+        return outcome
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if report.failed or report.skipped or report.when == "call":
+            reason = "" if report.passed else _reason(report, call)
+            self.results.setdefault(_title(item), []).append((_host(item), reason))
+        return report
+
+    def _print(self, path: str) -> None:
+        role = Path(path).stem.removeprefix("test_")
+        print(f"\n{role}", flush=True)
+        for title, results in self.results.items():
+            failures = [(host, reason) for host, reason in results if reason]
+            count = f" ({len(results)} hosts)" if len(results) > 1 else ""
+            print(f"  {'✘' if failures else '✔'} {title}{count}", flush=True)
+            for host, reason in failures:
+                print(f"      {host + ': ' if host else ''}{reason}", flush=True)
+            self.failed += bool(failures)
+            self.passed += not failures
+        self.results.clear()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        seconds = time.monotonic() - self.start
+        verdict = f"{self.failed} of {self.failed + self.passed} checks failed" if self.failed else "all true"
+        total = f"{self.passed} checks" if not self.failed else ""
+        print(f"\n{targets.ENVIRONMENT}: {' '.join(filter(None, (total, verdict)))} ({seconds:.0f} s)")
+
+
+def _title(item: pytest.Item) -> str:
+    function = getattr(item, "function", None)
+    words = (getattr(function, "__doc__", None) or item.name).strip().splitlines()
+    return str(words[0]).rstrip(".")
+
+
+def _reason(report: Any, call: pytest.CallInfo[None]) -> str:
+    if report.skipped:
+        return "skipped: a checklist skips nothing"
+    error = str(call.excinfo.value if call.excinfo else report.longrepr).strip()
+    return " ".join(error.splitlines()[:4])[:400] or type(error).__name__

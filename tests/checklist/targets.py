@@ -1,0 +1,131 @@
+"""The fleet that the checklist looks at: environment RELAY_ENVIRONMENT (default: sandbox), over SSH.
+
+testinfra_hosts = hosts("db")          # in a module: its tests with a `host` run on each of these
+on("edge1").run("…")                   # another host, from within a test
+reached("edge1", [(address, 8000)])    # which TCP connections from there are let through
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import testinfra
+from pyinfra.context import ctx_inventory
+
+from deploys import environment, fleet
+
+ENVIRONMENT = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
+CONNECT_SECONDS = 2
+
+End = tuple[str, int]
+
+INVENTORY = environment.load(ENVIRONMENT)
+# For deploys.fleet, in this process, for good.
+ctx_inventory.set(INVENTORY)
+
+_OPTIONS = {
+    "ssh_hostname": "HostName",
+    "ssh_user": "User",
+    "ssh_port": "Port",
+    "ssh_key": "IdentityFile",
+    "ssh_known_hosts_file": "UserKnownHostsFile",
+    "ssh_strict_host_key_checking": "StrictHostKeyChecking",
+}
+
+
+def names(group: str) -> list[str]:
+    """Short names of a group's hosts; ``all`` is every host."""
+    nodes = fleet.all_hosts() if group == "all" else fleet.hosts(group)
+    return [node.name for node in nodes]
+
+
+def hosts(group: str) -> list[str]:
+    """testinfra's addresses of a group's hosts."""
+    return [uri(name) for name in names(group)]
+
+
+def uri(name: str) -> str:
+    """testinfra's address of one host."""
+    return f"ssh://{name}?sudo=true&ssh_config={ssh_config()}"
+
+
+def on(name: str) -> Any:
+    """testinfra's view of one host."""
+    return testinfra.get_host(uri(name))
+
+
+def address(name: str) -> str:
+    """A host's address within the fleet."""
+    return str(INVENTORY.get_host(name).data.address)
+
+
+def reached(source: str | None, ends: Iterable[End]) -> set[End]:
+    """Those of some (address, port) to which host `source`, or this machine (None), can open a connection.
+
+    All are tried at once: a firewall that drops packets costs its time-out only once.
+    """
+    ends = list(ends)
+    if source is None:
+        with ThreadPoolExecutor(len(ends)) as pool:
+            return {end for end, opened in zip(ends, pool.map(_opens, ends), strict=True) if opened}
+    attempt = f"timeout {CONNECT_SECONDS} bash -c 'exec 3<>/dev/tcp/%s/%d' 2>/dev/null && echo %s %d"
+    tries = " & ".join(f"({attempt % (end + end)})" for end in ends)
+    lines = on(source).run(f"{tries} & wait").stdout.splitlines()
+    return {(line.split()[0], int(line.split()[1])) for line in lines}
+
+
+def reaches(source: str, target: str, port: int) -> bool:
+    """Whether host `source` can open one connection; for several, `reached` takes no longer than for one."""
+    return bool(reached(source, [(target, port)]))
+
+
+def reachable_from_here(target: str, port: int) -> bool:
+    """Whether this machine, which is not a host of the fleet, can open one connection."""
+    return _opens((target, port))
+
+
+def _opens(end: End) -> bool:
+    try:
+        with socket.create_connection(end, timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def ssh(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """A fresh SSH login with other options, to see what the server says."""
+    command = ["ssh", "-F", ssh_config(), "-o", "ControlPath=none", *options, name, "true"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def disconnect() -> None:
+    """Ends the connections that commands shared."""
+    for name in INVENTORY.hosts:
+        command = ["ssh", "-F", ssh_config(), "-O", "exit", name]
+        subprocess.run(command, capture_output=True, check=False)
+    Path(ssh_config()).unlink()
+    Path(ssh_config()).parent.rmdir()
+
+
+@cache
+def ssh_config() -> str:
+    """Path of an ssh_config made from the inventory; commands to a host share one connection."""
+    directory = Path(tempfile.mkdtemp(prefix="relay-"))
+    lines = ["ControlMaster auto", f"ControlPath {directory}/%n", "ControlPersist 30", "LogLevel ERROR"]
+    for host in INVENTORY:
+        lines.append(f"Host {host.name}")
+        for name, option in _OPTIONS.items():
+            value = host.data.get(name)
+            if value:
+                lines.append(f"  {option} {shlex.quote(str(value))}")
+    (directory / "config").write_text("\n".join(lines) + "\n")
+    return str(directory / "config")

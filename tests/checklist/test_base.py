@@ -1,0 +1,103 @@
+"""Every host: who may log in, what is open, time, updates, names, trust."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from deploys import fleet
+from deploys.base import TLS, UPLOADS
+from tests.checklist.targets import address, hosts, reached, ssh
+
+testinfra_hosts = hosts("all")
+
+DAY_SECONDS = 86400
+
+
+def test_ssh_offers_keys_only(host: Any) -> None:
+    """SSH accepts keys and nothing else."""
+    name = host.backend.host.name
+    refused = ssh(name, "-o", "PreferredAuthentications=none")
+    assert refused.returncode != 0
+    assert "Permission denied (publickey)" in refused.stderr
+
+
+def test_root_cannot_log_in(host: Any) -> None:
+    """Root cannot log in over SSH, not even with the right key."""
+    assert ssh(host.backend.host.name, "-l", "root", "-o", "BatchMode=yes").returncode != 0
+    settings = host.run("sshd -T").stdout.splitlines()
+    assert "permitrootlogin no" in settings
+    assert f"allowusers {fleet.knob('ssh_user')}" in settings
+
+
+def test_firewall_refuses_by_default(host: Any) -> None:
+    """The firewall is on and refuses what no role opened."""
+    status = host.run("ufw status verbose").stdout
+    assert "Status: active" in status
+    assert "Default: deny (incoming)" in status
+
+
+def test_nothing_else_is_open() -> None:
+    """From outside, no host answers on ports that are for other hosts only."""
+    inside = [2379, 5000, 5432, 6379, 8000, 8008, 9090, 9100]
+    assert reached(None, [(node.address, port) for node in fleet.all_hosts() for port in inside]) == set()
+
+
+def test_clock(host: Any) -> None:
+    """The clock is right and watched."""
+    assert host.run("systemctl is-active chrony").stdout.strip() == "active"
+    assert abs(float(host.run("date +%s.%N").stdout) - time.time()) < 5
+    if fleet.knob("set_clock"):
+        assert "Normal" in host.run("chronyc tracking | grep Leap").stdout
+
+
+def test_security_updates(host: Any) -> None:
+    """Security updates are installed every night, as the environment's setting says."""
+    wanted = int(fleet.knob("unattended_upgrades"))
+    shown = host.run("apt-config dump APT::Periodic::Unattended-Upgrade").stdout
+    assert shown.strip() == f'APT::Periodic::Unattended-Upgrade "{wanted}";'
+    assert host.run("systemctl is-enabled apt-daily-upgrade.timer").stdout.strip() == "enabled"
+
+
+def test_journal_is_bounded(host: Any) -> None:
+    """The journal cannot fill the disk."""
+    settings = host.run("systemd-analyze cat-config systemd/journald.conf").stdout.splitlines()
+    assert f"SystemMaxUse={fleet.knob('journal_max_use')}" in settings
+
+
+def test_names(host: Any) -> None:
+    """Every host knows every other by name."""
+    wanted = {node.fqdn: node.address for node in fleet.all_hosts()}
+    found = host.run(f"getent hosts {' '.join(wanted)}").stdout.splitlines()
+    assert {line.split()[1]: line.split()[0] for line in found} == wanted
+
+
+def test_certificate(host: Any) -> None:
+    """The host's certificate is trusted, its own and good for a month more."""
+    name = host.backend.host.name
+    checks = [
+        f"openssl verify -verify_hostname {name}.{fleet.domain()} {TLS}/host.crt",
+        f"openssl verify -verify_ip {address(name)} {TLS}/host.crt",
+        f"openssl x509 -noout -checkend {30 * DAY_SECONDS} -in {TLS}/host.crt",
+    ]
+    answer = host.run(" && ".join(checks))
+    assert answer.rc == 0, answer.stdout + answer.stderr
+
+
+def test_private_files(host: Any) -> None:
+    """Nobody but root and the programs concerned can read keys and passwords."""
+    assert host.run(f"stat -c '%a %U:%G' {TLS}/host.key").stdout.strip() == "640 root:ssl-cert"
+    assert host.run(f"stat -c '%a' {UPLOADS}").stdout.strip() == "700"
+    secrets = "-name '*.key' -o -name '*.env' -o -name '*password*'"
+    assert host.run(f"find /etc/relay -type f \\( {secrets} \\) -perm /o=r").stdout == ""
+
+
+def test_no_unit_failed(host: Any) -> None:
+    """No service has failed."""
+    assert host.run("systemctl list-units --failed --plain --no-legend").stdout == ""
+
+
+def test_disk_has_room(host: Any) -> None:
+    """A tenth of the disk is free."""
+    used = host.run("df --output=pcent / | tail -n 1").stdout.strip()
+    assert int(used.rstrip("%")) < 90

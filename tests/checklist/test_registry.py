@@ -1,0 +1,33 @@
+"""The fleet's image registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploys.docker import REGISTRY_PORT, registry
+from tests.checklist.targets import address, hosts, names, reached
+
+testinfra_hosts = hosts("app")
+
+
+def test_registry_wants_a_password(host: Any) -> None:
+    """The registry answers over TLS of the fleet's CA and wants a password."""
+    answer = host.run(f"curl -sS -o /dev/null -w '%{{http_code}}' https://{registry()}/v2/")
+    assert answer.stdout == "401", answer.stderr
+
+
+def test_relay_hosts_may_pull(host: Any) -> None:
+    """Every relay host pulls the image that runs, by its digest."""
+    image = host.run(
+        "docker service inspect relay_relay --format '{{.Spec.TaskTemplate.ContainerSpec.Image}}'"
+    )
+    assert image.stdout.startswith(registry())
+    pulled = host.run(f"docker pull -q {image.stdout.strip()}")
+    assert pulled.rc == 0, pulled.stderr
+
+
+def test_registry_is_closed_to_others() -> None:
+    """Only relay hosts reach the registry."""
+    end = (address(names("ops")[0]), REGISTRY_PORT)
+    assert reached(names("app")[0], [end]) == {end}
+    assert reached(names("edge")[0], [end]) == set()
