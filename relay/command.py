@@ -32,6 +32,7 @@ def leaf(actions: Subparsers, name: str, action: Action, example: str) -> argpar
     """Add an action whose result is printed; ``example`` follows ``python -m relay``."""
     parser = actions.add_parser(
         name,
+        help=f"e.g. {example}",
         epilog=f"example:\n  python -m relay {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

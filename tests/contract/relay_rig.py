@@ -105,10 +105,13 @@ class Vendor:
 
     url: str
     process: Process
+    ca_file: Path | None = None
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         headers = {"authorization": f"Bearer {VENDOR_KEY}"}
-        answer = requests.request(method, self.url + path, headers=headers, timeout=10, **options)
+        verify = str(self.ca_file) if self.ca_file else True
+        url = self.url + path
+        answer = requests.request(method, url, headers=headers, timeout=10, verify=verify, **options)
         answer.raise_for_status()
         return answer.json()
 
@@ -130,21 +133,22 @@ class Vendor:
 
 
 @contextmanager
-def running_vendor(directory: Path, name: str = "vendor") -> Iterator[Vendor]:
-    """Start a fake vendor; its books are ``directory/name.sqlite``."""
+def running_vendor(
+    directory: Path, name: str = "vendor", tls: tuple[Path, Path, Path] | None = None
+) -> Iterator[Vendor]:
+    """Start a fake vendor; its books are ``directory/name.sqlite``. ``tls``: certificate, key, CA."""
     port = free_port()
-    process = Process(
-        command=[
-            *(sys.executable, "-m", "tests.vendor", "--port", str(port)),
-            *("--books", str(directory / f"{name}.sqlite")),
-        ],
-        log=directory / f"{name}.log",
-        environment=os.environ | {"VENDOR_API_KEY": VENDOR_KEY},
-    )
-    vendor = Vendor(f"http://127.0.0.1:{port}", process)
+    command = [sys.executable, "-m", "tests.vendor", "--port", str(port)]
+    command += ["--books", str(directory / f"{name}.sqlite")]
+    if tls is not None:
+        command += ["--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
+    environment = os.environ | {"VENDOR_API_KEY": VENDOR_KEY}
+    process = Process(command, directory / f"{name}.log", environment)
+    url = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
+    vendor = Vendor(url, process, tls[2] if tls else None)
     process.start()
     try:
-        eventually(lambda: requests.get(f"{vendor.url}/healthz", timeout=5).ok, START_SECONDS)
+        eventually(vendor.totals, START_SECONDS)
         yield vendor
     finally:
         process.kill()
