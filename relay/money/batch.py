@@ -58,11 +58,13 @@ class GroupCommit(Generic[T, R]):
         connect: Connect,
         execute: Execute[T, R],
         orphaned: Callable[[T], None] = lambda _: None,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         self._name = name
         self._connect = connect
         self._execute = execute
         self._orphaned = orphaned
+        self._max_batch = max_batch
         self._waiting: list[Member[T, R]] = []
         self._in_flight: list[Member[T, R]] = []
         self._wake = asyncio.Event()
@@ -115,7 +117,7 @@ class GroupCommit(Generic[T, R]):
         batch: dict[Hashable, Member[T, R]] = {}
         later = []
         for member in self._waiting:
-            if len(batch) < MAX_BATCH and member.key not in batch:
+            if len(batch) < self._max_batch and member.key not in batch:
                 batch[member.key] = member
             else:
                 later.append(member)

@@ -1,6 +1,6 @@
 """Orders as the columns that the ledger's statements take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -76,10 +76,9 @@ def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:
     return SettleItem(request_id, True, reason or "released", facts)
 
 
-def of_holds(items: Sequence[HoldItem]) -> list[str]:
+def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
     """Parameters of relay.store.ledger.HOLD."""
     orders = [item.order for item in items]
-    legs = [(n, unit, units) for n, order in enumerate(orders, 1) for unit, units in order.quotas.items()]
     return [
         uuids(order.request_id for order in orders),
         numbers(item.attempt for item in items),
@@ -90,16 +89,16 @@ def of_holds(items: Sequence[HoldItem]) -> list[str]:
         texts(order.admission.model for order in orders),
         texts(order.admission.customer_group for order in orders),
         times(order.expires_at for order in orders),
-        numbers(leg[0] for leg in legs),
-        texts(leg[1] for leg in legs),
-        numbers(leg[2] for leg in legs),
+        _quotas(order.quotas for order in orders),
     ]
 
 
-def of_settles(items: Sequence[SettleItem]) -> list[str]:
+def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
     """Parameters of relay.store.ledger.SETTLE."""
-    legs = [(n, unit, units) for n, item in enumerate(items, 1) for unit, units in item.quotas_used.items()]
     facts = [item.facts for item in items]
+    documents = {item.sell: 0 for item in items} | {item.cost_side: 0 for item in items}
+    documents.pop(None, None)
+    places: dict[str | None, int] = {document: n for n, document in enumerate(documents, 1)}
     return [
         uuids(item.request_id for item in items),
         booleans(item.release for item in items),
@@ -110,9 +109,7 @@ def of_settles(items: Sequence[SettleItem]) -> list[str]:
         numbers(item.quantum for item in items),
         numbers(item.minimum for item in items),
         texts(item.reason for item in items),
-        numbers(leg[0] for leg in legs),
-        texts(leg[1] for leg in legs),
-        numbers(leg[2] for leg in legs),
+        texts(json_text(dict(item.quotas_used)) if item.quotas_used else None for item in items),
         numbers(fact.channel_id for fact in facts),
         texts(fact.outcome for fact in facts),
         texts(fact.abort_rule for fact in facts),
@@ -123,11 +120,18 @@ def of_settles(items: Sequence[SettleItem]) -> list[str]:
         numbers(item.cost for item in items),
         texts(item.meters for item in items),
         texts(item.raw_usage for item in items),
-        texts(item.sell for item in items),
-        texts(item.cost_side for item in items),
+        texts(documents),
+        numbers(places.get(item.sell) for item in items),
+        numbers(places.get(item.cost_side) for item in items),
         texts(item.unpriced for item in items),
         texts(json_text(list(fact.attempts)) if fact.attempts else None for fact in facts),
     ]
+
+
+def _quotas(quotas: Iterable[Mapping[str, int]]) -> str | None:
+    """The column of typed units as JSON; null as a whole where no member has any."""
+    documents = [json_text(dict(units)) if units else None for units in quotas]
+    return texts(documents) if any(documents) else None
 
 
 def json_text(value: Any) -> str:

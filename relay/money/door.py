@@ -9,11 +9,12 @@ from fractions import Fraction
 from typing import Any, NoReturn
 from uuid import UUID
 
+import orjson
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from relay.money import columns
-from relay.money.batch import GroupCommit
+from relay.money.batch import MAX_BATCH, GroupCommit
 from relay.money.errors import (
     AccountSuspended,
     BudgetExceeded,
@@ -36,8 +37,7 @@ log = logging.getLogger(__name__)
 class _Held:
     outcome: str
     missing: int | None
-    units: list[str] | None
-    amounts: list[int] | None
+    quotas: str | None
     overage: str | None
 
 
@@ -50,14 +50,21 @@ class Ledger:
     called for what an operator must know: "unpriced_meter", "capture_lost", "late_capture".
     """
 
-    def __init__(self, dsn: str, *, settle_seconds: float = 60.0, on_alert: Alert | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        settle_seconds: float = 60.0,
+        on_alert: Alert | None = None,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
         self._settle_seconds = settle_seconds
         self._on_alert = on_alert or (lambda name, facts: log.error("%s: %s", name, facts))
         self._holds: GroupCommit[columns.HoldItem, _Held] = GroupCommit(
-            "holds", lambda: store.connect(dsn, "relay holds"), _write_holds, self._give_back
+            "holds", lambda: store.connect(dsn, "relay holds"), _write_holds, self._give_back, max_batch
         )
         self._settles: GroupCommit[columns.SettleItem, tuple[str, int]] = GroupCommit(
-            "captures", lambda: store.connect(dsn, "relay captures"), _write_settles
+            "captures", lambda: store.connect(dsn, "relay captures"), _write_settles, max_batch=max_batch
         )
 
     async def start(self) -> None:
@@ -84,7 +91,7 @@ class Ledger:
         held = await self._holds.submit(order.request_id, item, deadline_seconds).future
         if held.outcome != "held":
             _refuse(held)
-        allotted = dict(zip(held.units, held.amounts or (), strict=True)) if held.units else {}
+        allotted = orjson.loads(held.quotas) if held.quotas else {}
         overage = Fraction(1) if held.overage in (None, "1") else Fraction(held.overage)
         return Hold(order.request_id, order.account_id, order.amount, order.admission, allotted, overage)
 

@@ -11,10 +11,10 @@ from uuid import UUID
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import TupleRow
 
-_HOLD_TYPES = "uuid bigint bigint bigint bigint bigint text text timestamptz int text bigint"
+_HOLD_TYPES = "uuid bigint bigint bigint bigint bigint text text timestamptz text"
 _SETTLE_TYPES = (
-    "uuid bool bigint bigint numeric numeric bigint bigint text int text bigint bigint text text bool"
-    " timestamptz bigint bigint bigint text text text text text text"
+    "uuid bool bigint bigint numeric numeric bigint bigint text text bigint text text bool timestamptz"
+    " bigint bigint bigint text text text int int text text"
 )
 
 
@@ -23,8 +23,8 @@ def _arguments(types: str) -> str:
 
 
 HOLD = (
-    "select outcome, missing, quota_units, quota_amounts, overage::text"  # noqa: S608 - constants above
-    f" from ledger_hold({_arguments(_HOLD_TYPES)})"
+    "select outcome, missing, quotas, overage from "  # noqa: S608 - constants above
+    f"ledger_hold({_arguments(_HOLD_TYPES)})"
 )
 SETTLE = f"select outcome, charge from ledger_settle({_arguments(_SETTLE_TYPES)})"  # noqa: S608
 
@@ -39,7 +39,7 @@ async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
 
 
 async def run(
-    connection: AsyncConnection[TupleRow], statement: str, columns: Sequence[str]
+    connection: AsyncConnection[TupleRow], statement: str, columns: Sequence[str | None]
 ) -> list[TupleRow]:
     """Execute HOLD or SETTLE on columns (array literals) and return a row a member, in their order."""
     cursor = await connection.execute(statement, columns)
