@@ -59,17 +59,18 @@ def client(token: str, edge: str) -> openai.OpenAI:
 
 
 def open_channel() -> None:
-    """The vendor as a channel, with its price on both sides; what exists already is left alone."""
+    """The vendor as a channel, with its price; what exists already is left alone."""
     key = remote.run("vendor1", "cat", remote.KEY_FILE)
     relayctl(
         *("channel", "create", "--if-missing", "--name", CHANNEL, "--provider", "openai"),
         *("--base-url", f"{remote.VENDOR_URL}/v1", "--models", MODEL, "--api-key-stdin"),
         stdin=key,
     )
-    relayctl(
-        *("price", "publish", "--if-missing", "--model", MODEL, "--side", "sell"),
-        *("--in-text", f"{USD_PER_MILLION_INPUT}/1M", "--out-text", f"{USD_PER_MILLION_OUTPUT}/1M"),
-    )
+    if not relayctl("price", "list", "--model", MODEL):
+        relayctl(
+            *("price", "publish", "--model", MODEL),
+            *("--in-text", f"{USD_PER_MILLION_INPUT}/1M", "--out-text", f"{USD_PER_MILLION_OUTPUT}/1M"),
+        )
 
 
 def register(name: str, usd: Decimal = GRANT_USD) -> Customer:
