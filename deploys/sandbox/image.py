@@ -91,8 +91,8 @@ def recipe_files(
 
 
 def pip_conf(settings: dict[str, str], own_authorities: bool) -> str:
-    """pip looks into /opt/wheels too; with authorities of the machine's own it trusts the system's store."""
-    lines = {"find-links": "/opt/wheels", "disable-pip-version-check": "true", **settings}
+    """pip prefers what is in /opt/wheels; it trusts the system's store where the machine has authorities."""
+    lines = {"find-links": "file:///opt/wheels/index.html", "disable-pip-version-check": "true", **settings}
     if own_authorities:
         lines["cert"] = "/etc/ssl/certs/ca-certificates.crt"
     return "[global]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items())

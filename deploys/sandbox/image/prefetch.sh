@@ -48,5 +48,18 @@ find /cache/debs -maxdepth 1 -name '*.deb' -printf '%f\n' | grep -Fxv -f "$neede
 apt-get check -qq
 rm -rf /tmp/none /tmp/uris /tmp/names /tmp/needed /tmp/error /tmp/empty-status
 echo "PROGRESS packages prefetched: $(find "$archives" -name '*.deb' | wc -l), $(du -sm "$archives" | cut -f1) MB"
+
+# With hashes asked for, pip takes a local file only from a page that states its hash, and before the same
+# file of the index only if it has a build number.
 mkdir -p /opt/wheels
-cp /cache/wheels/* /opt/wheels/ 2>/dev/null || true
+cd /opt/wheels
+cp /cache/wheels/* . 2>/dev/null || true
+for file in *-*-*-*-*.whl; do
+    [ "$(printf %s "$file" | tr -cd - | wc -c)" = 4 ] || continue
+    tags=${file#*-*-}
+    mv "$file" "${file%"$tags"}1-$tags"
+done
+echo '<!DOCTYPE html>' >index.html
+find . -name '*.whl' -printf '%f\n' | sort | xargs -r sha256sum | while read -r hash file; do
+    echo "<a href=\"$file#sha256=$hash\">$file</a>"
+done >>index.html
