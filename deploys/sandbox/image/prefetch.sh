@@ -10,7 +10,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 archives=/var/cache/apt/archives
 needed=/tmp/needed
 : >"$needed"
-: >/tmp/empty-status
+mkdir -p /tmp/bare
+: >/tmp/bare/status
 
 install() {
     apt-get install -qq --no-install-recommends "$@"
@@ -40,13 +41,13 @@ done
 for list in /prefetch/roots/*; do
     [ -e "$list" ] || continue
     # shellcheck disable=SC2046
-    fetch "${list##*/} (bootstrapped root)" -o Dir::State::status=/tmp/empty-status \
+    fetch "${list##*/} (bootstrapped root)" -o Dir::State::status=/tmp/bare/status \
         '?essential' '?priority(required)' apt $(cat "$list")
 done
 (cd /cache/debs && xargs -r cp -t "$archives" <"$needed")
 find /cache/debs -maxdepth 1 -name '*.deb' -printf '%f\n' | grep -Fxv -f "$needed" | (cd /cache/debs && xargs -r rm)
 apt-get check -qq
-rm -rf /tmp/none /tmp/uris /tmp/names /tmp/needed /tmp/error /tmp/empty-status
+rm -rf /tmp/none /tmp/bare /tmp/uris /tmp/names /tmp/needed /tmp/error
 echo "PROGRESS packages prefetched: $(find "$archives" -name '*.deb' | wc -l), $(du -sm "$archives" | cut -f1) MB"
 
 # With hashes asked for, pip takes a local file only from a page that states its hash, and before the same
