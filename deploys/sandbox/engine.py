@@ -105,14 +105,21 @@ def install_tools(sandbox: Sandbox) -> None:
         _apt(sandbox, ["update"])
         known = [name for name in packages if machine.succeeds(["apt-cache", "show", name])]
         _apt(sandbox, ["install", "--yes", "--no-install-recommends", *known])
-    if "dockerd" in missing and Path("/run/systemd/system").exists():
-        # The package starts its service. The sandbox runs an engine of its own, which `down` stops.
-        run(["systemctl", "stop", "docker.socket", "docker.service", "containerd.service"], check=False)
+    if "dockerd" in missing:
+        _stop_service()
     still = missing_tools()
     if still:
         raise SandboxError(
             f"{', '.join(still)} missing although {' '.join(known)} are installed; install by hand"
         )
+
+
+def _stop_service() -> None:
+    """End what installing the package may have started: the sandbox runs an engine that `down` can stop."""
+    if Path("/run/systemd/system").exists():
+        run(["systemctl", "stop", "docker.socket", "docker.service"], check=False)
+    elif machine.succeeds(["service", "docker", "status"]):
+        run(["service", "docker", "stop"], check=False)
 
 
 def _apt(sandbox: Sandbox, arguments: list[str]) -> None:
