@@ -51,6 +51,7 @@ class App:
 
     def __init__(self, services: Services, health: Health) -> None:
         self._services, self._health = services, health
+        self.running: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,6 +59,10 @@ class App:
         request_id = new_request_id()
         inflight = self._services.metrics.inflight
         inflight.inc()
+        task = asyncio.current_task()
+        if task is not None:
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
         try:
             await self._route(scope, receive, send, request_id)
         except ApiError as error:
@@ -170,8 +175,9 @@ async def _serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         services, health = await _assemble(settings, stack)
         services.metrics.serve(settings.metrics_listen)
+        app = App(services, health)
         config = uvicorn.Config(
-            App(services, health),
+            app,
             host=settings.listen.host,
             port=settings.listen.port,
             http="httptools",
@@ -186,8 +192,10 @@ async def _serve(settings: Settings) -> None:
             backlog=4096,
         )
         await Server(config, health, settings.drain_seconds).serve()
-        left = await services.finishing.wait(settings.settle_seconds)
-        log.info("stopped, %d settlements left to the sweeper", left)
+        if app.running:
+            # Cut at the end of the grace; what they delivered is being charged.
+            await asyncio.wait(app.running, timeout=settings.settle_seconds)
+        log.info("stopped, %d calls left to the sweeper", len(app.running))
 
 
 def serve(settings: Settings) -> int:

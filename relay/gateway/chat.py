@@ -83,7 +83,7 @@ async def chat_completions(
     except ApiError as error:
         known = request is not None and services.channels.knows(request.model)
         model = request.model if request is not None and known else OTHER
-        services.metrics.requests.labels(model, "none", error.reason, "false").inc()
+        services.metrics.of("requests", model, "none", error.reason, "false").inc()
         raise
     departure = Departure(receive)
     try:
@@ -217,9 +217,8 @@ class _Call:
             facts=self._facts(BILL_DELIVERED if counted or self.outcome != "ok" else None),
             cost=self.admission.cost(self.channel.provider, meters),
         )
-        task = self.services.finishing.start(self.services.ledger.capture(order))
         try:
-            self.charged = await asyncio.shield(task)
+            self.charged = await self.services.ledger.capture(order)
         except UnknownHold:
             # The sweeper was first: its rule has decided this call.
             log.error("a call was settled by the sweeper before its capture", extra=self._log_fields())
@@ -240,15 +239,12 @@ class _Call:
         return recorded, normalise(FORMAT, estimate), True
 
     async def _release(self, reason: str) -> None:
-        """Give the hold back; where the database is away the sweeper does it."""
-        work = self._release_logged(reason)
-        await asyncio.wait({self.services.finishing.start(work)}, timeout=RELEASE_WAIT_SECONDS)
-
-    async def _release_logged(self, reason: str) -> None:
+        """Give the hold back. While the database is away the ledger goes on with it, at last the sweeper."""
         try:
-            await self.services.ledger.release(self.request_id, reason, self._facts(None))
-        except LedgerUnavailable:
-            log.warning("a hold is left to the sweeper", extra=self._log_fields())
+            async with asyncio.timeout(RELEASE_WAIT_SECONDS):
+                await self.services.ledger.release(self.request_id, reason, self._facts(None))
+        except (LedgerUnavailable, TimeoutError):
+            log.warning("a hold is given back late", extra=self._log_fields())
 
     def _facts(self, abort_rule: str | None) -> CallFacts:
         return CallFacts(
@@ -270,7 +266,7 @@ class _Call:
         for channel in self.services.channels.candidates(self.request.model):
             began = time.monotonic()
             try:
-                with self.departure.interrupts():
+                with self.departure:
                     reply = await self._post(channel)
             except NotSent as error:
                 failure = errors.bad_gateway()
@@ -329,7 +325,7 @@ class _Call:
 
     async def _whole(self, channel: Channel, reply: Reply, vendor_started: float) -> None:
         try:
-            with self.departure.interrupts():
+            with self.departure:
                 body = await reply.read(self.services.settings.max_answer_bytes)
             completion = openai.read_completion(body)
         except (TransportError, ValueError, ClientGone, asyncio.CancelledError) as failure:
@@ -382,7 +378,7 @@ class _Call:
         """Send on what arrives until the end; returns what cut it short."""
         loop = asyncio.get_running_loop()
         try:
-            with self.departure.interrupts():
+            with self.departure:
                 async with asyncio.timeout(None) as limit:
                     async for block in reply.blocks():
                         part = meter.feed(block)
@@ -437,15 +433,15 @@ class _Call:
     def _count_money(self, meters: Mapping[str, int], order: CaptureOrder, counted: bool) -> None:
         metrics, model, provider = self.services.metrics, self.request.model, self._provider()
         for meter, quantity in meters.items():
-            metrics.tokens.labels(model, meter).inc(quantity)
-        metrics.revenue.labels(model, provider).inc(self.charged / errors.NANODOLLARS)
+            metrics.of("tokens", model, meter).inc(quantity)
+        metrics.of("revenue", model, provider).inc(self.charged / errors.NANODOLLARS)
         if order.cost is not None:
-            metrics.cost.labels(model, provider).inc(order.cost.amount / errors.NANODOLLARS)
+            metrics.of("cost", model, provider).inc(order.cost.amount / errors.NANODOLLARS)
         if counted:
-            metrics.estimated.labels(model, provider).inc()
+            metrics.of("estimated", model, provider).inc()
         output = meters.get("out_text", 0)
         if self.first_byte is not None and output:
-            metrics.per_token.labels(model).observe((time.monotonic() - self.first_byte) / output)
+            metrics.of("per_token", model).observe((time.monotonic() - self.first_byte) / output)
 
     def _provider(self) -> str:
         return self.channel.provider if self.channel else "none"
@@ -454,10 +450,10 @@ class _Call:
         metrics, request = self.services.metrics, self.request
         took = time.monotonic() - self.started
         stream = "true" if request.stream else "false"
-        metrics.requests.labels(request.model, self._provider(), self.outcome, stream).inc()
-        metrics.duration.labels(request.model, stream).observe(took)
+        metrics.of("requests", request.model, self._provider(), self.outcome, stream).inc()
+        metrics.of("duration", request.model, stream).observe(took)
         if self.first_byte is not None:
-            metrics.first_token.labels(request.model).observe(self.first_byte - self.started)
+            metrics.of("first_token", request.model).observe(self.first_byte - self.started)
         if self.outcome == "ok":
             metrics.overhead.observe(max(0.0, took - self.vendor_seconds))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from relay.gateway.http import ClientGone, Receive
 
 
 class Departure:
-    """Watches one request's connection after its body was read. Close it when the call is over."""
+    """Watches one request's connection after its body was read. Close it when the call is over.
+
+    ``with departure:`` makes the customer's leaving raise ClientGone at the block's next await. It may be
+    entered again, but not within itself.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -25,22 +28,23 @@ class Departure:
         if self._interruptible is not None:
             self._interruptible.cancel()
 
-    @contextmanager
-    def interrupts(self) -> Iterator[None]:
-        """Within it the customer's leaving raises ClientGone at the next await."""
+    def __enter__(self) -> None:
         if self.gone:
             raise ClientGone
-        task = asyncio.current_task()
-        self._interruptible = task
-        try:
-            yield
-        except asyncio.CancelledError:
-            # The server may have cancelled the call as well: then it stays cancelled.
-            if self.gone and task is not None and task.uncancel() == 0:
-                raise ClientGone from None
-            raise
-        finally:
-            self._interruptible = None
+        self._interruptible = asyncio.current_task()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._interruptible = self._interruptible, None
+        # The server may have cancelled the call as well: then it stays cancelled.
+        if (
+            isinstance(error, asyncio.CancelledError)
+            and self.gone
+            and task is not None
+            and task.uncancel() == 0
+        ):
+            raise ClientGone from None
 
     def close(self) -> None:
         """Stop watching."""

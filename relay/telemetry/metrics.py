@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
@@ -19,6 +21,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._children: dict[tuple[str, ...], Any] = {}
         ProcessCollector(registry=registry)
         self.requests = Counter(
             "relay_requests",
@@ -94,6 +97,14 @@ class Metrics:
             ["model", "provider"],
             registry=registry,
         )
+
+    def of(self, metric: str, *labels: str) -> Any:
+        """A child of a labelled metric, e.g. ``of("tokens", model, meter)``; remembered: labels() is slow."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = getattr(self, metric).labels(*labels)
+        return child
 
     def serve(self, address: Address) -> None:
         """Serve /metrics from a thread of its own."""
