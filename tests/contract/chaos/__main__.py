@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from tests.contract.chaos import report
@@ -35,6 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     if min(options.calls, options.workers) < 1 or options.kill_every <= 0 or options.failovers < 0:
         parser.error("--calls and --workers must be at least 1, --kill-every above 0, --failovers 0 or more")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends the drill, its processes end
     plan = Plan(options.calls, options.kill_every, options.failovers, options.workers)
     result = run(plan, lambda line: print(line, flush=True))
     for line in report.lines(result):

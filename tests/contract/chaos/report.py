@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from tests.contract.chaos.customers import NANO
@@ -33,14 +34,15 @@ def lines(result: Result) -> Iterator[str]:
 
 def _events(result: Result) -> list[tuple[str, object]]:
     fleet, acknowledged = result.load.fleet, len(result.load.acknowledged)
-    ends = {member.name: member.own_ends for member in fleet.members if member.own_ends}
+    ends = Counter((member.name, status) for member in fleet.members for status in member.own_ends)
+    told = ", ".join(f"{name} {times} times with {status}" for (name, status), times in ends.items())
     return [
         ("acknowledged calls", acknowledged),
         ("seconds", f"{result.seconds:.1f}"),
         ("acknowledged calls a second", f"{acknowledged / result.seconds:.0f}"),
         ("replicas killed", sum(replica.kills for replica in fleet.replicas)),
         ("workers killed", fleet.worker.kills),
-        ("ended by themselves (exit status)", ends or "none"),
+        ("ended by themselves", told or "none"),
         ("failovers (seconds to promote)", ", ".join(f"{took:.2f}" for took in result.failovers)),
         ("answers broken off, request id known", len(result.load.broken)),
         ("answers broken off, request id unknown", result.load.broken_unnamed),
