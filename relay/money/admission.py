@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from relay.money.charge import Charge, Row, Table, Terms, compute, priced_row, table_for
+from relay.money.charge import Charge, Row, Table, Terms, compute, resolve, select
 from relay.money.errors import Unpriced
 from relay.money.units import decimal_text, fraction_text
 from relay.money.vocabulary import QUOTA_METERS, TEXT_INPUT
@@ -64,7 +64,7 @@ class Cost:
 
     amount: int
     exact: Fraction
-    evidence: bytes
+    evidence: str
 
 
 class Tariff:
@@ -82,7 +82,7 @@ class Tariff:
         self.terms = Terms.of([m.value for m in self.multipliers], fx, version.quantum, version.minimum)
         edges = {row.context_from for row in version.rows} | {row.context_to or 0 for row in version.rows}
         self._edges = sorted(edges - {0})
-        self._tables: dict[tuple[int, str], tuple[Table, bytes]] = {}
+        self._tables: dict[tuple[int, str], tuple[Table, str]] = {}
         self.whole_call = any(row.meter == "call" for row in version.rows)
 
     def charge(self, meters: Mapping[str, int], service_tier: str = "") -> Charge:
@@ -97,7 +97,7 @@ class Tariff:
         """The rows that hold for this prompt length and service tier."""
         return self._selected(meters, service_tier)[0]
 
-    def evidence(self, meters: Mapping[str, int], service_tier: str = "") -> bytes:
+    def evidence(self, meters: Mapping[str, int], service_tier: str = "") -> str:
         """JSON of everything by value that a charge of these meters was computed from, but the meters."""
         return self._selected(meters, service_tier)[1]
 
@@ -106,22 +106,23 @@ class Tariff:
         starts = [0, *(edge for edge in self._edges if edge <= length)]
         return [self.table({"in_text": start}, service_tier) for start in starts]
 
-    def _selected(self, meters: Mapping[str, int], service_tier: str) -> tuple[Table, bytes]:
+    def _selected(self, meters: Mapping[str, int], service_tier: str) -> tuple[Table, str]:
         length = sum(quantity for meter, quantity in meters.items() if meter in _INPUT) if self._edges else 0
         key = (bisect_right(self._edges, length), service_tier)
-        if key not in self._tables:
-            table = table_for(self.version.rows, {"in_text": length}, service_tier)
-            self._tables[key] = (table, orjson.dumps(self._describe(table)))
-        return self._tables[key]
+        known = self._tables.get(key)
+        if known is None:
+            found = select(self.version.rows, length, service_tier)
+            known = self._tables[key] = (resolve(found), orjson.dumps(self._describe(found)).decode())
+        return known
 
-    def _describe(self, table: Table) -> dict[str, Any]:
+    def _describe(self, found: Table) -> dict[str, Any]:
         version = self.version
         return {
             "version": version.id,
             "model": version.model,
             "side": version.side,
             "currency": version.currency,
-            "rows": {meter: _row_json(row) for meter, row in table.items()},
+            "rows": {meter: _row_json(row) for meter, row in found.items()},
             "multipliers": [{"name": m.name, "value": decimal_text(m.value)} for m in self.multipliers],
             "fx": fraction_text(self.fx),
             "quantum": version.quantum,
@@ -200,24 +201,26 @@ class Admission:
         for table in self.tariff.longest_tables(input_units, self.service_tier):
             self._check_priced(table, needed)
             dearest = max(inputs, key=lambda meter: _unit_price(table, meter), default="in_text")
-            tokens = {dearest: input_units, output: max_output}
-            amount = max(amount, self._bounded(table, {**others, **tokens}))
-            covered = max(covered, self._bounded(table, _beyond_quotas({**others, **tokens})))
+            most = {**others, dearest: input_units, output: max_output}
+            amount = max(amount, self._bounded(table, most))
+            covered = max(covered, self._bounded(table, _beyond_quotas(most)))
         return Bound(amount, covered, _quota_bound(input_units, max_output, inputs, output, others))
 
     def _bounded(self, table: Table, meters: Mapping[str, int]) -> int:
+        if not meters and not self.tariff.whole_call:
+            return 0
         return compute(table, self.tariff.counted(meters), self.tariff.terms).amount
 
     def _check_priced(self, table: Table, meters: Iterable[str]) -> None:
         if self.tariff.whole_call:
             return
         for meter in meters:
-            if priced_row(table, meter) is None:
+            if meter not in table:
                 raise Unpriced(self.model, meter)
 
 
 def _unit_price(table: Table, meter: str) -> Fraction | int:
-    row = priced_row(table, meter)
+    row = table.get(meter)
     return row.unit_price if row and row.unit_price is not None else -1
 
 

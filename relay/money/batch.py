@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -32,15 +31,20 @@ Connect = Callable[[], Awaitable[AsyncConnection[TupleRow]]]
 Execute = Callable[[AsyncConnection[TupleRow], Sequence[T]], Awaitable[Sequence[R]]]
 
 
-@dataclass(slots=True, eq=False)
 class Member(Generic[T, R]):
-    """One caller's part of a batch. `sent`: a statement with it was begun, its outcome may be unknown."""
+    """One caller's part of a batch. `sent`: a statement with it was begun, its outcome may be unknown.
 
-    key: Hashable
-    item: T
-    deadline: float
-    future: asyncio.Future[R] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    sent: bool = False
+    A caller that is cancelled cancels its future; the item is written all the same.
+    """
+
+    __slots__ = ("deadline", "future", "item", "key", "sent")
+
+    def __init__(self, key: Hashable, item: T, deadline: float, future: "asyncio.Future[R]") -> None:
+        self.key = key
+        self.item = item
+        self.deadline = deadline
+        self.future = future
+        self.sent = False
 
 
 class GroupCommit(Generic[T, R]):
@@ -90,7 +94,8 @@ class GroupCommit(Generic[T, R]):
 
     def submit(self, key: Hashable, item: T, seconds: float) -> Member[T, R]:
         """Queue an item; its future gets the result, or LedgerUnavailable after `seconds`."""
-        member: Member[T, R] = Member(key, item, monotonic() + seconds)
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        member = Member(key, item, monotonic() + seconds, future)
         self._waiting.append(member)
         self._wake.set()
         return member

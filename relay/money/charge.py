@@ -1,13 +1,13 @@
 """From meters and prices to a charge: one exact sum, one rounding. Pure; see docs in `compute`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 from relay.money.units import MILLION, round_half_up
-from relay.money.vocabulary import DEFAULT_FALLBACK, context_length
+from relay.money.vocabulary import DEFAULT_FALLBACK, METERS, context_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,7 @@ class Row:
     context_to: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One priced meter of a charge: quantity times unit_price (of the meter `priced_as`)."""
 
     meter: str
@@ -36,15 +35,14 @@ class Line:
     unit_price: Fraction | int
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """The result. `amount` and `exact` are n$; `exact` is the sum before rounding and minimum."""
 
     amount: int
     numerator: int
     denominator: int
     lines: tuple[Line, ...]
-    unpriced: dict[str, int] = field(default_factory=dict)
+    unpriced: dict[str, int]
 
     @property
     def exact(self) -> Fraction:
@@ -73,24 +71,30 @@ class Terms:
 Table = dict[str, Row]
 
 
-def table_for(rows: Sequence[Row], meters: Mapping[str, int], service_tier: str = "") -> Table:
-    """The row of each meter that holds for this prompt length and service tier; they price the whole call."""
-    length = context_length(meters)
-    table: Table = {}
+def select(rows: Sequence[Row], length: int, service_tier: str = "") -> Table:
+    """The rows by meter that hold for a prompt length and a service tier; they price the whole call."""
+    found: Table = {}
     for tier in ("", service_tier) if service_tier else ("",):
         for row in rows:
             ends = row.context_to is not None and row.context_to <= length
             if row.service_tier == tier and row.context_from <= length and not ends:
-                table[row.meter] = row
-    return table
+                found[row.meter] = row
+    return found
 
 
-def priced_row(table: Table, meter: str) -> Row | None:
-    """The row that prices a meter: its own, or its fallback's, and so on. None: unpriced."""
+def resolve(found: Table) -> Table:
+    """The row that prices each meter: its own, or its fallback's, and so on; a meter without any is
+    absent.
+    """
+    priced = {meter: _priced_row(found, meter) for meter in {*found, *METERS}}
+    return {meter: row for meter, row in priced.items() if row is not None}
+
+
+def _priced_row(found: Table, meter: str) -> Row | None:
     seen = set()
     while meter not in seen:
         seen.add(meter)
-        row = table.get(meter)
+        row = found.get(meter)
         if row is not None and row.unit_price is not None:
             return row
         following = row.fallback if row is not None else DEFAULT_FALLBACK.get(meter)
@@ -98,6 +102,11 @@ def priced_row(table: Table, meter: str) -> Row | None:
             return None
         meter = following
     return None
+
+
+def table_for(rows: Sequence[Row], meters: Mapping[str, int], service_tier: str = "") -> Table:
+    """What prices each meter of a call with these meters."""
+    return resolve(select(rows, context_length(meters), service_tier))
 
 
 def compute(table: Table, meters: Mapping[str, int], terms: Terms) -> Charge:
@@ -113,7 +122,7 @@ def compute(table: Table, meters: Mapping[str, int], terms: Terms) -> Charge:
     for meter, quantity in meters.items():
         if quantity == 0:
             continue
-        row = priced_row(table, meter)
+        row = table.get(meter)
         if row is None or row.unit_price is None:
             if not whole_call:
                 unpriced[meter] = quantity

@@ -1,8 +1,7 @@
 """Orders as the columns that the ledger's statements take."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -12,16 +11,14 @@ from relay.money.settle import Settlement, with_overage
 from relay.store.ledger import booleans, numbers, texts, times, uuids
 
 
-@dataclass(frozen=True, slots=True)
-class HoldItem:
+class HoldItem(NamedTuple):
     """A hold order and the number that tells its own retries from somebody else's request id."""
 
     order: HoldOrder
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class SettleItem:
+class SettleItem(NamedTuple):
     """One capture or release as the database takes it. JSON columns are text."""
 
     request_id: UUID
@@ -34,7 +31,7 @@ class SettleItem:
     denominator: int = 1
     quantum: int = 1
     minimum: int = 0
-    quotas_used: Mapping[str, int] = field(default_factory=dict)
+    quotas_used: Mapping[str, int] | None = None
     cost: int | None = None
     meters: str = "{}"
     raw_usage: str | None = None
@@ -65,8 +62,8 @@ def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
         cost=order.cost.amount if order.cost else None,
         meters=json_text(dict(settlement.meters)),
         raw_usage=json_text(order.raw_usage) if order.raw_usage is not None else None,
-        sell=tariff.evidence(settlement.meters, admission.service_tier).decode(),
-        cost_side=order.cost.evidence.decode() if order.cost else None,
+        sell=tariff.evidence(settlement.meters, admission.service_tier),
+        cost_side=order.cost.evidence if order.cost else None,
         unpriced=json_text(charge.unpriced) if charge.unpriced else None,
     )
 

@@ -1,12 +1,10 @@
 """The one door to the ledger: hold, capture, release; concurrent calls share statements and commits."""
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import orjson
@@ -33,8 +31,7 @@ Alert = Callable[[str, Mapping[str, Any]], None]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(NamedTuple):
     outcome: str
     missing: int | None
     quotas: str | None
@@ -98,8 +95,9 @@ class Ledger:
     async def capture(self, order: CaptureOrder) -> int:
         """Charge; durable when it returns the n$ really charged. Idempotent by request id.
 
-        Goes on when the caller is cancelled. Tries for `settle_seconds` through failovers; then raises
-        LedgerUnavailable and leaves the hold to the sweeper. Raises UnknownHold when the sweeper was first.
+        It is written even if the caller is cancelled meanwhile. Tries for `settle_seconds` through
+        failovers; then raises LedgerUnavailable and leaves the hold to the sweeper. Raises UnknownHold
+        when the sweeper was first.
         """
         admission = order.hold.admission
         settlement = settle(admission.tariff, order.meters, order.hold.allotted, admission.service_tier)
@@ -109,7 +107,7 @@ class Ledger:
         item = columns.capture_item(order, settlement)
         try:
             member = self._settles.submit(item.request_id, item, self._settle_seconds)
-            outcome, charge = await asyncio.shield(member.future)
+            outcome, charge = await member.future
         except LedgerUnavailable:
             self._on_alert("capture_lost", {"request_id": str(item.request_id), "charge": item.charge})
             raise
@@ -124,7 +122,7 @@ class Ledger:
         Raises LedgerUnavailable when the database is away for too long; the sweeper releases it then.
         """
         item = columns.release_item(request_id, reason, facts or CallFacts(outcome="released"))
-        await asyncio.shield(self._settles.submit(request_id, item, self._settle_seconds).future)
+        await self._settles.submit(request_id, item, self._settle_seconds).future
 
     def _give_back(self, item: columns.HoldItem) -> None:
         facts = CallFacts(outcome="abandoned")

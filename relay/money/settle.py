@@ -7,8 +7,8 @@ account's overage multiplier, with one rounding of its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from relay.money.admission import Tariff
 from relay.money.charge import Charge, Terms, compute, rounded
@@ -16,8 +16,7 @@ from relay.money.units import round_half_up
 from relay.money.vocabulary import QUOTA_METERS
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """`list_charge`: priced after quotas, n$; `quotas_used`: typed units; `meters`: as counted (with the
     call).
     """

@@ -129,7 +129,9 @@ def prepare(owner_dsn: str, case: Case) -> list[int]:
                 "insert into budgets (scope, scope_id, maximum) select 'account', unnest(%s::bigint[]), 1e18",
                 (ids,),
             )
-            connection.execute("insert into budgets (scope, maximum) values ('global', 1e18)")
+            connection.execute(
+                "insert into budgets (scope, maximum) values ('global', 1e18) on conflict do nothing"
+            )
         connection.execute("analyze")
     return ids
 
