@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from io import StringIO
 
 from pyinfra.api.command import StringCommand
@@ -18,6 +18,7 @@ Commands = Generator[StringCommand, None, None]
 
 PACKAGES = ["ca-certificates", "chrony", "curl", "ssl-cert", "sudo", "ufw", "unattended-upgrades"]
 TLS = "/etc/relay/tls"
+AUTHORITY = "/usr/local/share/ca-certificates/relay-fleet.crt"
 # config.py tells pyinfra to upload to this directory.
 UPLOADS = "/var/lib/relay-deploy"
 
@@ -57,6 +58,41 @@ class FirewallEnabled(FactBase[bool]):
         return output == ["on"]
 
 
+class Newer(FactBase[bool]):
+    """Whether one of `paths` was written after a unit last started or was reloaded; False when it is not up.
+
+    Being told so by the host itself, a run that was killed between writing and restarting is made good.
+    """
+
+    def command(self, unit: str, paths: list[str]) -> str:
+        since = f"systemctl show --timestamp=us --property=StateChangeTimestamp --value {unit}"
+        return (
+            f"systemctl is-active --quiet {unit} && "
+            f'find {" ".join(paths)} -newermt "$({since})" 2>/dev/null || true'
+        )
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return any(output)
+
+
+class UntrustedAuthority(FactBase[bool]):
+    """Whether the fleet's CA was written after the trust store was last made."""
+
+    def command(self) -> str:
+        return f"find {AUTHORITY} -newer /etc/ssl/certs/ca-certificates.crt 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return any(output)
+
+
 class PackageLists(FactBase[bool]):
     """Whether the host has any list of packages."""
 
@@ -81,6 +117,20 @@ def open_ports(ports: list[int], addresses: list[str], proto: str = "tcp") -> Co
                 yield StringCommand(
                     "ufw", "allow", "proto", proto, "from", address, "to", "any", "port", str(port)
                 )
+
+
+@operation()
+def follow(unit: str, command: str, paths: list[str], changed: Callable[[], bool]) -> Commands:
+    """Runs `command`, which makes a unit read its files again, when one of `paths` is newer than the unit."""
+    if changed() or host.get_fact(Newer, unit=unit, paths=paths):
+        yield StringCommand(command)
+
+
+@operation()
+def trust_authority(changed: Callable[[], bool]) -> Commands:
+    """Makes the trust store anew when the fleet's CA is newer."""
+    if changed() or host.get_fact(UntrustedAuthority):
+        yield StringCommand("update-ca-certificates")
 
 
 def allow(ports: list[int], sources: list[str] | None, proto: str = "tcp") -> None:
@@ -172,11 +222,9 @@ def trust() -> None:
     """The fleet's CA in the system's trust store, the host's certificate and key in /etc/relay/tls."""
     own = fleet.node_of(host).name
     authority = fleet.secret("ca_cert")
-    trusted = _put("/usr/local/share/ca-certificates/relay-fleet.crt", authority)
-    server.shell(
-        name="Trust the fleet's CA (/etc/ssl/certs/relay-fleet.pem)",
-        commands=["update-ca-certificates"],
-        _if=fleet.changed(trusted),
+    trusted = _put(AUTHORITY, authority)
+    trust_authority(
+        name="Trust the fleet's CA (/etc/ssl/certs/relay-fleet.pem)", changed=fleet.changed(trusted)
     )
     files.directory(name=f"Make {TLS}", path=TLS, user="root", group="root", mode="755")
     _put(f"{TLS}/ca.crt", authority)
@@ -214,10 +262,12 @@ def ssh() -> None:
         mode="644",
         deploy_user=host.data.ssh_user,
     )
-    server.shell(
+    follow(
         name="Reload sshd (/etc/ssh/sshd_config.d/10-relay.conf)",
-        commands=["sshd -t && systemctl reload ssh"],
-        _if=fleet.changed(written),
+        unit="ssh",
+        command="sshd -t && systemctl reload ssh",
+        paths=["/etc/ssh/sshd_config.d"],
+        changed=fleet.changed(written),
     )
 
 
@@ -238,10 +288,12 @@ def clock() -> None:
         servers=host.data.ntp_servers,
     )
     systemd.service(name="Run chrony (chrony.service)", service="chrony", enabled=True)
-    server.shell(
+    follow(
         name="Restart chrony (/etc/default/chrony)",
-        commands=["systemctl restart chrony"],
-        _if=fleet.changed(options, servers),
+        unit="chrony",
+        command="systemctl restart chrony",
+        paths=["/etc/default/chrony", "/etc/chrony/sources.d"],
+        changed=fleet.changed(options, servers),
     )
 
 
@@ -266,10 +318,12 @@ def journal() -> None:
         max_use=host.data.journal_max_use,
         max_retention=host.data.journal_max_retention,
     )
-    server.shell(
+    follow(
         name="Restart journald (/etc/systemd/journald.conf.d/relay.conf)",
-        commands=["systemctl restart systemd-journald"],
-        _if=fleet.changed(written),
+        unit="systemd-journald",
+        command="systemctl restart systemd-journald",
+        paths=["/etc/systemd/journald.conf.d"],
+        changed=fleet.changed(written),
     )
 
 

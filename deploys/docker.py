@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from collections.abc import Callable, Generator
 from io import StringIO
 from typing import Any
 
+from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import operation
+from pyinfra.context import host
+from pyinfra.operations import apt, files, systemd
 
-from deploys import fleet
+from deploys import base, fleet
 
 PACKAGES = ["docker.io"]
 
@@ -47,21 +53,56 @@ def credentials() -> dict[str, Any]:
     return {"auths": {registry(): {"auth": base64.b64encode(login.encode()).decode()}}}
 
 
+def allowed() -> list[tuple[str, int]]:
+    """Who reaches which published port: (address, port)."""
+    return [
+        (node.address, port)
+        for port, groups in PUBLISHED.items()
+        for group in groups
+        for node in fleet.hosts(group)
+    ]
+
+
 def published_rules() -> str:
     """The part of ufw's after.rules that guards published ports.
 
     Only packets whose destination Docker rewrote (state DNAT) are looked at, by the port they were sent to.
     """
     lines = ["*filter", ":DOCKER-USER - [0:0]"]
-    for port, groups in PUBLISHED.items():
-        for node in (node for group in groups for node in fleet.hosts(group)):
-            lines.append(
-                f"-A DOCKER-USER -p tcp -s {node.address} -m conntrack --ctstate DNAT --ctdir ORIGINAL "
-                f"--ctorigdstport {port} -j RETURN"
-            )
+    for address, port in allowed():
+        lines.append(
+            f"-A DOCKER-USER -p tcp -s {address} -m conntrack --ctstate DNAT --ctdir ORIGINAL "
+            f"--ctorigdstport {port} -j RETURN"
+        )
     lines += ["-A DOCKER-USER -m conntrack --ctstate DNAT --ctdir ORIGINAL -j DROP"]
     lines += ["-A DOCKER-USER -j RETURN", "COMMIT"]
     return "\n".join(lines)
+
+
+class GuardedPorts(FactBase[set[tuple[str, int]]]):
+    """What DOCKER-USER lets through: (address, port); empty when it does not drop the rest."""
+
+    def command(self) -> str:
+        return "iptables -S DOCKER-USER 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> set[tuple[str, int]]:
+        return set()
+
+    def process(self, output: list[str]) -> set[tuple[str, int]]:
+        if not any(line.endswith("--ctstate DNAT --ctdir ORIGINAL -j DROP") for line in output):
+            return set()
+        rules = (
+            re.search(r"-s ([0-9.]+)/32 .*--ctorigdstport ([0-9]+) .*-j RETURN", line) for line in output
+        )
+        return {(rule[1], int(rule[2])) for rule in rules if rule}
+
+
+@operation()
+def load_guard(changed: Callable[[], bool]) -> Generator[StringCommand, None, None]:
+    """Reloads ufw when its rules changed or when the kernel holds others."""
+    if changed() or host.get_fact(GuardedPorts) != set(allowed()):
+        yield StringCommand("ufw reload")
 
 
 @deploy("Docker")
@@ -75,10 +116,12 @@ def docker() -> None:
     )
     apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
-    server.shell(
+    base.follow(
         name="Restart Docker (/etc/docker/daemon.json)",
-        commands=["systemctl restart docker"],
-        _if=fleet.changed(settings),
+        unit="docker",
+        command="systemctl restart docker",
+        paths=["/etc/docker/daemon.json"],
+        changed=fleet.changed(settings),
     )
     guard()
     trust_registry()
@@ -92,7 +135,7 @@ def guard() -> None:
         content=published_rules(),
         marker="# {mark} PUBLISHED PORTS OF DOCKER",
     )
-    server.shell(name=f"Load the guard ({AFTER_RULES})", commands=["ufw reload"], _if=fleet.changed(rules))
+    load_guard(name=f"Load the guard ({AFTER_RULES})", changed=fleet.changed(rules))
 
 
 def trust_registry() -> None:

@@ -130,13 +130,15 @@ def _log(directory: Path, command: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole, errors = logging.FileHandler(path, mode="w"), logging.StreamHandler()
     errors.setLevel(logging.ERROR)
-    logger = logging.getLogger("pyinfra")
-    logger.setLevel(logging.INFO)
-    for handler in (whole, errors):
+    added = [(logging.getLogger("pyinfra"), whole), (logging.getLogger("pyinfra"), errors)]
+    # Its tracebacks of refused connections would bury the line that names the host.
+    added.append((logging.getLogger("paramiko"), whole))
+    added[0][0].setLevel(logging.INFO)
+    for logger, handler in added:
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for handler in (whole, errors):
+        for logger, handler in added:
             logger.removeHandler(handler)
         whole.close()

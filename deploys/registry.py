@@ -6,7 +6,7 @@ from io import StringIO
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.operations import apt, files, systemd
 
 from deploys import base, fleet
 from deploys.docker import REGISTRY_PORT
@@ -43,9 +43,11 @@ def registry() -> None:
     systemd.service(
         name="Run docker-registry (docker-registry.service)", service="docker-registry", enabled=True
     )
-    server.shell(
+    base.follow(
         name="Restart docker-registry (/etc/docker/registry/config.yml)",
-        commands=["systemctl daemon-reload && systemctl restart docker-registry"],
-        _if=fleet.changed(passwords, settings, unit),
+        unit="docker-registry",
+        command="systemctl daemon-reload && systemctl restart docker-registry",
+        paths=["/etc/docker/registry", OVERRIDE, f"{base.TLS}/host.crt"],
+        changed=fleet.changed(passwords, settings, unit),
     )
     base.allow([REGISTRY_PORT], ["app"])

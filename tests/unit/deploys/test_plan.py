@@ -1,0 +1,215 @@
+"""The command line, and a run over fake hosts: what is found, what is done, how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyinfra
+import pytest
+from pyinfra.api.deploy import deploy
+from pyinfra.api.inventory import Inventory
+from pyinfra.connectors.fake import FakeConnector
+from pyinfra.operations import files, server
+
+from deploys import cli, environment, fleet, gates, lock, plan, stages, validate
+from deploys.errors import DeployError
+from deploys.stages import Stage
+
+PATH = "/etc/example"
+TEXT = "wanted\n"
+
+
+@deploy("Example")
+def example() -> None:
+    """A file, and a reload that only follows its change."""
+    written = files.put(name=f"Write {PATH}", src=StringIO(TEXT), dest=PATH, mode="644")
+    server.shell(name="Reload", commands=["reload-example"], _if=fleet.changed(written))
+
+
+class FakeFleet:
+    """Hosts whose one file can be changed by hand; an upload mends it."""
+
+    def __init__(self) -> None:
+        self.contents = {"edge1": TEXT, "edge2": TEXT}
+        self.commands: list[str] = []
+        self.refuse: set[str] = set()
+
+    def inventory(self) -> Inventory:
+        settings = {
+            "fake_delay": 0,
+            "fake_delay_jitter": 0,
+            "address": "192.0.2.1",
+            "ssh_hostname": "192.0.2.1",
+        }
+        names = [(f"@fake/{name}", settings) for name in self.contents]
+        data = {"state_directory": str(self.directory)}
+        return Inventory((names, data), edge=([name for name, _ in names], {}))
+
+    directory: Path
+
+
+@pytest.fixture
+def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
+    fake = FakeFleet()
+    fake.directory = tmp_path
+    monkeypatch.setattr(environment, "load", lambda _: fake.inventory())
+    monkeypatch.setattr(validate, "check", lambda *_: None)
+    monkeypatch.setattr(plan, "STAGES", (Stage("example", "edge"),))
+    monkeypatch.setattr(stages, "run", lambda _: example())
+    monkeypatch.setattr(pyinfra, "is_cli", False)
+    monkeypatch.setattr(gates, "GATES", ())
+    monkeypatch.setattr(FakeConnector, "run_shell_command", _shell(fake))
+    monkeypatch.setattr(FakeConnector, "put_file", _put(fake))
+    return fake
+
+
+def _shell(fake: FakeFleet) -> Callable[..., Any]:
+    original = FakeConnector.run_shell_command
+
+    def run(self: Any, command: Any, **arguments: Any) -> Any:
+        text, name = str(command), self.host.name.removeprefix("@fake/")
+        fake.commands.append(f"{name}: {text}")
+        content = fake.contents[name].encode()
+        self.data["fake_responses"] = _answers(content) | {
+            "reload-example": {"success": name not in fake.refuse, "stderr": "refused"}
+        }
+        return original(self, command, **arguments)
+
+    return run
+
+
+def _answers(content: bytes) -> dict[Any, Any]:
+    from tests.unit.deploys.facts import existing
+
+    return existing(PATH, content.decode())
+
+
+def _put(fake: FakeFleet) -> Callable[..., bool]:
+    def put_file(self: Any, source: Any, path: str, *_: Any, **__: Any) -> bool:
+        fake.contents[self.host.name.removeprefix("@fake/")] = source.getvalue()
+        return True
+
+    return put_file
+
+
+def reloads(fake: FakeFleet) -> list[str]:
+    return [line for line in fake.commands if "reload-example" in line]
+
+
+def audit(fake: FakeFleet) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (fake.directory / "audit.jsonl").read_text().splitlines()]
+
+
+def test_a_clean_fleet(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "sandbox"]) == 0
+    assert "nothing to change" in capsys.readouterr().out
+    assert cli.main(["apply", "sandbox"]) == 0
+    assert reloads(fleet_of_two) == []
+    assert [(line["command"], line["result"], line["changes"]) for line in audit(fleet_of_two)] == [
+        ("plan", "done", 0),
+        ("apply", "done", 0),
+    ]
+
+
+def test_drift_is_named_mended_and_gone(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet_of_two.contents["edge2"] = "changed by hand\n"
+    assert cli.main(["plan", "sandbox"]) == 2
+    out = capsys.readouterr().out
+    assert f"edge2: example: Write {PATH}" in out
+    assert "edge1:" not in out
+    assert fleet_of_two.contents["edge2"] == "changed by hand\n"
+    assert cli.main(["apply", "sandbox"]) == 0
+    assert fleet_of_two.contents["edge2"] == TEXT
+    assert reloads(fleet_of_two) == ["edge2: reload-example"]
+    assert cli.main(["plan", "sandbox"]) == 0
+
+
+def test_a_failed_operation_stops_the_run(
+    fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet_of_two.contents["edge2"] = "changed by hand\n"
+    fleet_of_two.refuse = {"edge2"}
+    assert cli.main(["apply", "sandbox"]) == 1
+    assert "an operation failed on @fake/edge2" in capsys.readouterr().err
+    assert audit(fleet_of_two)[-1]["result"].startswith("failed: stopped")
+
+
+def test_a_limit_leaves_other_hosts_alone(fleet_of_two: FakeFleet) -> None:
+    fleet_of_two.contents = dict.fromkeys(fleet_of_two.contents, "changed by hand\n")
+    assert cli.main(["plan", "sandbox", "--limit", "@fake/edge1"]) == 2
+    assert {line.split(":")[0] for line in fleet_of_two.commands} == {"edge1"}
+    assert audit(fleet_of_two)[-1]["limit"] == ["@fake/edge1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["plan", "sandbx"], "no environment 'sandbx'; there are: production, sandbox"),
+        (["apply", "sandbx"], "no environment 'sandbx'"),
+        (["verify", "sandbx"], "no environment 'sandbx'"),
+        (["secrets", "sandbx"], "no environment 'sandbx'"),
+        (["plan", "sandbox", "--limit", "egde"], "no host or group 'egde'; groups: app, db"),
+        (["verify", "sandbox", "--limit", "edge9"], "no host or group 'edge9'"),
+        (["plan"], "required: ENV"),
+        (["paln", "sandbox"], "invalid choice: 'paln'"),
+    ],
+)
+def test_mistakes_are_errors_and_never_drift(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 1
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "apply", "verify", "secrets"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert f"python -m deploys {command}" in capsys.readouterr().out
+
+
+def test_a_second_run_waits_its_turn(tmp_path: Path) -> None:
+    with (
+        lock.exclusive(tmp_path),
+        pytest.raises(DeployError, match=r"process \d+, since .* is at work here"),
+        lock.exclusive(tmp_path),
+    ):
+        pass
+    with lock.exclusive(tmp_path):
+        pass
+
+
+def test_a_gate_waits_and_then_opens(fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "PAUSE_SECONDS", 0.0)
+    answers = iter([(False, "starting"), (True, "")])
+    gate = gates.Gate("example", "edge", "it serves", "check", first=True)
+    assert gates.wait(gate, fleet_of_two.inventory(), lambda *_: next(answers)) >= 0
+    assert next(answers, None) is None
+
+
+def test_a_gate_that_stays_shut_says_why(fleet_of_two: FakeFleet) -> None:
+    gate = gates.Gate("example", "edge", "it serves", "check", seconds=0)
+    with pytest.raises(DeployError, match=r"it serves\. @fake/edge1 says: broken"):
+        gates.wait(gate, fleet_of_two.inventory(), lambda *_: (False, "starting\nbroken\n"))
+
+
+def test_a_gate_asks_every_host_unless_one_can_answer(fleet_of_two: FakeFleet) -> None:
+    asked: list[str] = []
+
+    def shell(host: Any, _: str) -> tuple[bool, str]:
+        asked.append(host.name)
+        return True, ""
+
+    gates.wait(gates.Gate("x", "edge", "", ""), fleet_of_two.inventory(), shell)
+    gates.wait(gates.Gate("x", "edge", "", "", first=True), fleet_of_two.inventory(), shell)
+    assert asked == ["@fake/edge1", "@fake/edge2", "@fake/edge1"]
+
+
+def test_every_stage_is_a_role_of_a_known_group() -> None:
+    for stage in stages.STAGES:
+        assert stage.group in (*validate.ROLES, "all")
+        assert (fleet.REPOSITORY / "deploys" / f"{stage.role}.py").exists()
+    assert {gate.role for gate in gates.GATES} <= {stage.role for stage in stages.STAGES}

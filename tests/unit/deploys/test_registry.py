@@ -1,0 +1,31 @@
+"""The registry role on a fake host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from pyinfra.api.inventory import Inventory
+
+from deploys import docker, fleet, registry
+from deploys.secrets import matches
+
+
+def test_it_serves_tls_and_wants_a_password(fake_role: Any) -> None:
+    files = fake_role(registry.registry, "ops1").files
+    settings = yaml.safe_load(files["/etc/docker/registry/config.yml"])
+    assert settings["http"]["addr"] == "0.0.0.0:5000"
+    assert settings["http"]["tls"]["certificate"] == "/etc/relay/tls/host.crt"
+    assert settings["auth"]["htpasswd"]["path"] == "/etc/docker/registry/htpasswd"
+    user, _, hashed = files["/etc/docker/registry/htpasswd"].strip().partition(":")
+    assert user == "relay"
+    assert matches(fleet.secret("registry_password"), hashed)
+
+
+def test_only_relay_hosts_reach_it(fake_role: Any) -> None:
+    opened = [line for line in fake_role(registry.registry, "ops1").commands if line.startswith("ufw allow")]
+    assert opened == [f"ufw allow proto tcp from 172.30.77.2{last} to any port 5000" for last in (1, 2, 3)]
+
+
+def test_its_name(sandbox_inventory: Inventory) -> None:
+    assert docker.registry() == "ops1.sandbox.test:5000"

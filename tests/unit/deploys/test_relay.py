@@ -1,0 +1,181 @@
+"""The relay role: image, secrets, stack."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyinfra.api.inventory import Inventory
+
+from deploys import fleet, relay, relay_image
+
+DIGEST = f"sha256:{'ab' * 32}"
+PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
+
+
+@pytest.fixture
+def stack(sandbox_inventory: Inventory) -> dict[str, Any]:
+    text, _ = relay.render(PINNED, relay.stack_values())
+    return dict(yaml.safe_load(text))
+
+
+def test_one_replica_a_node_pinned_by_digest(stack: dict[str, Any]) -> None:
+    service = stack["services"]["relay"]
+    assert service["image"] == PINNED
+    assert service["deploy"]["replicas"] == 3
+    assert service["deploy"]["placement"]["max_replicas_per_node"] == 1
+    assert service["deploy"]["endpoint_mode"] == "dnsrr"
+    assert {(port["target"], port["mode"]) for port in service["ports"]} == {(8000, "host"), (8001, "host")}
+    assert "container_name" not in service
+
+
+def test_a_roll_takes_one_replica_at_a_time_and_rolls_back(stack: dict[str, Any]) -> None:
+    update = stack["services"]["relay"]["deploy"]["update_config"]
+    assert (update["parallelism"], update["order"], update["failure_action"]) == (1, "stop-first", "rollback")
+
+
+def test_secrets_are_mounted_and_never_in_the_file(
+    stack: dict[str, Any], sandbox_inventory: Inventory
+) -> None:
+    text, _ = relay.render(PINNED, relay.stack_values())
+    values = fleet.store().read()
+    assert not [name for name, value in values.items() if value in text]
+    service = stack["services"]["relay"]
+    assert {secret["source"] for secret in service["secrets"]} == {"database_url", "redis_url", "seal_key"}
+    assert all(secret["mode"] == 0o400 and secret["uid"] == "10001" for secret in service["secrets"])
+    assert service["environment"]["RELAY_DATABASE_URL_FILE"] == "/run/secrets/database_url"
+
+
+def test_objects_are_named_by_their_content(sandbox_inventory: Inventory) -> None:
+    first = relay.named("seal_key", "one")
+    assert first == relay.named("seal_key", "one")
+    assert first != relay.named("seal_key", "two")
+    assert first.startswith("relay_seal_key_")
+
+
+def test_the_stack_knows_the_vendor_and_trusts_the_edge(stack: dict[str, Any]) -> None:
+    service = stack["services"]["relay"]
+    assert service["extra_hosts"] == ["vendor1.sandbox.test:172.30.77.61"]
+    assert service["environment"]["RELAY_TRUSTED_PROXIES"] == "172.30.77.11/32,172.30.77.12/32"
+
+
+def test_a_fleet_without_a_vendor_of_its_own(sandbox_inventory: Inventory) -> None:
+    text, _ = relay.render(PINNED, relay.stack_values() | {"named_hosts": []})
+    assert yaml.safe_load(text)["services"]["relay"]["extra_hosts"] == []
+
+
+def test_clients_fail_over_within_seconds(sandbox_inventory: Inventory) -> None:
+    settings = dict(part.split("=", 1) for part in relay.database_url("app").split())
+    assert settings["host"] == "172.30.77.31,172.30.77.32,172.30.77.33"
+    assert settings["target_session_attrs"] == "read-write"
+    assert settings["sslmode"] == "verify-ca"
+    assert (settings["connect_timeout"], settings["tcp_user_timeout"]) == ("2", "3000")
+    assert settings["password"] == fleet.secret("postgres_app_password")
+
+
+def test_the_owner_is_for_migrations_only(stack: dict[str, Any], fake_role: Any) -> None:
+    outcome = fake_role(relay.relay, "app1", responses=_running())
+    assert fleet.secret("postgres_owner_password") in outcome.files["/etc/relay/migrate.env"]
+    assert fleet.secret("postgres_owner_password") not in "\n".join(outcome.commands)
+
+
+def _running(**changed: Any) -> dict[str, Any]:
+    """Answers of a first host where everything is as it should be, but for `changed`."""
+    values = relay.stack_values()
+    _, stack_hash = relay.render(PINNED, values)
+    spec = {
+        "Labels": {"relay.stack": stack_hash},
+        "TaskTemplate": {"ContainerSpec": {"Image": PINNED}},
+        "Mode": {"Replicated": {"Replicas": 3}},
+    }
+    return {
+        "relay-image digest": DIGEST,
+        "docker secret ls": list(values["secrets"].values()),
+        "docker config ls": values["ca_config"],
+        "docker service inspect": json.dumps({"Spec": spec | changed}),
+    }
+
+
+def _acts(outcome: Any) -> list[str]:
+    kept = ("relay-image build", "relay-roll", "docker secret create", "head -c")
+    return [line.split()[0] for line in outcome.commands if line.startswith(kept)]
+
+
+def test_nothing_is_done_while_everything_is_as_it_should_be(
+    fake_role: Any, sandbox_inventory: Inventory
+) -> None:
+    assert _acts(fake_role(relay.relay, "app1", responses=_running())) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"Mode": {"Replicated": {"Replicas": 2}}},
+        {"Labels": {"relay.stack": "another"}},
+        {"TaskTemplate": {"ContainerSpec": {"Image": "by hand"}}},
+    ],
+)
+def test_a_change_by_hand_is_rolled_back_to_the_file(
+    fake_role: Any, sandbox_inventory: Inventory, changed: dict[str, Any]
+) -> None:
+    outcome = fake_role(relay.relay, "app1", responses=_running(**changed))
+    assert _acts(outcome) == ["relay-roll"]
+    assert PINNED in outcome.files["/etc/relay/stack.yml"]
+
+
+def test_a_missing_secret_is_made_without_printing_it(fake_role: Any, sandbox_inventory: Inventory) -> None:
+    outcome = fake_role(relay.relay, "app1", responses=_running() | {"docker secret ls": ""})
+    assert _acts(outcome).count("head") == 3
+    assert fleet.secret("relay_seal_key") not in "\n".join(outcome.commands)
+
+
+def test_other_hosts_only_get_the_administrators_command(
+    fake_role: Any, sandbox_inventory: Inventory
+) -> None:
+    outcome = fake_role(relay.relay, "app2", responses=_running())
+    assert list(outcome.files) == ["/usr/local/sbin/relayctl"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    package = tmp_path / "relay"
+    package.mkdir()
+    for name, text in {
+        "Dockerfile": "FROM scratch\n",
+        "requirements.txt": "",
+        "__init__.py": "",
+        "pyproject.toml": (
+            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+            '[project]\nname = "relay"\nversion = "1"\n'
+            '[tool.setuptools]\npackages = ["relay"]\npackage-dir = { relay = "." }\n'
+        ),
+    }.items():
+        (package / name).write_text(text)
+    return package
+
+
+def test_the_tag_is_the_hash_of_the_sources(source: Path) -> None:
+    before = relay_image.version("recipe", source=source)
+    (source / "__pycache__").mkdir()
+    (source / "__pycache__" / "x.pyc").write_text("cache")
+    assert relay_image.version("recipe", source=source) == before
+    assert relay_image.version("another recipe", source=source) != before
+    (source / "__init__.py").write_text("changed = True\n")
+    assert relay_image.version("recipe", source=source) != before
+
+
+def test_the_context_holds_the_wheel(source: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(relay_image.context(source).read())) as archive:
+        names = archive.getnames()
+    assert names == ["Dockerfile", "requirements.txt", "wheelhouse/relay-1-py3-none-any.whl"]
+    assert {path.name for path in source.iterdir()} == {
+        "Dockerfile",
+        "requirements.txt",
+        "__init__.py",
+        "pyproject.toml",
+    }

@@ -1,0 +1,112 @@
+"""The swarm role on fake hosts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pyinfra.api.deploy import deploy
+from pyinfra.api.exceptions import OperationError
+from pyinfra.api.inventory import Inventory
+
+from deploys import swarm
+
+INACTIVE = json.dumps({"LocalNodeState": "inactive", "ControlAvailable": False})
+MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})
+
+
+def node(name: str, state: str = "ready", role: str = "manager", **labels: str) -> str:
+    return json.dumps(
+        {
+            "ID": f"id-{name}-{state}",
+            "Description": {"Hostname": name},
+            "Spec": {"Labels": labels, "Role": role},
+            "Status": {"State": state},
+        }
+    )
+
+
+def commands(outcome: Any, word: str) -> list[str]:
+    return [line for line in outcome.commands if line.startswith(f"docker {word}")]
+
+
+@deploy("Create")
+def _create() -> None:
+    swarm.create(name="create")
+
+
+@pytest.mark.parametrize(("host", "started"), [("app1", 1), ("app2", 0)])
+def test_only_the_first_host_starts_a_swarm(fake_role: Any, host: str, started: int) -> None:
+    outcome = fake_role(_create, host, responses={"docker info": INACTIVE})
+    assert len(commands(outcome, "swarm init")) == started
+    assert all("--advertise-addr 172.30.77.21" in line for line in commands(outcome, "swarm init"))
+
+
+def test_a_rebuilt_first_host_starts_no_second_swarm(fake_role: Any) -> None:
+    assert commands(fake_role(_create, "app1", responses={"docker info": MANAGER}), "swarm init") == []
+
+
+def test_nobody_joins_a_swarm_that_does_not_exist(fake_role: Any) -> None:
+    with pytest.raises(OperationError, match="no relay host is a swarm manager yet"):
+        fake_role(swarm.swarm, "app2", responses={"docker info": INACTIVE})
+
+
+def test_a_member_changes_nothing(fake_role: Any) -> None:
+    nodes = [node("app1", relay="true", dokploy="true"), node("app2", relay="true")]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    outcome = fake_role(swarm.swarm, "app1", responses=responses)
+    assert [name for name in outcome.changes if "ufw" not in name] == []
+
+
+def test_labels_follow_the_inventory(fake_role: Any) -> None:
+    nodes = [node("app1", relay="true"), node("app2", relay="true", dokploy="true", other="kept")]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    outcome = fake_role(swarm.swarm, "app1", responses=responses)
+    assert commands(outcome, "node update") == [
+        "docker node update --label-add dokploy=true id-app1-ready",
+        "docker node update --label-rm dokploy id-app2-ready",
+    ]
+
+
+def test_a_dead_entry_of_a_rebuilt_node_is_forgotten(fake_role: Any) -> None:
+    nodes = [
+        node("app1", relay="true", dokploy="true"),
+        node("app2", relay="true"),
+        node("app2", state="down"),
+        node("app3", state="down"),
+    ]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    outcome = fake_role(swarm.swarm, "app1", responses=responses)
+    # app3 is only away: it is not forgotten.
+    assert commands(outcome, "node demote") == ["docker node demote id-app2-down"]
+    assert commands(outcome, "node rm") == ["docker node rm --force id-app2-down"]
+
+
+def test_only_relay_hosts_reach_the_swarm(fake_role: Any) -> None:
+    nodes = [node("app1", relay="true", dokploy="true")]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    outcome = fake_role(swarm.swarm, "app1", responses=responses)
+    opened = [line for line in outcome.commands if line.startswith("ufw allow")]
+    assert len(opened) == 4 * 3
+    assert all(f"from 172.30.77.2{last}" in line for line in opened for last in "123" if f".2{last} " in line)
+    assert {line.split()[5] for line in opened} == {f"172.30.77.2{last}" for last in (1, 2, 3)}
+
+
+def test_the_first_hosts_manage(sandbox_inventory: Inventory) -> None:
+    assert [manager.name for manager in swarm.managers()] == ["app1", "app2", "app3"]
+    sandbox_inventory.override_data["swarm_managers"] = 1
+    assert [manager.name for manager in swarm.managers()] == ["app1"]
+
+
+def test_the_label_of_dokploy(sandbox_inventory: Inventory) -> None:
+    assert swarm.labels() == {
+        "app1": {"relay": "true", "dokploy": "true"},
+        "app2": {"relay": "true"},
+        "app3": {"relay": "true"},
+    }
+
+
+def test_facts_of_a_host_without_docker() -> None:
+    assert swarm.SwarmState().process([""]) == {}
+    assert swarm.Nodes().process([""]) == []
