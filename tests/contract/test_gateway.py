@@ -396,6 +396,33 @@ def test_a_budget_for_exactly_n_calls_gives_exactly_n(relay: Relay, replicas: li
     assert customer.spent() == 23_000_000
 
 
+# ---------------------------------------------------------------------- prices
+
+
+def test_a_price_change_reaches_every_replica_and_no_call_that_was_admitted(
+    relay: Relay, replicas: list[Replica], vendor: Vendor
+) -> None:
+    customer = Customer(relay, replicas[0], "repriced", "1.00")
+    relay.price("fake-large", "--in-text", "1/1M", "--out-text", "1/1M")
+    relay.channel(vendor.url, "fake-large", "large")
+    eventually(lambda: "fake-large" in {model.id for model in customer.sdk.models.list()}, 3)
+    vendor.control(chunk_delay_ms=100, completion_tokens=30)
+    stream = customer.sdk.chat.completions.create(model="fake-large", messages=asks(), stream=True)
+    next(iter(stream))
+    relay.price("fake-large", "--in-text", "7/1M", "--out-text", "7/1M")
+    changed = time.monotonic()
+    vendor.control(completion_tokens=3)
+    list(stream)
+    time.sleep(max(0.0, changed + 2 - time.monotonic()))
+    for replica in replicas:
+        replica.client(customer.key).chat.completions.create(model="fake-large", messages=asks())
+    records = relay.usage(customer.account)
+    (admitted_before,) = [record for record in records if record["stream"]]
+    assert admitted_before["charge"] == 1_000 * sum(admitted_before["meters"].values())
+    for record in records[: len(replicas)]:
+        assert record["charge"] == 7_000 * sum(record["meters"].values())
+
+
 # ---------------------------------------------------------------------- metrics
 
 
