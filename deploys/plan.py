@@ -130,10 +130,11 @@ def _log(directory: Path, command: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole, errors = logging.FileHandler(path, mode="w"), logging.StreamHandler()
     errors.setLevel(logging.ERROR)
-    added = [(logging.getLogger("pyinfra"), whole), (logging.getLogger("pyinfra"), errors)]
-    # Its tracebacks of refused connections would bury the line that names the host.
-    added.append((logging.getLogger("paramiko"), whole))
-    added[0][0].setLevel(logging.INFO)
+    pyinfra, paramiko = logging.getLogger("pyinfra"), logging.getLogger("paramiko")
+    pyinfra.setLevel(logging.INFO)
+    # paramiko's tracebacks of refused connections would bury the line that names the host.
+    added: list[tuple[logging.Logger, logging.Handler]]
+    added = [(pyinfra, whole), (pyinfra, errors), (paramiko, whole)]
     for logger, handler in added:
         logger.addHandler(handler)
     try:
