@@ -1,0 +1,1 @@
+"""How the fleet is watched: alert rules with their tests, and a page for each alert."""
