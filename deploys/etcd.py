@@ -27,7 +27,7 @@ def etcd() -> None:
     was_running = running("etcd.service")
     # Account and configuration come before the package, whose installation starts the service.
     server.user(
-        name="Account etcd may read the host's key (/etc/passwd)",
+        name="Let account etcd read the host's key (/etc/group)",
         user="etcd",
         home="/var/lib/etcd",
         system=True,
@@ -36,25 +36,27 @@ def etcd() -> None:
     )
     configuration = _configuration()
     override = files.put(
-        name="etcd restarts and has priority (/etc/systemd/system/etcd.service.d/override.conf)",
+        name="Write /etc/systemd/system/etcd.service.d/override.conf",
         src="templates/etcd/override.conf",
         dest="/etc/systemd/system/etcd.service.d/override.conf",
         mode="644",
     )
     files.put(
-        name="etcdctl with this host's certificate (/usr/local/sbin/relay-etcdctl)",
+        name="Write /usr/local/sbin/relay-etcdctl",
         src="templates/etcd/relay-etcdctl",
         dest="/usr/local/sbin/relay-etcdctl",
         mode="755",
     )
     allow([CLIENT_PORT, PEER_PORT], ["db"])
     allow([METRICS_PORT], ["ops"])
-    systemd.daemon_reload(name="systemd reads etcd's unit again", _if=fleet.changed(override))
+    systemd.daemon_reload(
+        name="Read /etc/systemd/system/etcd.service.d/override.conf again", _if=fleet.changed(override)
+    )
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
-    systemd.service(name="etcd runs, also after a boot", service="etcd.service", enabled=True)
+    systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
     changed = fleet.changed(configuration, override)
     server.shell(
-        name="etcd restarts, one member after the other",
+        name="Restart etcd (etcd.service)",
         commands=[RESTART],
         _if=lambda: was_running and changed(),
         _serial=True,
@@ -63,7 +65,7 @@ def etcd() -> None:
 
 def _configuration() -> OperationMeta:
     return files.template(
-        name="Configuration of etcd (/etc/default/etcd)",
+        name="Write /etc/default/etcd",
         src="templates/etcd/etcd.env.j2",
         dest="/etc/default/etcd",
         mode="644",

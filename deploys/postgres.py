@@ -88,7 +88,7 @@ def postgres() -> None:
     allow([POSTGRES_PORT], ["db", "app"])
     allow([REST_PORT], ["db", "ops"])
     allow([EXPORTER_PORT], ["ops"])
-    systemd.daemon_reload(name="systemd reads Patroni's unit again", _if=fleet.changed(unit))
+    systemd.daemon_reload(name="Read /etc/systemd/system/patroni.service again", _if=fleet.changed(unit))
     systemd.service(name="Run Patroni (patroni.service)", service="patroni.service", enabled=True)
     server.shell(
         name="Wait until PostgreSQL serves (patroni.service)",
