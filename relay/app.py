@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -75,7 +75,10 @@ class App:
             log.exception("a request failed", extra={"request_id": str(request_id)})
             self._services.metrics.requests.labels(OTHER, "none", "http_500", "false").inc()
             failure = ApiError(500, "Internal error.", kind="server_error", code="internal_error")
-            await send_error(send, failure, str(request_id))
+            with suppress(
+                RuntimeError
+            ):  # an answer has begun: returning without its end closes the connection
+                await send_error(send, failure, str(request_id))
         finally:
             inflight.dec()
 

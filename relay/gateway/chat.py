@@ -349,30 +349,35 @@ class _Call:
             await self._capture(usage, counted)
         except LedgerUnavailable as error:
             self.outcome = "ledger_unavailable"
-            message = "The answer could not be charged and was withheld: try again later."
+            message = "The answer could not be charged, so its end is withheld: try again later."
             raise errors.unavailable(message, "ledger_unavailable") from error
 
     async def _stream(self, channel: Channel, reply: Reply, vendor_started: float) -> None:
         meter = StreamMeter(keep_usage_chunk=self.request.include_usage)
         failure = await self._pass_on(reply, meter)
         self.vendor_seconds = time.monotonic() - vendor_started
-        if failure is not None:
-            self.outcome = _outcome_of(failure)
-        elif meter.error is not None:
-            self.outcome = "vendor_error"
-        elif not meter.complete:
-            self.outcome = "truncated"
+        self.outcome = _stream_outcome(meter, failure)
         if self.outcome in ("ok", "client_gone", "shutdown"):
             self._note_attempt(channel, self.outcome, vendor_started, reply.status)
         else:
             problem = failure if isinstance(failure, Exception) else RuntimeError(str(meter.error))
             self._attempt(channel, self.outcome, vendor_started, problem, reply.status)
+        try:
+            await self._settle_stream(meter)
+        except ApiError as error:
+            if self.first_byte is None:
+                raise
+            await self.send({"type": "http.response.body", "body": errors.stream_event(error)})
+        else:
+            await self._end_stream(meter, failure)
+
+    async def _settle_stream(self, meter: StreamMeter) -> None:
         counted = meter.estimate()
-        if self.outcome != "ok" and meter.usage is None and counted == 0:
+        nothing = self.first_byte is None or (meter.usage is None and counted == 0)
+        if self.outcome != "ok" and nothing:
             await self._release(f"nothing was delivered: {self.outcome}")
         else:
             await self._captured_or_unavailable(meter.usage, counted)
-        await self._end_stream(meter, failure)
 
     async def _pass_on(self, reply: Reply, meter: StreamMeter) -> BaseException | None:
         """Send on what arrives until the end; returns what cut it short."""
@@ -410,7 +415,7 @@ class _Call:
             raise _error_of(failure)
         tail = meter.tail()
         if self.outcome in ("truncated", "timeout"):
-            tail = errors.stream_error("The model's vendor broke off. What was delivered is charged.")
+            tail = errors.stream_event(errors.broken_off())
         if self.first_byte is None:
             await self._send_part(tail)
             tail = b""
@@ -466,6 +471,14 @@ def _outcome_of(failure: BaseException) -> str:
     if isinstance(failure, ApiError):
         return failure.reason
     return "timeout" if isinstance(failure, TimedOut) else "truncated"
+
+
+def _stream_outcome(meter: StreamMeter, failure: BaseException | None) -> str:
+    if failure is not None:
+        return _outcome_of(failure)
+    if meter.error is not None:
+        return "vendor_error"
+    return "ok" if meter.complete else "truncated"
 
 
 def _error_of(failure: BaseException | None) -> ApiError:

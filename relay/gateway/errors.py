@@ -114,9 +114,13 @@ def bad_gateway(message: str = "The model's vendor failed to answer. Nothing was
     return ApiError(502, message, kind="server_error", code="upstream_error")
 
 
-def stream_error(message: str) -> bytes:
+def broken_off() -> ApiError:
+    """502 inside a stream: the vendor stopped before its end."""
+    return bad_gateway("The model's vendor broke off. What was delivered is charged.")
+
+
+def stream_event(error: ApiError) -> bytes:
     """An error inside a stream that has begun, as OpenAI's clients understand it."""
-    error = ApiError(502, message, kind="server_error", code="upstream_error")
     return b"data: " + orjson.dumps(error.body()) + b"\n\n"
 
 

@@ -243,6 +243,27 @@ def test_a_stream_survives_the_database(relay: Relay, vendor: Vendor, postgres: 
     assert customer.spent() == price(record["meters"]["in_text"], 10)
 
 
+def test_a_stream_that_cannot_be_charged_ends_without_its_end(
+    relay: Relay, vendor: Vendor, postgres: PostgresServer
+) -> None:
+    replica = relay.replica(RELAY_SETTLE_SECONDS="1")
+    customer = Customer(relay, replica, "unsettled", "1.00")
+    vendor.control(chunk_delay_ms=100, completion_tokens=10)
+    lines = customer.post(BODY | {"stream": True}, stream=True).iter_lines()
+    next(lines)
+    postgres.control("stop", "-m", "immediate")
+    try:
+        rest = [line for line in lines if line]
+    finally:
+        postgres.control("start")
+    assert b"could not be charged" in rest[-1]
+    assert b"data: [DONE]" not in rest
+    balance, held = relay.balance(customer.account)
+    assert balance == customer.funds
+    assert held > 0, "the hold stays for the sweeper"
+    assert replica.metric('relay_ledger_alerts_total{reason="capture_lost"}') == 1
+
+
 def test_without_database_calls_are_refused_before_the_vendor(
     relay: Relay, vendor: Vendor, postgres: PostgresServer
 ) -> None:
