@@ -270,6 +270,19 @@ def test_a_stream_that_ends_without_usage_is_counted(customer: Customer, vendor:
     assert customer.spent() == price(booked["prompt_tokens"], 4)
 
 
+def test_an_error_inside_a_stream(customer: Customer, vendor: Vendor) -> None:
+    body = {"model": MODEL, "messages": asks(), "stream": True}
+    vendor.control(error_after_chunks=0)
+    assert customer.post(body).status_code == 502
+    assert customer.spent() == 0
+    vendor.control(error_after_chunks=3)
+    stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
+    with pytest.raises(openai.APIError, match="told to fail"):
+        list(stream)
+    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    assert customer.spent() == price(booked["prompt_tokens"], 3)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_without_usage_is_counted(customer: Customer, vendor: Vendor, stream: bool) -> None:
     vendor.control(omit_usage=True)

@@ -31,6 +31,7 @@ class Control:
     reset: bool = False  # abort the connection before any answer
     truncate_after_chunks: int = -1  # abort the connection after that many chunks; -1: never
     end_after_chunks: int = -1  # end the stream cleanly, but early and without usage; -1: never
+    error_after_chunks: int = -1  # end the stream with an error event after that many chunks; -1: never
     omit_usage: bool = False
     usage: dict[str, Any] | None = None  # sent and booked instead of the counted usage
     completion_tokens: int = 0  # length of the answer; 0: derived from the prompt
@@ -170,3 +171,4 @@ def usage_chunk(call_id: str, created: int, answer: Answer, usage: dict[str, Any
 
 
 DONE = b"data: [DONE]\n\n"
+ERROR_EVENT = event({"error": {"message": "The fake vendor was told to fail.", "type": "server_error"}})

@@ -162,9 +162,10 @@ class Call:
                 await self._book(produced, complete=False, usage_sent=False)
                 await abort(receive)
                 return
-            if number == self._control.end_after_chunks:
+            if number in (self._control.end_after_chunks, self._control.error_after_chunks):
                 await self._book(produced, complete=False, usage_sent=False)
-                await send({"type": "http.response.body", "body": b""})
+                last = answers.ERROR_EVENT if number == self._control.error_after_chunks else b""
+                await send({"type": "http.response.body", "body": last})
                 return
             if number and self._control.chunk_delay_ms:
                 await asyncio.wait([self._gone], timeout=self._control.chunk_delay_ms / 1000)
