@@ -151,10 +151,15 @@ class Edge:
             timeout=30,
         )
 
-    def access_log(self) -> list[dict[str, str]]:
-        """Entries of the access log, oldest first."""
-        lines = (self.directory / "access.log").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+    def access_log(self, entries: int) -> list[dict[str, str]]:
+        """The access log, oldest first, once it has that many entries: nginx writes them after the answer."""
+        deadline = time.monotonic() + 5
+        while True:
+            lines = (self.directory / "access.log").read_text().splitlines()
+            if len(lines) >= entries or time.monotonic() > deadline:
+                assert len(lines) == entries
+                return [json.loads(line) for line in lines]
+            time.sleep(0.05)
 
     def log_text(self) -> str:
         """Everything in every log file."""
