@@ -14,7 +14,7 @@ from tests.contract.chaos.cluster import DATABASE, Cluster
 from tests.contract.chaos.drill import Plan, run
 from tests.contract.chaos.evidence import Entry
 from tests.contract.chaos.reconcile import Findings, Reconciliation
-from tests.contract.chaos.specimen import AFTER, BUSY, Specimen, agreeing, capture
+from tests.contract.chaos.specimen import AFTER, BUSY, SWEPT, Specimen, agreeing, capture
 from tests.contract.postgres import create_database
 
 WRITERS = 4
@@ -89,7 +89,7 @@ def test_agreeing_books_have_no_differences() -> None:
     assert found.fates == {
         "served, captured (vendor's usage; outcome ok), acknowledged": 4,
         "served, captured (bill what was delivered; outcome client_gone), not acknowledged": 1,
-        "served, released (outcome expired: expired)": 1,
+        "served, released (outcome swept: expired: the relay that held it did not settle it)": 1,
     }
 
 
@@ -132,7 +132,7 @@ def pay_for_nothing(books: Specimen) -> None:
 
 
 def lose_an_acknowledged_charge(books: Specimen) -> None:
-    books.records[0] = replace(books.records[0], captured=False, charge=0, reason="expired")
+    books.records[0] = replace(books.records[0], captured=False, charge=0, reason=SWEPT)
     del books.entries[0]
 
 
@@ -165,6 +165,10 @@ def use_less_quota(books: Specimen) -> None:
         replace(entry, amount=-14) if entry.unit == "text_tokens" and entry.amount < 0 else entry
         for entry in books.entries
     ]
+
+
+def charge_more_than_held(books: Specimen) -> None:
+    books.records[0] = replace(books.records[0], held=8_147)
 
 
 def leave_a_hold(books: Specimen) -> None:
@@ -204,12 +208,13 @@ def drift_a_budget(books: Specimen) -> None:
         (pay_for_nothing, "nobody's: has ledger entries, but no usage record"),
         (lose_an_acknowledged_charge, "old: acknowledged, but its record says"),
         (charge_a_released_call, "swept: released, yet something was charged"),
-        (release_without_reason, "swept: served by the vendor and released without a stated reason"),
+        (release_without_reason, "swept: served by the vendor, released by no rule"),
         (estimate_without_rule, "left: charged by an estimate without a stated rule"),
         (charge_a_refused_call, "left: answered 503 ledger_unavailable, yet charged 2272 n$"),
         (deliver_less, "old: 19 tokens arrived, the vendor sent 20"),
         (forget_a_broken_call, "seen by nobody else: the customer saw its beginning"),
         (use_less_quota, "quota: charged 5185 n$, not [5531]"),
+        (charge_more_than_held, "old: charged 8148 n$, more than the 8147 that were held"),
         (leave_a_hold, "ledger: 1 holds are still open"),
         (leave_a_held_amount, "account 1 (credit): held 7"),
         (drift_a_balance, "account 1 (credit): balance"),

@@ -36,8 +36,8 @@ class Record:
     reason: str
     captured: bool
     started_at: datetime | None
+    held: int
     charge: int
-    plan_paid: int
     debt: int
     estimated: list[int] | None
 
@@ -91,7 +91,7 @@ class Evidence:
 
 RECORDS = """
 select u.request_id::text, u.account_id, u.token_id, u.outcome, u.abort_rule, coalesce(h.reason, ''),
-       h.state = 'captured', u.started_at, u.charge, u.plan_paid, u.debt,
+       h.state = 'captured', u.started_at, u.held, u.charge, u.debt,
        case when (u.raw_usage ->> 'estimated')::boolean
             then array[u.raw_usage ->> 'prompt_tokens', u.raw_usage ->> 'completion_tokens']::bigint[]
        end

@@ -12,7 +12,13 @@ from tests.contract.chaos.evidence import Entry, Evidence, Record, Served
 from tests.contract.chaos.load import Acknowledged
 
 PRICE_REACHES_ALL_WITHIN = timedelta(seconds=2)
+# The stated rules, as records quote them: what was delivered is billed; what was not is released because ...
 BILL_DELIVERED = "bill what was delivered"
+RELEASED_BY = (
+    "expired: the relay that held it did not settle it",
+    "nothing was delivered",
+    "no answer from a vendor",
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,16 @@ class Expectations:
 
 @dataclass
 class Findings:
-    """``problems``: every difference. ``fates``: how many calls went which way, by the rule that says so."""
+    """``problems``: every difference. ``fates``: how many calls went which way, by the rule that says so.
+
+    ``unbilled_tokens``: what the vendor served to calls that a stated rule released.
+    """
 
     problems: list[str] = field(default_factory=list)
     fates: Counter[str] = field(default_factory=Counter)
     charged: int = 0
     vendor_tokens: int = 0
+    unbilled_tokens: int = 0
 
 
 class Reconciliation:
@@ -105,8 +115,12 @@ class Reconciliation:
     def _check_released(self, record: Record, served: Served | None) -> None:
         if record.charge or self._paid[record.request_id]:
             self._problem(record.request_id, "released, yet something was charged")
-        if served is not None and not record.reason:
-            self._problem(record.request_id, "served by the vendor and released without a stated reason")
+        if served is not None:
+            self._found.unbilled_tokens += served.prompt + served.completion
+            if not record.reason.startswith(RELEASED_BY):
+                self._problem(
+                    record.request_id, f"served by the vendor, released by no rule: {record.reason!r}"
+                )
 
     def _check_charge(self, record: Record, served: Served) -> None:
         where = record.request_id
@@ -115,6 +129,8 @@ class Reconciliation:
             self._problem(where, "charged by an estimate without a stated rule")
         if record.abort_rule is None and not (served.complete and served.usage_sent):
             self._problem(where, "no rule is stated, although the vendor told no usage")
+        if record.charge > record.held:
+            self._problem(where, f"charged {record.charge} n$, more than the {record.held} that were held")
         customer = self._expected.customers[record.account]
         entries = self._paid[where]
         quota = -sum(entry.amount for entry in entries if entry.unit == "text_tokens")

@@ -29,7 +29,9 @@ def lines(result: Result) -> Iterator[str]:
         yield f"{len(findings.problems)} DIFFERENCES"
         yield from (f"  {problem}" for problem in findings.problems[:SHOWN_PROBLEMS])
     verdict = "all books agree to the nano-dollar" if result.passed else "THE BOOKS DO NOT AGREE"
-    yield f"{verdict}: {_usd(findings.charged)} charged for {findings.vendor_tokens} vendor tokens"
+    billed = findings.vendor_tokens - findings.unbilled_tokens
+    yield f"{verdict}: {_usd(findings.charged)} charged for {billed} tokens in the vendor's books,"
+    yield f"nothing for {findings.unbilled_tokens} tokens of calls that were released by a stated rule"
 
 
 def _events(result: Result) -> list[tuple[str, object]]:

@@ -9,11 +9,11 @@ from fractions import Fraction
 from tests.contract.chaos.customers import Customer
 from tests.contract.chaos.evidence import Budget, Entry, Evidence, Purse, Record, Served
 from tests.contract.chaos.load import Acknowledged
-from tests.contract.chaos.reconcile import Expectations
+from tests.contract.chaos.reconcile import BILL_DELIVERED, RELEASED_BY, Expectations
 
 CHANGED = datetime(2030, 1, 1, tzinfo=UTC)
 BEFORE, AFTER = CHANGED - timedelta(seconds=1), CHANGED + timedelta(seconds=3)
-RULE = "bill what was delivered"
+RULE, SWEPT = BILL_DELIVERED, RELEASED_BY[0]
 BUSY, PLAN, QUOTA = 1, 2, 3
 TOKEN = 9
 # At the old price 10 + 20 tokens cost 8,148.14591 n$, at the new one 9,722.22233 n$.
@@ -66,8 +66,8 @@ def record(name: str, account: int, charge: int, started: datetime) -> Record:
         reason="ok",
         captured=True,
         started_at=started,
+        held=20_000,
         charge=charge,
-        plan_paid=0,
         debt=0,
         estimated=None,
     )
@@ -106,7 +106,7 @@ def _add_crashes(made: Specimen) -> None:
     made.entries.append(capture("left", BUSY, 2_272))
     swept = record("swept", BUSY, 0, BEFORE)
     made.served.append(Served("swept", 10, 20, complete=True, usage_sent=True))
-    made.records.append(replace(swept, outcome="expired", reason="expired", captured=False))
+    made.records.append(replace(swept, outcome="swept", reason=SWEPT, captured=False))
     made.broken.add("swept")
 
 
