@@ -37,6 +37,10 @@ STACK_FILE = "/etc/relay/stack.yml"
 CA_PATH = "/etc/relay/tls/ca.crt"
 SERVICE = "relay_relay"
 HASH_LENGTH = 12
+HEALTH_CHECK = (
+    "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
+    "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
+)
 
 
 class ImageDigest(FactBase[str]):
@@ -204,6 +208,7 @@ def stack_values() -> dict[str, Any]:
         "environment": environment,
         "secrets": stored,
         "ca_path": CA_PATH,
+        "health_check": HEALTH_CHECK,
         "ca_config": named("ca", fleet.secret("ca_cert")),
         "named_hosts": fleet.hosts("vendor"),
         "stop_grace": fleet.knob("relay_stop_grace"),

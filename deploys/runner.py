@@ -104,6 +104,10 @@ class Runner:
         jobs = {host: self.state.pool.spawn(self._load, host, wanted) for host in self.hosts}
         gevent.joinall(jobs.values())
         for host, job in jobs.items():
+            if isinstance(job.value, PyinfraError):
+                raise DeployError(
+                    f"{host.name}: its state cannot be read ({job.value}): the reason is above and in the log"
+                ) from job.value
             if job.value is not None:
                 raise DeployError(f"{host.name}: {job.value}") from job.value
         return [change for host in self.hosts for change in self._pending(host)]

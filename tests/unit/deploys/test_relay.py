@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -179,3 +181,17 @@ def test_the_context_holds_the_wheel(source: Path) -> None:
         "__init__.py",
         "pyproject.toml",
     }
+
+
+@pytest.mark.parametrize(("status", "code"), [("200 OK", 0), ("503 Service Unavailable", 1)])
+def test_the_health_check_reads_the_status(stack: dict[str, Any], status: str, code: int) -> None:
+    program, flag, check = stack["services"]["relay"]["healthcheck"]["test"][1:]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        local = [program, flag, check.replace("8000", str(port))]
+        with subprocess.Popen(local) as checking:
+            connection, _ = server.accept()
+            assert connection.recv(100).startswith(b"GET /livez HTTP/1.0\r\n\r\n")
+            connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
+            connection.close()
+            assert checking.wait() == code
