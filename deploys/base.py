@@ -138,12 +138,20 @@ def allow(ports: list[int], sources: list[str] | None, proto: str = "tcp") -> No
 
     The firewall refuses everything else. Roles call this for their own ports.
     """
+    addresses = ["any"] if sources is None else _addresses(sources)
+    wanted_rules().update(f"{proto} {port} {address}" for port in ports for address in addresses)
     open_ports(
         ports=ports,
-        addresses=["any"] if sources is None else _addresses(sources),
+        addresses=addresses,
         proto=proto,
         name=f"Open {proto} {_listed(ports)} to {_listed(sources or ['everybody'])} (/etc/ufw/user.rules)",
     )
+
+
+def wanted_rules() -> set[str]:
+    """What roles have opened on the current host so far, as FirewallRules writes it."""
+    rules: set[str] = host.connector_data.setdefault("wanted_rules", set())
+    return rules
 
 
 def _addresses(groups: Iterable[str]) -> list[str]:
@@ -191,10 +199,9 @@ def base() -> None:
     trust()
     accounts()
     ssh()
-    enable_firewall(
-        name="Refuse incoming traffic but SSH (/etc/ufw/ufw.conf)",
-        ssh_sources=host.data.ssh_allowed_from or ["any"],
-    )
+    ssh_sources = host.data.ssh_allowed_from or ["any"]
+    wanted_rules().update(f"tcp 22 {source}" for source in ssh_sources)
+    enable_firewall(name="Refuse incoming traffic but SSH (/etc/ufw/ufw.conf)", ssh_sources=ssh_sources)
     clock()
     updates()
     journal()

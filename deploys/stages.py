@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation
@@ -33,14 +32,13 @@ STAGES = (
     Stage("relay", "app"),
     Stage("edge", "edge"),
     Stage("monitoring", "all"),
+    Stage("firewall", "all"),
 )
 
 
 def run(stage: Stage) -> None:
     """Calls the role on the current host when the host belongs to the stage's group."""
     if stage.group != "all" and stage.group not in host.groups:
-        return
-    if find_spec(f"deploys.{stage.role}") is None:
         return
     getattr(import_module(f"deploys.{stage.role}"), stage.role)()
 
