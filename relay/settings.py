@@ -33,6 +33,7 @@ class Settings:
     database_url: str  # libpq connection string of role relay_app
     migration_database_url: str  # the same of role relay_owner; only `migrate` needs it
     redis_url: str  # shared limits; empty: each replica enforces its share alone
+    admin_token_hash: str  # SHA-256 in hex of the administrators' token; empty: nobody may write prices
     seal_key: str  # Fernet keys that seal channels' API keys, newest first, separated by commas
     ca_file: Path | None  # certificate authorities trusted for vendors and Redis beside the system's
     listen: Address
@@ -54,6 +55,8 @@ class Settings:
     hold_margin_seconds: float  # what a hold lives longer than any call and its settlement
     drain_seconds: float  # after SIGTERM: answering, but no longer ready
     grace_seconds: float  # after that: streams may finish
+    keep_usage_months: int  # usage records older than that are dropped
+    keep_holds_days: int  # settled holds older than that are dropped
     log_level: str
 
     @property
@@ -70,6 +73,7 @@ class Settings:
             database_url=read.text("DATABASE_URL"),
             migration_database_url=read.text("MIGRATION_DATABASE_URL"),
             redis_url=read.text("REDIS_URL"),
+            admin_token_hash=read.text("ADMIN_TOKEN_HASH"),
             seal_key=read.text("SEAL_KEY"),
             ca_file=Path(ca_file) if ca_file else None,
             listen=read.address("LISTEN", "0.0.0.0:8000"),
@@ -91,6 +95,8 @@ class Settings:
             hold_margin_seconds=read.number("HOLD_MARGIN_SECONDS", 60),
             drain_seconds=read.number("DRAIN_SECONDS", 3, least=0),
             grace_seconds=read.number("GRACE_SECONDS", 120, least=0),
+            keep_usage_months=int(read.number("KEEP_USAGE_MONTHS", 13, least=6)),
+            keep_holds_days=int(read.number("KEEP_HOLDS_DAYS", 35, least=35)),
             log_level=read.text("LOG_LEVEL", "INFO").upper(),
         )
 

@@ -62,10 +62,14 @@ def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
         cost=order.cost.amount if order.cost else None,
         meters=json_text(dict(settlement.meters)),
         raw_usage=json_text(order.raw_usage) if order.raw_usage is not None else None,
-        sell=tariff.evidence(settlement.meters, admission.service_tier),
+        sell=_evidence(tariff.evidence(settlement.meters, admission.service_tier), order.usage_format),
         cost_side=order.cost.evidence if order.cost else None,
         unpriced=json_text(charge.unpriced) if charge.unpriced else None,
     )
+
+
+def _evidence(document: str, usage_format: str | None) -> str:
+    return f'{{"usage_format":"{usage_format}",{document[1:]}' if usage_format else document
 
 
 def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:

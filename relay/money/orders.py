@@ -98,7 +98,8 @@ class CaptureOrder:
     """Charge a held call for what was delivered.
 
     `meters`: disjoint, see `normalise`; `raw_usage`: the vendor's usage as it came; `cost`: the upstream's,
-    `admission.cost(provider, meters)`, None if unknown.
+    `admission.cost(provider, meters)`, None if unknown; `usage_format`: of `normalise`, so that an audit
+    can derive the meters again.
     """
 
     hold: Hold
@@ -106,3 +107,4 @@ class CaptureOrder:
     raw_usage: Mapping[str, Any] | None
     facts: CallFacts = CallFacts()
     cost: Cost | None = None
+    usage_format: str | None = None

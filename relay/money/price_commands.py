@@ -12,7 +12,6 @@ from psycopg import AsyncConnection
 from relay.command import CommandError, Subparsers, add_command, leaf
 from relay.money import publish
 from relay.money.errors import FieldError
-from relay.money.units import decimal, decimal_text, rational
 from relay.money.vocabulary import METERS
 from relay.store import prices as store
 
@@ -167,30 +166,18 @@ async def _end(connection: AsyncConnection[Any], options: argparse.Namespace) ->
 
 async def _group(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:
     try:
-        multiplier = decimal_text(decimal(options.multiplier, "--multiplier"))
+        return await publish.set_group(
+            connection, options.group, options.using, options.multiplier, options.source
+        )
     except FieldError as error:
         raise CommandError(str(error)) from None
-    made = await store.set_multiplier(
-        connection,
-        group=options.group,
-        for_group=options.using,
-        multiplier=multiplier,
-        source=options.source,
-    )
-    return {"id": made, "group": options.group, "using": options.using, "multiplier": multiplier}
 
 
 async def _fx(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:
     try:
-        value = rational(options.rate, "rate")
-        if not value or max(value.numerator, value.denominator) >= 2**63:
-            raise FieldError("rate", "it is zero or too fine", 'write e.g. "10/73"')
+        return await publish.set_fx(connection, options.currency, options.rate, options.source)
     except FieldError as error:
         raise CommandError(str(error)) from None
-    if options.currency == "USD" or len(options.currency) != 3 or not options.currency.isupper():
-        raise CommandError(f"currency: {options.currency!r} is not a foreign currency; write e.g. CNY")
-    made = await store.set_fx(connection, currency=options.currency, value=value, source=options.source)
-    return {"id": made, "currency": options.currency, "rate": f"{value.numerator}/{value.denominator}"}
 
 
 async def _groups(connection: AsyncConnection[Any], _: argparse.Namespace) -> list[dict[str, Any]]:

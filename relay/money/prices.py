@@ -1,7 +1,7 @@
 """Prices in memory, kept true by LISTEN/NOTIFY and a revision check."""
 
 import logging
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from psycopg import AsyncConnection
 
@@ -10,6 +10,8 @@ from relay.money.catalog import Catalog
 from relay.store.changes import Changes
 from relay.store.prices import load_catalog
 
+KEPT = timedelta(days=1)  # how long an ended price stays in memory, for calls in flight and late quotes
+
 log = logging.getLogger(__name__)
 
 
@@ -17,6 +19,7 @@ class PriceBook:
     """The published prices. A change elsewhere is seen at once; one that no notification told, within 2 s.
 
     While the database is away the last prices hold on: holds cannot be written then either.
+    `loaded_since`: the earliest time at which the catalog knows every price.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -24,6 +27,7 @@ class PriceBook:
         self._changes = Changes(dsn)
         self._changes.on("prices", self._reload)
         self.catalog = Catalog()
+        self.loaded_since = datetime.max.replace(tzinfo=UTC)
 
     async def start(self) -> None:
         """Load the prices; waits for the database."""
@@ -42,6 +46,8 @@ class PriceBook:
         )
 
     async def _reload(self, _: int | None) -> None:
+        since = datetime.now(UTC) - KEPT
         async with await AsyncConnection.connect(self._dsn) as connection:
-            self.catalog = await load_catalog(connection)
+            self.catalog = await load_catalog(connection, since)
+        self.loaded_since = since
         log.info("prices at revision %d", self.catalog.revision)

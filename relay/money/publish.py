@@ -10,7 +10,7 @@ from relay.money.catalog import Catalog
 from relay.money.charge import Row
 from relay.money.errors import Conflict, FieldError
 from relay.money.tables import compile_price, content_hash, price_view, ratio_view
-from relay.money.units import MAX_NANODOLLARS, decimal
+from relay.money.units import MAX_NANODOLLARS, decimal, decimal_text, fraction_text, rational
 from relay.store import prices as store
 
 Document = Mapping[str, Any]
@@ -143,7 +143,7 @@ async def write_draft(connection: AsyncConnection[Any], document: Document) -> d
 
 async def _check_currency(connection: AsyncConnection[Any], currency: str) -> None:
     if currency != "USD":
-        catalog: Catalog = await store.load_catalog(connection)
+        catalog: Catalog = await store.load_catalog(connection, datetime.now(UTC))
         if all(rate.currency != currency for rate in catalog.fx):
             raise FieldError(
                 "currency", f"{currency} has no exchange rate", f"`relay price fx {currency} RATE`"
@@ -196,3 +196,27 @@ def shown(version: Mapping[str, Any]) -> dict[str, Any]:
     rows = version["rows"]
     view = {name: value for name, value in version.items() if name != "rows"}
     return {**view, "price_view": price_view(rows), "ratio_view": ratio_view(rows)}
+
+
+async def set_group(
+    connection: AsyncConnection[Any], group: Any, using: Any, multiplier: Any, source: str
+) -> dict[str, Any]:
+    """Replace from now on what a group pays, in general or (`using`) on another group's channels."""
+    if not isinstance(group, str) or not group.strip() or not isinstance(using, str):
+        raise FieldError("group", "it is missing or not text", 'write e.g. "vip"')
+    value = decimal_text(decimal(multiplier, "multiplier"))
+    made = await store.set_multiplier(
+        connection, group=group, for_group=using, multiplier=value, source=source
+    )
+    return {"id": made, "group": group, "using": using, "multiplier": value}
+
+
+async def set_fx(connection: AsyncConnection[Any], currency: Any, rate: Any, source: str) -> dict[str, Any]:
+    """Replace from now on the US dollars for one unit of a currency (a decimal or a fraction)."""
+    if _currency({"currency": currency}) == "USD":
+        raise FieldError("currency", "USD is the unit of account", 'write a foreign one, e.g. "CNY"')
+    value = rational(rate, "rate")
+    if not value or max(value.numerator, value.denominator) >= 2**63:
+        raise FieldError("rate", "it is zero or too fine", 'write e.g. "10/73"')
+    made = await store.set_fx(connection, currency=currency, value=value, source=source)
+    return {"id": made, "currency": currency, "rate": fraction_text(value)}

@@ -32,7 +32,7 @@ SETTLE = f"select outcome, charge from ledger_settle({_arguments(_SETTLE_TYPES)}
 async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
     """A dedicated connection: each statement its own transaction, always prepared, never timed out."""
     connection = await AsyncConnection.connect(
-        dsn, autocommit=True, prepare_threshold=0, application_name=name, cursor_factory=AsyncRawCursor
+        dsn, autocommit=True, prepare_threshold=0, application_name=name
     )
     await connection.execute("set statement_timeout = 0")
     return connection
@@ -42,7 +42,8 @@ async def run(
     connection: AsyncConnection[TupleRow], statement: str, columns: Sequence[str | None]
 ) -> list[TupleRow]:
     """Execute HOLD or SETTLE on columns (array literals) and return a row a member, in their order."""
-    cursor = await connection.execute(statement, columns)
+    cursor = AsyncRawCursor(connection)
+    await cursor.execute(statement, columns)
     return await cursor.fetchall()
 
 

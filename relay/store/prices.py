@@ -33,13 +33,13 @@ from price_rows where version_id = any (%s) order by version_id, id
 """
 
 
-async def load_catalog(connection: AsyncConnection[Any], since: datetime | None = None) -> Catalog:
-    """Everything published that holds at `since` or later (default: a day ago, for calls in flight)."""
+async def load_catalog(connection: AsyncConnection[Any], since: datetime) -> Catalog:
+    """Everything published that holds at `since` or later."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         # The revision first: what changes while we read moves it, and the catalog is loaded again.
         await cursor.execute("select revision from revisions where topic = 'prices'")
         revision = (await cursor.fetchone() or {"revision": 0})["revision"]
-        lately = "(valid_to is null or valid_to > coalesce(%s, now() - interval '1 day'))"
+        lately = "(valid_to is null or valid_to > %s)"
         await cursor.execute(
             f"select {_VERSION} from price_versions where status = 'published' and {lately}",  # noqa: S608
             (since,),

@@ -1,0 +1,14 @@
+"""Partitions, retention, roll-ups and jobs."""
+
+from relay.store.migrations import apply, refuse_downgrade
+
+revision = "0004_upkeep"
+down_revision = "0003_group_commit"
+
+
+def upgrade() -> None:
+    apply(revision)
+
+
+def downgrade() -> None:
+    refuse_downgrade()
