@@ -41,7 +41,7 @@ def cache() -> None:
     allow([REDIS_PORT], ["app"])
     allow([EXPORTER_PORT], ["ops"])
     apt.packages(name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
-    keep_running("redis-server.service", fleet.changed(configuration))
+    keep_running("redis-server.service", ["/etc/redis/redis.conf"], fleet.changed(configuration))
     exporter()
 
 
@@ -79,4 +79,8 @@ def exporter() -> None:
         mode="644",
         node=fleet.node_of(host),
     )
-    keep_running("prometheus-redis-exporter.service", fleet.changed(password, options))
+    keep_running(
+        "prometheus-redis-exporter.service",
+        ["/etc/relay/redis-exporter.json", "/etc/default/prometheus-redis-exporter"],
+        fleet.changed(password, options),
+    )

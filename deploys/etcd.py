@@ -9,14 +9,16 @@ from pyinfra.operations import apt, files, server, systemd
 
 from deploys import fleet
 from deploys.base import allow
-from deploys.services import running
+from deploys.services import outdated, running
 
 PACKAGES = ["etcd-server", "etcd-client"]
+CONFIGURATION = "/etc/default/etcd"
+OVERRIDE = "/etc/systemd/system/etcd.service.d/override.conf"
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
 
 # The next member is restarted only when this one serves again: two at once would lose the quorum.
 RESTART = (
-    "systemctl restart etcd.service && "
+    "systemctl daemon-reload && systemctl restart etcd.service && "
     "timeout 60 sh -c 'until relay-etcdctl --command-timeout=3s endpoint health --cluster; do sleep 1; done'"
 )
 
@@ -25,6 +27,7 @@ RESTART = (
 def etcd() -> None:
     """A member of the cluster, on each host of group `db`. Its data is never touched."""
     was_running = running("etcd.service")
+    stale = outdated("etcd.service", [CONFIGURATION, OVERRIDE])
     # Account and configuration come before the package, whose installation starts the service.
     server.user(
         name="Let account etcd read the host's key (/etc/group)",
@@ -36,9 +39,9 @@ def etcd() -> None:
     )
     configuration = _configuration()
     override = files.put(
-        name="Write /etc/systemd/system/etcd.service.d/override.conf",
+        name=f"Write {OVERRIDE}",
         src="templates/etcd/override.conf",
-        dest="/etc/systemd/system/etcd.service.d/override.conf",
+        dest=OVERRIDE,
         mode="644",
     )
     files.put(
@@ -49,25 +52,22 @@ def etcd() -> None:
     )
     allow([CLIENT_PORT, PEER_PORT], ["db"])
     allow([METRICS_PORT], ["ops"])
-    systemd.daemon_reload(
-        name="Read /etc/systemd/system/etcd.service.d/override.conf again", _if=fleet.changed(override)
-    )
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
     changed = fleet.changed(configuration, override)
     server.shell(
         name="Restart etcd (etcd.service)",
         commands=[RESTART],
-        _if=lambda: was_running and changed(),
+        _if=lambda: was_running and (stale or changed()),
         _serial=True,
     )
 
 
 def _configuration() -> OperationMeta:
     return files.template(
-        name="Write /etc/default/etcd",
+        name=f"Write {CONFIGURATION}",
         src="templates/etcd/etcd.env.j2",
-        dest="/etc/default/etcd",
+        dest=CONFIGURATION,
         mode="644",
         node=fleet.node_of(host),
         members=fleet.hosts("db"),

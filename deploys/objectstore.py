@@ -24,6 +24,12 @@ PACKAGES = ["curl", "python3-venv"]
 S3_PORT, METRICS_PORT = 8333, 9327
 UNIT = "seaweedfs.service"
 ETC = "/etc/seaweedfs"
+READ_BY_UNIT = [
+    f"/etc/systemd/system/{UNIT}",
+    f"{ETC}/environment",
+    f"{ETC}/identities.json",
+    "/opt/seaweedfs/requirements.txt",
+]
 
 
 class BucketDifferences(FactBase[list[str]]):
@@ -71,9 +77,8 @@ def objectstore() -> None:
     tool = put_tool()
     allow([S3_PORT], ["db", "ops"])
     allow([METRICS_PORT], ["ops"])
-    unit_changed = fleet.changed(unit)
     program_changed = fleet.changed(program, unit)
-    keep_running(UNIT, lambda: program_changed() or secrets_changed(), unit_changed)
+    keep_running(UNIT, READ_BY_UNIT, lambda: program_changed() or secrets_changed())
     bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or fleet.changed(tool)())
 
 

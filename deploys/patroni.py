@@ -30,6 +30,20 @@ class ClusterSettings(FactBase[Settings]):
         return yaml.safe_load("\n".join(output)) or {}
 
 
+class RestartPending(FactBase[bool]):
+    """Whether a member waits for the restart that a setting needs."""
+
+    def command(self) -> str:
+        return "/usr/local/bin/patronictl list --format json 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return any(member.get("Pending restart") for member in json.loads("\n".join(output) or "[]"))
+
+
 class DatabaseDifferences(FactBase[list[str]]):
     """What the primary's roles and database lack, one line each; none on a standby or before a cluster is."""
 
@@ -67,13 +81,14 @@ def cluster_settings(wanted: Settings) -> Commands:
     """
     found = host.get_fact(ClusterSettings)
     patch = missing(wanted, found) if found else {}
-    if not patch:
+    if patch:
+        settings = QuoteString(json.dumps(patch))
+        yield StringCommand("echo", settings, "| patronictl edit-config --quiet --force --apply -")
+    pending = host.get_fact(RestartPending)
+    if patch or pending:
+        yield StringCommand("relay-patroni restart-pending")
+    else:
         host.noop("the cluster has these settings")
-        return
-    yield StringCommand(
-        "echo", QuoteString(json.dumps(patch)), "| patronictl edit-config --quiet --force --apply -"
-    )
-    yield StringCommand("relay-patroni restart-pending")
 
 
 @operation()

@@ -19,7 +19,7 @@ from pyinfra.operations import apt, files, server, systemd
 
 from deploys import fleet, patroni
 from deploys.base import TLS, allow
-from deploys.services import certificate_fingerprint, keep_running, running
+from deploys.services import certificate_fingerprint, keep_running, outdated, running
 from deploys.venv import virtualenv
 
 DEFAULT_VERSION = 15
@@ -34,6 +34,10 @@ POSTGRES_PORT, REST_PORT, EXPORTER_PORT = 5432, 8008, 9187
 LIBRARY = "/usr/local/lib/relay"
 VENV = "/opt/patroni"
 STALE = "/run/relay-patroni-stale"
+# Touched when Patroni has read its configuration again.
+LOADED = "/run/relay-patroni-loaded"
+UNIT = "patroni.service"
+CONFIGURATION = "/etc/patroni/patroni.yml"
 # Secret of each role that database_setup.py makes.
 ROLE_SECRETS = {
     "relay_owner": "postgres_owner_password",
@@ -73,7 +77,7 @@ def dsn(user: str, ca_file: str = f"{TLS}/ca.crt") -> str:
 @deploy("PostgreSQL")
 def postgres() -> None:
     """A member of the cluster, on each host of group `db`; etcd runs there already."""
-    was_running = running("patroni.service")
+    was_running = running(UNIT)
     packages()
     program = virtualenv(
         name=f"Install Patroni ({VENV}/requirements.txt)",
@@ -84,19 +88,20 @@ def postgres() -> None:
     tools()
     setup = setup_files()
     configuration = configure()
-    unit = put_unit("patroni.service")
+    unit = put_unit(UNIT)
     allow([POSTGRES_PORT], ["db", "app"])
     allow([REST_PORT], ["db", "ops"])
     allow([EXPORTER_PORT], ["ops"])
-    systemd.daemon_reload(name="Read /etc/systemd/system/patroni.service again", _if=fleet.changed(unit))
-    systemd.service(name="Run Patroni (patroni.service)", service="patroni.service", enabled=True)
+    systemd.service(name="Run Patroni (patroni.service)", service=UNIT, enabled=True)
     server.shell(
         name="Wait until PostgreSQL serves (patroni.service)",
         commands=["relay-patroni wait"],
         _if=lambda: not was_running,
     )
     patroni.database_setup(name="Set up roles and database (/etc/relay/database.json)", due=setup())
-    reload_or_restart(was_running, configuration, fleet.changed(program, unit))
+    stale = outdated(UNIT, [f"/etc/systemd/system/{UNIT}", f"{VENV}/requirements.txt"])
+    renewed = fleet.changed(program, unit)
+    reload_or_restart(was_running, fleet.changed(configuration), lambda: stale or renewed())
     if fleet.node_of(host) == fleet.hosts("db")[0]:
         patroni.cluster_settings(
             name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings(host.data)
@@ -165,9 +170,9 @@ def setup_files() -> Callable[[], bool]:
 def configure() -> OperationMeta:
     """Patroni's own configuration."""
     return files.template(
-        name="Write /etc/patroni/patroni.yml",
+        name=f"Write {CONFIGURATION}",
         src="templates/postgres/patroni.yml.j2",
-        dest="/etc/patroni/patroni.yml",
+        dest=CONFIGURATION,
         user="postgres",
         group="postgres",
         mode="600",
@@ -256,13 +261,13 @@ def access_rules() -> list[str]:
     ]
 
 
-def reload_or_restart(was_running: bool, configuration: OperationMeta, stale: Callable[[], bool]) -> None:
+def reload_or_restart(was_running: bool, changed: Callable[[], bool], stale: Callable[[], bool]) -> None:
     """A new configuration is reloaded; a new program or unit restarts one node after the other."""
-    changed = fleet.changed(configuration)
+    unread = outdated(UNIT, [CONFIGURATION], LOADED)
     server.shell(
         name="Reload Patroni (/etc/patroni/patroni.yml)",
-        commands=["systemctl reload patroni.service"],
-        _if=lambda: was_running and changed() and not stale(),
+        commands=[f"systemctl reload {UNIT} && touch {LOADED}"],
+        _if=lambda: was_running and (unread or changed()) and not stale(),
     )
     server.shell(
         name="Mark Patroni for a restart (patroni.service)",
@@ -302,7 +307,11 @@ def heartbeat() -> None:
         mode="644",
     )
     unit = put_unit("relay-heartbeat.service")
-    keep_running("relay-heartbeat.service", fleet.changed(script, unit), fleet.changed(unit))
+    keep_running(
+        "relay-heartbeat.service",
+        [f"{LIBRARY}/heartbeat.sql", "/etc/systemd/system/relay-heartbeat.service"],
+        fleet.changed(script, unit),
+    )
 
 
 def exporter() -> None:
@@ -329,4 +338,6 @@ def exporter() -> None:
         node=fleet.node_of(host),
         tls=TLS,
     )
-    keep_running("prometheus-postgres-exporter.service", fleet.changed(password, queries, options))
+    read = ["/etc/relay/postgres-exporter.password", "/etc/relay/postgres-queries.yml"]
+    read.append("/etc/default/prometheus-postgres-exporter")
+    keep_running("prometheus-postgres-exporter.service", read, fleet.changed(password, queries, options))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable
 
+from pyinfra.api.facts import FactBase
 from pyinfra.context import host
 from pyinfra.facts.systemd import SystemdStatus
 from pyinfra.operations import server, systemd
@@ -12,10 +14,37 @@ from pyinfra.operations import server, systemd
 from deploys import fleet
 
 
+class Outdated(FactBase[bool]):
+    """Whether a running unit has not read one of its files: the file is newer than the unit's start, and than
+    the file `stamp` (touched after a reload) where there is one. That happens when a deploy is interrupted
+    between writing the file and restarting the unit; nothing would change the file again."""
+
+    def command(self, unit: str, paths: list[str], stamp: str = "/nonexistent") -> str:
+        started = f"systemctl show --timestamp=us --property ActiveEnterTimestamp --value {unit}"
+        files = " ".join(shlex.quote(path) for path in paths)
+        newer = f'find {files} -newermt "$since" $stamp 2>/dev/null | grep -q . && echo yes'
+        return (
+            f'since=$({started} 2>/dev/null); stamp=; test -e {stamp} && stamp="-newer {stamp}";'
+            f' if test -n "$since"; then {newer}; fi; true'
+        )
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return output == ["yes"]
+
+
 def running(unit: str) -> bool:
     """Whether the unit ran before this deploy began: only then does a changed file call for a restart;
     a unit that starts afterwards reads the new file anyway."""
     return bool((host.get_fact(SystemdStatus, services=[unit]) or {}).get(unit))
+
+
+def outdated(unit: str, paths: list[str], stamp: str = "/nonexistent") -> bool:
+    """See Outdated."""
+    return bool(host.get_fact(Outdated, unit=unit, paths=paths, stamp=stamp))
 
 
 def certificate_fingerprint() -> str:
@@ -25,14 +54,15 @@ def certificate_fingerprint() -> str:
     return hashlib.sha256(certificate.encode()).hexdigest()
 
 
-def keep_running(
-    unit: str, changed: Callable[[], bool], unit_changed: Callable[[], bool] | None = None
-) -> None:
-    """Runs a unit now and after a boot; (re)starts it when what it reads has changed.
+def keep_running(unit: str, paths: list[str], changed: Callable[[], bool]) -> None:
+    """Runs a unit now and after a boot; restarts it when one of the files that it reads (`paths`) changed.
 
     The restart comes first: a package may have started the unit before its configuration was written.
     """
-    if unit_changed:
-        systemd.daemon_reload(name=f"Read /etc/systemd/system/{unit} again", _if=unit_changed)
-    server.shell(name=f"Restart {unit}", commands=[f"systemctl restart {unit}"], _if=changed)
+    stale = outdated(unit, paths)
+    server.shell(
+        name=f"Restart {unit}",
+        commands=[f"systemctl daemon-reload && systemctl restart {unit}"],
+        _if=lambda: stale or changed(),
+    )
     systemd.service(name=f"Run {unit}", service=unit, enabled=True)

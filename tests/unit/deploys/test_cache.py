@@ -71,7 +71,9 @@ def test_redis_is_open_to_the_relay_its_exporter_to_monitoring(outcome: Any) -> 
 
 
 def test_an_exporter_that_its_package_started_is_restarted(outcome: Any) -> None:
-    assert "systemctl restart prometheus-redis-exporter.service" in outcome.commands
+    assert (
+        "systemctl daemon-reload && systemctl restart prometheus-redis-exporter.service" in outcome.commands
+    )
 
 
 def test_url_is_for_tls(sandbox_inventory: Any) -> None:

@@ -14,6 +14,7 @@ from deploys import fleet, patroni, postgres
 from deploys.fleet import REPOSITORY
 from tests.unit.deploys.facts import existing, running
 
+RELOAD = f"systemctl reload patroni.service && touch {postgres.LOADED}"
 REQUIREMENTS = REPOSITORY / "templates/postgres/requirements.txt"
 UNIT = REPOSITORY / "templates/postgres/patroni.service"
 RUNNING = running("patroni.service")
@@ -110,12 +111,12 @@ def test_a_new_program_restarts_replicas_first(fake_role: Any) -> None:
     commands = fake_role(postgres.postgres, "db2", responses=RUNNING).commands
     wanted = [f"touch {postgres.STALE}", "relay-patroni restart-replica", "relay-patroni restart-rest"]
     assert [line for line in commands if line in wanted] == wanted
-    assert "systemctl reload patroni.service" not in commands
+    assert RELOAD not in commands
 
 
 def test_a_new_configuration_is_only_reloaded(fake_role: Any) -> None:
     commands = fake_role(postgres.postgres, "db2", responses=RUNNING | INSTALLED).commands
-    assert "systemctl reload patroni.service" in commands
+    assert RELOAD in commands
     assert not [line for line in commands if "relay-patroni restart" in line]
 
 
@@ -179,3 +180,21 @@ def test_an_installation_counts_when_all_of_it_is_there(outcome: Any) -> None:
 def test_an_installation_that_is_there_is_left_alone(fake_role: Any) -> None:
     commands = fake_role(postgres.postgres, "db2", responses=INSTALLED).commands
     assert not [line for line in commands if "/bin/pip" in line]
+
+
+def test_a_reload_that_an_interrupted_deploy_left_out_is_made_up_for(fake_role: Any) -> None:
+    unread = {"find /etc/patroni/patroni.yml": "yes"}
+    commands = fake_role(postgres.postgres, "db2", responses=RUNNING | INSTALLED | unread).commands
+    assert RELOAD in commands
+
+
+def test_a_pending_restart_is_drift(fake_role: Any, sandbox_inventory: Any) -> None:
+    data = sandbox_inventory.get_host("db1").data
+    wanted = postgres.cluster_settings(data)
+    responses = {
+        "patronictl show-config": json.dumps(wanted),
+        "patronictl list": '[{"Member": "db1", "Pending restart": "*"}]',
+    }
+    commands = fake_role(postgres.postgres, "db1", responses=responses).commands
+    assert "relay-patroni restart-pending" in commands
+    assert not [line for line in commands if "edit-config" in line]
