@@ -14,6 +14,7 @@ from uuid import UUID
 
 import uvicorn
 import uvloop
+from prometheus_client import CollectorRegistry, start_http_server
 from psycopg_pool import AsyncConnectionPool
 
 from relay.gateway import chat, models
@@ -22,7 +23,9 @@ from relay.gateway.health import Health
 from relay.gateway.http import ClientGone, Receive, Scope, Send, send_error
 from relay.gateway.services import Services
 from relay.identity.directory import Directory
+from relay.jobs.worker import Worker
 from relay.limits.shared import Limits
+from relay.money import api as pricing
 from relay.money.door import Ledger
 from relay.money.prices import PriceBook
 from relay.providers.transport import AiohttpTransport, Timeouts
@@ -49,8 +52,8 @@ def new_request_id() -> UUID:
 class App:
     """The ASGI application."""
 
-    def __init__(self, services: Services, health: Health) -> None:
-        self._services, self._health = services, health
+    def __init__(self, services: Services, health: Health, api: pricing.PricingApi) -> None:
+        self._services, self._health, self._pricing = services, health, api
         self.running: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,6 +100,8 @@ class App:
             await self._health.ready(send)
         elif path == "/livez":
             await self._health.alive(send)
+        elif path == pricing.PREFIX or path.startswith(f"{pricing.PREFIX}/"):
+            await self._pricing(scope, receive, send)
         else:
             raise ApiError(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
 
@@ -130,7 +135,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services, Health]:
+async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services, Health, pricing.PricingApi]:
     dsn = settings.require("database_url")
     seal = Seal(settings.require("seal_key"))
     metrics = Metrics()
@@ -159,11 +164,19 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     )
     transport = AiohttpTransport(timeouts, settings.ca_file)
     stack.push_async_callback(transport.close)
-    for part in (changes, prices, ledger, limits):
+    jobs = _jobs(settings, metrics.registry)
+    for part in (changes, prices, ledger, limits, jobs):
         stack.push_async_callback(part.close)
         await part.start()
     services = Services(settings, directory, channels, limits, prices, ledger, transport, metrics)
-    return services, Health(pool, limits)
+    api = pricing.PricingApi(settings, pool, directory, prices)
+    return services, Health(pool, limits), api
+
+
+def _jobs(settings: Settings, registry: CollectorRegistry) -> Worker:
+    dsn = settings.require("database_url")
+    months, days = settings.keep_usage_months, settings.keep_holds_days
+    return Worker(dsn, registry, keep_months=months, keep_days=days)
 
 
 def _alert(metrics: Metrics) -> Callable[[str, Mapping[str, Any]], None]:
@@ -176,9 +189,9 @@ def _alert(metrics: Metrics) -> Callable[[str, Mapping[str, Any]], None]:
 
 async def _serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
-        services, health = await _assemble(settings, stack)
+        services, health, api = await _assemble(settings, stack)
         services.metrics.serve(settings.metrics_listen)
-        app = App(services, health)
+        app = App(services, health, api)
         config = uvicorn.Config(
             app,
             host=settings.listen.host,
@@ -204,4 +217,14 @@ async def _serve(settings: Settings) -> None:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; 0 after a drained end."""
     uvloop.run(_serve(settings))
+    return 0
+
+
+def work(settings: Settings) -> int:
+    """Run the jobs alone, without serving calls, until SIGTERM."""
+    registry = CollectorRegistry()
+    jobs = _jobs(settings, registry)
+    address = settings.metrics_listen
+    start_http_server(address.port, address.host, registry=registry)
+    asyncio.run(jobs.run_forever())
     return 0

@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     subparsers = whole.add_subparsers(metavar="COMMAND", required=True)
     serve = subparsers.add_parser("serve", help="serve calls until SIGTERM")
     serve.set_defaults(run=_serve, service=True)
+    work = subparsers.add_parser("work", help="run the jobs alone; every relay that serves runs them, too")
+    work.set_defaults(run=_work, service=True)
     migrate = subparsers.add_parser("migrate", help="bring the database's schema to this version")
     migrate.set_defaults(run=_migrate)
     identity.register(subparsers)
@@ -58,6 +60,12 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
     from relay.app import serve
 
     return serve(settings)
+
+
+def _work(_: argparse.Namespace, settings: Settings) -> int:
+    from relay.app import work
+
+    return work(settings)
 
 
 def _migrate(_: argparse.Namespace, settings: Settings) -> int:
