@@ -74,20 +74,16 @@ class Fleet:
         self._task: asyncio.Task[None] | None = None
 
     def _replica(self, number: int) -> Supervised:
-        port, metrics_port = free_port(), free_port()
-        process = self._process(
-            f"replica-{number}",
-            "serve",
-            RELAY_LISTEN=f"127.0.0.1:{port}",
-            RELAY_METRICS_LISTEN=f"127.0.0.1:{metrics_port}",
-        )
-        return Supervised(f"replica-{number}", process, f"http://127.0.0.1:{port}")
+        name, address = f"replica-{number}", f"127.0.0.1:{free_port()}"
+        process = self._process(name, "serve", RELAY_LISTEN=address)
+        return Supervised(name, process, f"http://{address}")
 
     def _process(self, name: str, command: str, **settings: str) -> Process:
+        settings |= {"RELAY_LOG_LEVEL": "WARNING", "RELAY_METRICS_LISTEN": f"127.0.0.1:{free_port()}"}
         return Process(
             command=[sys.executable, "-m", "relay", command],
             log=self._directory / f"{name}.log",
-            environment=self._relay.environment(RELAY_LOG_LEVEL="WARNING", **settings),
+            environment=self._relay.environment(**settings),
         )
 
     @property
