@@ -194,7 +194,12 @@ def test_a_stream_beyond_the_grace_is_cut_and_charged_for_what_was_delivered(
     assert customer.spent() == price(record["meters"]["in_text"], record["meters"]["out_text"])
 
 
-def test_a_killed_relay_leaves_a_hold_and_no_debt(relay: Relay, vendor: Vendor) -> None:
+def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, vendor: Vendor) -> None:
+    relay.settings |= {
+        "RELAY_VENDOR_TIMEOUT_SECONDS": "3",
+        "RELAY_SETTLE_SECONDS": "1",
+        "RELAY_HOLD_MARGIN_SECONDS": "1",
+    }
     replica = relay.replica()
     customer = Customer(relay, replica, "killed", "1.00")
     vendor.control(chunk_delay_ms=200, completion_tokens=100)
@@ -204,9 +209,14 @@ def test_a_killed_relay_leaves_a_hold_and_no_debt(relay: Relay, vendor: Vendor) 
     balance, held = relay.balance(customer.account)
     assert balance == customer.funds
     assert held > 0, "the hold was not durable before the vendor was called"
-    vendor.control()
     customer.replica = relay.replica()
+    vendor.control()
     assert customer.post(BODY).status_code == 200
+    eventually(lambda: relay.balance(customer.account)[1] == 0, 40)
+    swept, paid = sorted(relay.usage(customer.account), key=lambda record: record["charge"])
+    assert (swept["outcome"], swept["charge"], paid["outcome"]) == ("swept", 0, "ok")
+    assert customer.spent() == paid["charge"]
+    assert relay.run("audit", "conserve").returncode == 0
 
 
 # ---------------------------------------------------------------------- the database
