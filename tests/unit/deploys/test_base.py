@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from pyinfra.api.deploy import deploy
 
-from deploys import base
+from deploys import base, fleet
 
 
 @deploy("Ports")
@@ -26,3 +27,76 @@ def test_allow_leaves_rules_alone_that_are_there(fake_role: Any) -> None:
     outcome = fake_role(_ports, "db1", responses={"user.rules": rules})
     commands = [line for line in outcome.commands if line.startswith("ufw allow")]
     assert commands == ["ufw allow proto tcp from 172.30.77.23 to any port 5432"]
+
+
+def test_ssh_takes_keys_of_the_deploy_user_only(fake_role: Any) -> None:
+    settings = fake_role(base.base, "db1").files["/etc/ssh/sshd_config.d/10-relay.conf"].splitlines()
+    assert {
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitRootLogin no",
+        "AuthenticationMethods publickey",
+        "AllowUsers deploy",
+    } <= set(settings)
+
+
+def test_the_firewall_opens_ssh_before_it_closes_the_rest(fake_role: Any) -> None:
+    commands = [line for line in fake_role(base.base, "db1").commands if line.startswith("ufw")]
+    assert commands == [
+        "ufw allow proto tcp from any to any port 22",
+        "ufw default deny incoming",
+        "ufw default allow outgoing",
+        "ufw --force enable",
+    ]
+
+
+def test_names_of_all_hosts(fake_role: Any) -> None:
+    lines = fake_role(base.base, "db1").files["/etc/hosts"].splitlines()
+    assert "172.30.77.11 edge1.sandbox.test edge1" in lines
+    assert len([line for line in lines if line.startswith("172.30.77.")]) == 11
+
+
+def test_each_host_gets_its_own_certificate(fake_role: Any) -> None:
+    files = fake_role(base.base, "db1").files
+    assert files["/etc/relay/tls/ca.crt"] == fleet.secret("ca_cert")
+    assert files["/etc/relay/tls/host.crt"] == fleet.secret("tls_cert:db1")
+    assert files["/etc/relay/tls/host.key"] == fleet.secret("tls_key:db1")
+
+
+def test_no_key_is_part_of_a_command_or_a_name(fake_role: Any) -> None:
+    outcome = fake_role(base.base, "db1")
+    shown = "\n".join([*outcome.commands, *outcome.operations])
+    assert "PRIVATE KEY" not in shown
+
+
+@pytest.mark.parametrize(("set_clock", "options"), [(True, '"-F 1"'), (False, '"-F 1 -x"')])
+def test_the_clock_is_left_to_the_machine_below(fake_role: Any, set_clock: bool, options: str) -> None:
+    outcome = fake_role(base.base, "db1", data={"set_clock": set_clock})
+    assert f"DAEMON_OPTS={options}" in outcome.files["/etc/default/chrony"].splitlines()
+
+
+@pytest.mark.parametrize(("wanted", "switch"), [(True, '"1"'), (False, '"0"')])
+def test_security_updates_follow_the_setting(fake_role: Any, wanted: bool, switch: str) -> None:
+    outcome = fake_role(base.base, "db1", data={"unattended_upgrades": wanted})
+    assert (
+        f"APT::Periodic::Unattended-Upgrade {switch};" in outcome.files["/etc/apt/apt.conf.d/20auto-upgrades"]
+    )
+
+
+def test_lists_of_packages_are_fetched_only_where_there_are_none(fake_role: Any) -> None:
+    fetch = "apt-get -o Acquire::Retries=3 -qq update"
+    assert fetch in fake_role(base.base, "db1").commands
+    assert fetch not in fake_role(base.base, "db1", responses={"_Packages": "yes"}).commands
+
+
+@deploy("Follow")
+def _follow() -> None:
+    base.follow(
+        name="follow", unit="x", command="systemctl restart x", paths=["/etc/x"], changed=lambda: False
+    )
+
+
+@pytest.mark.parametrize(("newer", "restarts"), [("/etc/x", 1), ("", 0)])
+def test_a_restart_that_a_killed_run_left_out_is_made_good(fake_role: Any, newer: str, restarts: int) -> None:
+    outcome = fake_role(_follow, "db1", responses={"-newermt": newer})
+    assert outcome.commands.count("systemctl restart x") == restarts

@@ -1,0 +1,154 @@
+"""The programs that build the image and roll the stack on a relay host."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from deploys import fleet
+
+IMAGE = "registry.test:5000/relay@sha256:new"
+OLD = "registry.test:5000/relay@sha256:old"
+
+
+def load(name: str) -> ModuleType:
+    path = fleet.REPOSITORY / "templates" / "relay" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def service(state: str | None, replicas: int = 3) -> str:
+    update = {"UpdateStatus": {"State": state}} if state else {}
+    return json.dumps({"Spec": {"Mode": {"Replicated": {"Replicas": replicas}}}, **update})
+
+
+def tasks(*images: str) -> str:
+    return json.dumps(
+        [{"Status": {"State": "running"}, "Spec": {"ContainerSpec": {"Image": image}}} for image in images]
+    )
+
+
+@pytest.fixture
+def roll(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = load("relay_roll")
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
+    return module
+
+
+def answers(module: ModuleType, monkeypatch: pytest.MonkeyPatch, rounds: list[tuple[str, str]]) -> None:
+    """docker's answers, a round of (service, tasks) at a time; the last round stays."""
+    turn = {"service": -1}
+
+    def docker(*words: str) -> str:
+        if words[:2] == ("service", "inspect"):
+            turn["service"] = min(turn["service"] + 1, len(rounds) - 1)
+            return rounds[turn["service"]][0]
+        if words[:2] == ("service", "ps"):
+            return "app1: Running a health check failed" if "--no-trunc" in words else "id"
+        return rounds[turn["service"]][1]
+
+    monkeypatch.setattr(module, "docker", docker)
+
+
+def test_it_waits_until_all_replicas_run_the_image(roll: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [
+        (service(None), tasks()),
+        (service("updating"), tasks(IMAGE, OLD, OLD)),
+        (service("updating"), tasks(IMAGE, IMAGE, IMAGE)),
+        (service("completed"), tasks(IMAGE, IMAGE, IMAGE)),
+    ]
+    answers(roll, monkeypatch, rounds)
+    roll.wait(IMAGE, seconds=5)
+
+
+@pytest.mark.parametrize("state", ["rollback_started", "rollback_completed", "paused"])
+def test_a_roll_that_was_undone_is_a_failure_that_says_why(
+    roll: ModuleType, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    answers(roll, monkeypatch, [(service(state), tasks(OLD, OLD, OLD))])
+    with pytest.raises(SystemExit, match=rf"{state}.*health check failed"):
+        roll.wait(IMAGE, seconds=5)
+
+
+def test_replicas_that_never_come_are_a_failure(roll: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(roll, monkeypatch, [(service(None), tasks(IMAGE))])
+    with pytest.raises(SystemExit, match="1 of 3 replicas healthy"):
+        roll.wait(IMAGE, seconds=0.05)
+
+
+def test_nothing_is_rolled_when_the_migration_fails(
+    roll: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, ...]] = []
+
+    def docker(*words: str) -> str:
+        called.append(words)
+        if words[0] == "run":
+            raise SystemExit("docker run failed")
+        return ""
+
+    monkeypatch.setattr(roll, "docker", docker)
+    monkeypatch.setattr("sys.argv", ["relay-roll", IMAGE])
+    with pytest.raises(SystemExit, match="docker run failed"):
+        roll.main()
+    assert [words[0] for words in called] == ["pull", "run"]
+
+
+class Registry:
+    """Answers like a registry, and remembers what it was asked."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.asked: list[urllib.request.Request] = []
+
+    def __call__(self, request: urllib.request.Request, timeout: float) -> Any:
+        self.asked.append(request)
+        if self.status != 200:
+            raise urllib.error.HTTPError(request.full_url, self.status, "", Message(), None)
+        return self
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    headers = {"Docker-Content-Digest": "sha256:abc"}  # noqa: RUF012
+
+
+@pytest.fixture
+def image(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    logins = json.dumps({"auths": {"registry.test:5000": {"auth": "cmVsYXk6cHc="}}})
+    monkeypatch.setattr(Path, "read_text", lambda _: logins)
+    return load("relay_image")
+
+
+def test_the_digest_of_a_tag(image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(200)
+    monkeypatch.setattr(urllib.request, "urlopen", registry)
+    assert image.digest("registry.test:5000/relay:tag") == "sha256:abc"
+    assert registry.asked[0].full_url == "https://registry.test:5000/v2/relay/manifests/tag"
+    assert registry.asked[0].headers["Authorization"] == "Basic cmVsYXk6cHc="
+
+
+def test_a_tag_that_is_not_there_has_no_digest(image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", Registry(404))
+    assert image.digest("registry.test:5000/relay:tag") == ""
+
+
+def test_a_registry_that_refuses_is_an_error(image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", Registry(401))
+    with pytest.raises(urllib.error.HTTPError):
+        image.digest("registry.test:5000/relay:tag")
