@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from relay.command import Subparsers
 from relay.identity import commands as identity
 from relay.money import commands as money
 from relay.routing import commands as routing
 from relay.settings import SettingError, Settings
 from relay.telemetry import logs
+
+Run = Callable[[argparse.Namespace, Settings], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,16 +44,26 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.set_defaults(service=False)
     subparsers = whole.add_subparsers(metavar="COMMAND", required=True)
-    serve = subparsers.add_parser("serve", help="serve calls until SIGTERM")
-    serve.set_defaults(run=_serve, service=True)
-    work = subparsers.add_parser("work", help="run the jobs alone; every relay that serves runs them, too")
-    work.set_defaults(run=_work, service=True)
-    migrate = subparsers.add_parser("migrate", help="bring the database's schema to this version")
+    _service(subparsers, "serve", "serve calls until SIGTERM", _serve)
+    _service(subparsers, "work", "run the jobs alone; every relay that serves runs them, too", _work)
+    migrate = _plain(subparsers, "migrate", "bring the database's schema to this version")
     migrate.set_defaults(run=_migrate)
     identity.register(subparsers)
     routing.register(subparsers)
     money.register(subparsers)
     return whole
+
+
+def _plain(subparsers: Subparsers, name: str, summary: str) -> argparse.ArgumentParser:
+    example = f"example:\n  python -m relay {name}"
+    layout = argparse.RawDescriptionHelpFormatter
+    return subparsers.add_parser(
+        name, help=summary, description=summary, epilog=example, formatter_class=layout
+    )
+
+
+def _service(subparsers: Subparsers, name: str, summary: str, run: Run) -> None:
+    _plain(subparsers, name, summary).set_defaults(run=run, service=True)
 
 
 # The imports below wait until they are needed: an admin command starts in half the time without the server.

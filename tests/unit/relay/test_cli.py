@@ -1,0 +1,61 @@
+"""Every command explains itself, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from relay import cli
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield parser
+    for group in groups:
+        for child in group.choices.values():
+            yield from leaves(child)
+
+
+COMMANDS = {leaf.prog: leaf for leaf in leaves(cli.parser())}
+
+
+def test_the_promised_commands_exist() -> None:
+    running = {"serve", "migrate", "work"}
+    managing = {"account", "token", "channel", "price", "grant", "ledger", "usage", "quote", "audit"}
+    assert {prog.split()[3] for prog in COMMANDS} >= running | managing
+
+
+@pytest.mark.parametrize("prog", COMMANDS)
+def test_every_command_has_help_with_an_example(prog: str) -> None:
+    text = COMMANDS[prog].format_help()
+    assert "example" in text
+    assert f"\n  {prog}" in text
+    for action in COMMANDS[prog]._actions:
+        assert action.help or action.dest == "help", f"{prog}: {action.dest} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("token create --account 1 --name x --rpm 0", "not a whole number from 1"),
+        ("token create --account 1 --name x --expires tomorrow", "not ISO 8601"),
+        ("token create --account 1 --name x --expires 2050-01-01T00:00:00", "no offset"),
+        ("token create --account 1 --name x --expires 2020-01-01T00:00:00Z", "in the past"),
+        ("token create --account 1 --name x --addresses nowhere", "nowhere"),
+        ("channel create --name x --provider openai --base-url api --api-key-stdin --models m", "not like"),
+        ("channel create --name x --provider none --base-url x --api-key-stdin --models m", "invalid choice"),
+        (
+            "channel create --name x --provider openai --base-url https://a/v1 --api-key-stdin --models a=",
+            "OURS",
+        ),
+        ("nonsense", "invalid choice"),
+    ],
+)
+def test_misuse_is_named(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(line.split())
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
