@@ -1,4 +1,7 @@
-"""Forward-only migrations. Each is a file of SQL in `sql/` and a revision of the same name in `versions/`.
+"""Forward-only migrations. Each is a revision in `versions/`, its SQL a file of the same name in `sql/`.
+
+A long function has a file of its own in `functions/` that always holds its newest text; whoever changes it
+adds a revision that defines it again.
 
 Rules, so that replicas of the previous version serve on while one runs:
 - add (a table, a nullable column or one with a constant default, a function, an index); never rename or drop
@@ -14,11 +17,22 @@ from alembic import op
 
 
 def apply(revision: str) -> None:
-    """Run the SQL file of a revision, e.g. `0001_foundation`, in the migration's transaction.
+    """Run the SQL file of a revision, e.g. `0001_foundation`, in the migration's transaction."""
+    _run(f"sql/{revision}.sql")
 
-    The text goes to the server as it is: a file holds many statements, and its % signs are no placeholders.
+
+def define(function: str) -> None:
+    """Create or replace a function, and let relay_app, and nobody else, call it."""
+    _run(f"functions/{function}.sql")
+    op.execute(f"revoke execute on function {function} from public")
+    op.execute(f"grant execute on function {function} to relay_app")
+
+
+def _run(path: str) -> None:
+    """The text goes to the server as it is: a file holds many statements, and its % signs are no
+    placeholders.
     """
-    text = (resources.files(__name__) / "sql" / f"{revision}.sql").read_text(encoding="utf-8")
+    text = (resources.files(__name__) / path).read_text(encoding="utf-8")
     driver = op.get_bind().connection.driver_connection
     if driver is None:
         raise RuntimeError("the migration has no connection")
