@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import tempfile
 import time
@@ -202,9 +203,11 @@ class Drill:
 
     async def _change_price(self) -> None:
         await self._reach(PRICE_CHANGES_AT)
-        command = ("price", "publish", "--model", MODEL, *NEW.options())
-        published = await asyncio.to_thread(self._stage.relay.command, *command)
-        self.result.changed_at = datetime.fromisoformat(published["valid_from"])
+        command = ("price", "publish", "--model", MODEL, *NEW.options(), "--json")
+        done = await asyncio.to_thread(self._stage.relay.run, *command)
+        if done.returncode:
+            raise RuntimeError(f"the price was not changed: {done.stderr}")
+        self.result.changed_at = datetime.fromisoformat(json.loads(done.stdout)["valid_from"])
 
     async def _tell(self) -> None:
         before, began = 0, time.monotonic()
