@@ -49,7 +49,7 @@ class Metrics:
         self.success = Gauge(
             "relay_job_last_success_timestamp_seconds",
             "When a job last ended well.",
-            ["job"],
+            ["name"],
             registry=registry,
         )
         self.different = Gauge(

@@ -45,12 +45,12 @@ def _finish(process: subprocess.Popen[str]) -> Run:
     watchdog.start()
     lines: list[str] = []
     assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        lines.append(line)
-    status = process.wait()
+    with process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
     watchdog.cancel()
-    return Run(status, "".join(lines), time.monotonic() - began)
+    return Run(process.returncode, "".join(lines), time.monotonic() - began)
 
 
 def start(*command: str) -> subprocess.Popen[str]:
