@@ -24,7 +24,6 @@ from tests.contract.chaos.reconcile import Expectations, Findings, Reconciliatio
 from tests.contract.postgres import Database, prepare
 from tests.contract.relay_rig import Relay, Vendor, running_vendor
 
-REPLICAS = 3
 KILLS_A_WORKER_KILL = 7
 PRICE_CHANGES_AT = 0.45  # of the calls
 LOOK_EVERY_SECONDS = 0.1
@@ -42,12 +41,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """``calls`` to be acknowledged, seconds between kills, number of failovers, calls at a time."""
+    """``calls`` to be acknowledged, seconds between kills, number of failovers, calls at a time, relays."""
 
     calls: int
     kill_every: float
     failovers: int
     workers: int = 64
+    replicas: int = 3
 
 
 @dataclass
@@ -100,13 +100,13 @@ def stage() -> Iterator[Stage]:
 
 def run(plan: Plan, say: Say) -> Result:
     """Play the drill from nothing and compare the books; ``say`` gets a line each second."""
-    say("starting two databases, a vendor and three relays ...")
+    say("starting two databases, a vendor and the relays ...")
     with stage() as built:
         relay = built.relay
         relay.channel(built.vendor.url, MODEL)
         relay.price(MODEL, *OLD.options())
         customers = open_accounts(relay, plan.calls)
-        fleet = Fleet(relay, built.directory, REPLICAS)
+        fleet = Fleet(relay, built.directory, plan.replicas)
         drill = Drill(plan, say, built, Load(fleet, customers, plan.workers))
         try:
             asyncio.run(drill.play())
@@ -217,7 +217,7 @@ class Drill:
             up = sum(1 for replica in self._fleet.replicas if replica.ready_at)
             self._say(
                 f"{time.monotonic() - began:5.0f} s  {count:7d} calls  {count - before:5d}/s"
-                f"  {self._kills:4d} kills  {up} of {REPLICAS} up"
+                f"  {self._kills:4d} kills  {up} of {self._plan.replicas} up"
                 f"  {len(self.result.failovers)} failovers  standby {self._standby}"
             )
             before = count
