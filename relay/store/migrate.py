@@ -30,7 +30,7 @@ def migrate(dsn: str) -> tuple[str | None, str]:
         _take_lock(lock)
         before = MigrationContext.configure(work).get_current_revision()
         work.rollback()
-        command.upgrade(_config(work), "head")
+        command.upgrade(alembic_config(work), "head")
         after = MigrationContext.configure(work).get_current_revision()
     if after is None:
         raise RuntimeError("the schema has no revision after migrating")
@@ -42,7 +42,7 @@ def current_and_head(dsn: str) -> tuple[str | None, str | None]:
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    return current, ScriptDirectory.from_config(_config(None)).get_current_head()
+    return current, ScriptDirectory.from_config(alembic_config(None)).get_current_head()
 
 
 def main(dsn: str) -> int:
@@ -63,7 +63,8 @@ def _take_lock(connection: Connection) -> None:
     connection.execute(text("select pg_advisory_lock(:key)"), {"key": LOCK_KEY})
 
 
-def _config(connection: Connection | None) -> Config:
+def alembic_config(connection: Connection | None) -> Config:
+    """Alembic's settings, without a file of its own."""
     config = Config()
     config.set_main_option("script_location", str(resources.files("relay.store") / "migrations"))
     config.set_main_option("path_separator", "os")

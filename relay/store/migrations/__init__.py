@@ -21,11 +21,12 @@ def apply(revision: str) -> None:
     _run(f"sql/{revision}.sql")
 
 
-def define(function: str) -> None:
-    """Create or replace a function, and let relay_app, and nobody else, call it."""
+def define(function: str, *, callable_by_relay: bool = True) -> None:
+    """Create or replace a function, and let relay_app call it, or only other functions of the owner."""
     _run(f"functions/{function}.sql")
     op.execute(f"revoke execute on function {function} from public")
-    op.execute(f"grant execute on function {function} to relay_app")
+    if callable_by_relay:
+        op.execute(f"grant execute on function {function} to relay_app")
 
 
 def _run(path: str) -> None:

@@ -31,94 +31,6 @@ begin
                      anchor + make_interval(months => (step + 1) * months));
 end $$;
 
--- One grant under the account's lock. Its source id makes it happen once; an open debt is paid from it first.
-create function ledger_add_grant(
-    p_account bigint, p_unit text, p_amount bigint, p_source text, p_source_id text, p_priority integer,
-    p_expires timestamptz, p_reason text, p_actor text
-) returns grant_result language plpgsql as $$
-declare
-    made bigint;
-    owed bigint;
-    known grants;
-begin
-    perform from balances where account_id = p_account and unit = 'credit' for no key update;
-    select debt into owed from balances where account_id = p_account and unit = p_unit;
-    if not found then
-        return row(null::bigint, 'no_account'::text);
-    end if;
-    insert into grants (account_id, unit, source, source_id, amount, remaining, closed, priority, expires_at,
-                        reason, created_by)
-    values (p_account, p_unit, p_source, p_source_id, p_amount, p_amount - least(owed, p_amount),
-            owed >= p_amount, p_priority, p_expires, p_reason, p_actor)
-    on conflict (source, source_id, unit) do nothing returning id into made;
-    if made is null then
-        select * into known from grants where source = p_source and source_id = p_source_id and unit = p_unit;
-        return row(known.id, case when known.account_id = p_account and known.amount = p_amount
-                                  then 'known'::text else 'conflict' end);
-    end if;
-    insert into entries (account_id, unit, grant_id, kind, amount, reason, source)
-    values (p_account, p_unit, made, 'grant', p_amount, p_reason, p_source || ':' || p_source_id);
-    if owed > 0 then
-        insert into entries (account_id, unit, grant_id, kind, amount, reason, source)
-        values (p_account, p_unit, made, 'debt', -least(owed, p_amount), 'pays debt', 'grant:' || made),
-               (p_account, p_unit, null, 'debt', least(owed, p_amount), 'paid by grant', 'grant:' || made);
-    end if;
-    update balances
-       set balance = balance + p_amount, debt = debt - least(owed, p_amount),
-           next_event_at = least(next_event_at, p_expires)
-     where account_id = p_account and unit = p_unit;
-    return row(made, 'made'::text);
-end $$;
-
--- What time does to an account: expired grants lapse, the current period of each allowance is granted.
--- What open holds may still need does not lapse; the rest of it does when they are settled.
-create function ledger_roll(p_account bigint) returns void language plpgsql as $$
-declare
-    purse balances;
-    expired grants;
-    allowance allowances;
-    period tstzrange;
-    lapsing bigint;
-    next_event timestamptz;
-begin
-    perform from balances where account_id = p_account and unit = 'credit' for no key update;
-    for allowance in
-        select * from allowances
-        where account_id = p_account and anchor <= now() and (ends_at is null or ends_at > now())
-    loop
-        period := allowance_period(allowance.anchor, allowance.months, now());
-        perform ledger_add_grant(
-            p_account, allowance.unit, allowance.amount, 'plan_period',
-            allowance.source_id || ':' || to_char(lower(period) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
-            0, least(upper(period), allowance.ends_at), allowance.reason, 'period');
-    end loop;
-    for expired in
-        select * from grants where account_id = p_account and not closed and expires_at <= now()
-        order by unit, priority, expires_at, id
-    loop
-        select * into purse from balances where account_id = p_account and unit = expired.unit;
-        lapsing := least(expired.remaining, greatest(purse.balance + purse.debt - purse.held, 0));
-        if lapsing > 0 then
-            update grants set remaining = remaining - lapsing, closed = (remaining = lapsing)
-             where id = expired.id;
-            insert into entries (account_id, unit, grant_id, kind, amount, reason, source)
-            values (p_account, expired.unit, expired.id, 'lapse', -lapsing, 'expired', 'grant:' || expired.id);
-            update balances set balance = balance - lapsing
-             where account_id = p_account and unit = expired.unit;
-        end if;
-    end loop;
-    for purse in select * from balances where account_id = p_account loop
-        select min(expires_at) into next_event from grants
-         where account_id = p_account and unit = purse.unit and not closed;
-        select least(next_event, min(case when anchor > now() then anchor
-                                          else upper(allowance_period(anchor, months, now())) end))
-          into next_event from allowances
-         where account_id = p_account and unit = purse.unit and (ends_at is null or ends_at > now());
-        update balances set next_event_at = next_event
-         where account_id = p_account and unit = purse.unit and next_event_at is distinct from next_event;
-    end loop;
-end $$;
-
 create function ledger_grant(
     p_account bigint, p_unit text, p_amount bigint, p_source text, p_source_id text, p_priority integer,
     p_expires timestamptz, p_reason text, p_actor text
@@ -216,5 +128,5 @@ begin
 end $$;
 
 -- ------------------------------------------------------------------ privileges
-revoke execute on function ledger_grant, ledger_add_grant, ledger_roll, ledger_reverse from public;
+revoke execute on function ledger_grant, ledger_reverse from public;
 grant execute on function ledger_grant, ledger_reverse to relay_app;
