@@ -41,19 +41,24 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """``calls`` to be acknowledged, seconds between kills, number of failovers, calls at a time, relays."""
+    """``calls`` to be acknowledged, seconds between kills, number of failovers, calls at a time, relays.
+
+    After ``minutes`` the drill gives up: it has failed, but the books of what was done are compared.
+    """
 
     calls: int
     kill_every: float
     failovers: int
     workers: int = 64
     replicas: int = 3
+    minutes: float = 60
 
 
 @dataclass
 class Result:
     """What was done and what was found; ``audits``: what the relay's own audits printed, by exit status 0."""
 
+    plan: Plan
     load: Load
     seconds: float = 0.0
     failovers: list[float] = field(default_factory=list)
@@ -62,7 +67,12 @@ class Result:
     audits: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
+    def complete(self) -> bool:
+        """Whether as many calls were acknowledged as was planned."""
+        return len(self.load.acknowledged) >= self.plan.calls
+
+    @property
+    def agrees(self) -> bool:
         """Whether the books were compared and agree, and the relay's own audits say so, too."""
         statuses = [status for status, _ in self.audits.values()]
         return bool(statuses) and not any(statuses) and not self.findings.problems
@@ -113,7 +123,7 @@ def run(plan: Plan, say: Say) -> Result:
             say("comparing the books ...")
             drill.judge()
         finally:
-            if not drill.result.passed:
+            if not drill.result.agrees:
                 say(f"logs are kept in {_keep_logs(built.directory)}")
         return drill.result
 
@@ -132,13 +142,15 @@ class Drill:
         self._fleet = load.fleet
         self._kills = 0
         self._standby = "synchronous"
-        self.result = Result(load)
+        self.result = Result(plan, load)
+        self._deadline = float("inf")
 
     async def play(self) -> None:
         """Fire until enough calls were acknowledged and all failovers happened; then wait for the sweeper."""
         try:
             await self._fleet.start()
             began = time.monotonic()
+            self._deadline = began + 60 * self._plan.minutes
             await self._fight()
             self.result.seconds = time.monotonic() - began
             await self._fleet.wait_until_ready()
@@ -168,10 +180,10 @@ class Drill:
         self._load.enough.set()
 
     async def _reach(self, share: float) -> None:
-        """Wait for that share of the calls; raises RuntimeError when none is acknowledged for two minutes."""
+        """Wait for that share of the calls or the end of the time; raises RuntimeError at a standstill."""
         wanted = share * self._plan.calls
         seen, since = -1, time.monotonic()
-        while (count := len(self._load.acknowledged)) < wanted:
+        while (count := len(self._load.acknowledged)) < wanted and time.monotonic() < self._deadline:
             if count > seen:
                 seen, since = count, time.monotonic()
             if time.monotonic() - since > STANDSTILL_SECONDS:

@@ -28,7 +28,10 @@ def lines(result: Result) -> Iterator[str]:
     if findings.problems:
         yield f"{len(findings.problems)} DIFFERENCES"
         yield from (f"  {problem}" for problem in findings.problems[:SHOWN_PROBLEMS])
-    verdict = "all books agree to the nano-dollar" if result.passed else "THE BOOKS DO NOT AGREE"
+    if not result.complete:
+        wanted = result.plan.calls
+        yield f"GAVE UP after {result.plan.minutes:g} minutes, before {wanted} calls were acknowledged"
+    verdict = "all books agree to the nano-dollar" if result.agrees else "THE BOOKS DO NOT AGREE"
     billed = findings.vendor_tokens - findings.unbilled_tokens
     yield f"{verdict}: {_usd(findings.charged)} charged for {billed} tokens in the vendor's books,"
     yield f"nothing for {findings.unbilled_tokens} tokens of calls that were released by a stated rule"
@@ -43,6 +46,7 @@ def _events(result: Result) -> list[tuple[str, object]]:
         ("seconds", f"{result.seconds:.1f}"),
         ("acknowledged calls a second", f"{acknowledged / result.seconds:.0f}"),
         ("replicas killed", sum(replica.kills for replica in fleet.replicas)),
+        ("replicas", len(fleet.replicas)),
         ("workers killed", fleet.worker.kills),
         ("ended by themselves", told or "none"),
         ("failovers (seconds to promote)", ", ".join(f"{took:.2f}" for took in result.failovers)),
