@@ -79,7 +79,8 @@ class Tariff:
         self.version = version
         self.multipliers = tuple(multipliers)
         self.fx = fx
-        self.terms = Terms.of([m.value for m in self.multipliers], fx, version.quantum, version.minimum)
+        factors = [multiplier.value for multiplier in self.multipliers]
+        self.terms = Terms.of(factors, fx, version.quantum, version.minimum, version.free)
         edges = {row.context_from for row in version.rows} | {row.context_to or 0 for row in version.rows}
         self._edges = sorted(edges - {0})
         self._tables: dict[tuple[int, str], tuple[Table, str]] = {}
@@ -193,6 +194,8 @@ class Admission:
         `prompt`: kinds of input in the request (text, image, audio); `answer`: kind of output.
         Raises Unpriced when a meter that the call will use has neither a price nor a fallback.
         """
+        if self.free:
+            return Bound(0)
         others = dict(others or {})
         inputs = [meter for kind in prompt for meter in PROMPT_METERS[kind]]
         output = ANSWER_METERS[answer]

@@ -35,7 +35,8 @@ def _evidence(document: str) -> tuple[Table, Terms, str | None]:
         meter: Row(meter, _price(row["unit_price"]), row["fallback"]) for meter, row in said["rows"].items()
     }
     multipliers = [rational(multiplier["value"], multiplier["name"]) for multiplier in said["multipliers"]]
-    terms = Terms.of(multipliers, rational(said["fx"], "fx"), said["quantum"], said["minimum"])
+    fx = rational(said["fx"], "fx")
+    terms = Terms.of(multipliers, fx, said["quantum"], said["minimum"], said["free"])
     return resolve(rows), terms, said.get("usage_format")
 
 

@@ -51,21 +51,30 @@ class Charge(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What turns a sum of rows into n$: multipliers and fx as one factor, and how to round."""
+    """What turns a sum of rows into n$: multipliers and fx as one factor, and how to round.
+
+    `free`: the model is free because somebody said so; no meter of it needs a price.
+    """
 
     numerator: int = 1
     denominator: int = 1
     quantum: int = 1
     minimum: int = 0
+    free: bool = False
 
     @classmethod
     def of(
-        cls, multipliers: Sequence[Fraction], fx: Fraction = Fraction(1), quantum: int = 1, minimum: int = 0
+        cls,
+        multipliers: Sequence[Fraction],
+        fx: Fraction = Fraction(1),
+        quantum: int = 1,
+        minimum: int = 0,
+        free: bool = False,
     ) -> "Terms":
         factor = fx
         for multiplier in multipliers:
             factor *= multiplier
-        return cls(factor.numerator, factor.denominator, quantum, minimum)
+        return cls(factor.numerator, factor.denominator, quantum, minimum, free)
 
 
 Table = dict[str, Row]
@@ -113,18 +122,18 @@ def compute(table: Table, meters: Mapping[str, int], terms: Terms) -> Charge:
     """Charge = ROUND_HALF_UP(sum of quantity * unit price * factor / 10**6) to quantum, then the minimum.
 
     The minimum holds where the exact sum is above zero. A meter without a price or fallback is listed in
-    `unpriced` and adds nothing, unless the table prices the whole call (a `call` row).
+    `unpriced` and adds nothing, unless the table prices the whole call (a `call` row) or the model is free.
     """
     total: Fraction | int = 0
     lines = []
     unpriced = {}
-    whole_call = "call" in table
+    included = "call" in table or terms.free
     for meter, quantity in meters.items():
         if quantity == 0:
             continue
         row = table.get(meter)
         if row is None or row.unit_price is None:
-            if not whole_call:
+            if not included:
                 unpriced[meter] = quantity
             continue
         total += quantity * row.unit_price

@@ -173,17 +173,17 @@ def test_periods_count_from_the_anchor(
 
 
 @pytest.mark.parametrize("overage", ["0.9", "1.07", "1"])
-@pytest.mark.parametrize("terms", [{"quantum": 1}, {"quantum": 2000, "minimum": 2000}])
-def test_overage_multiplies_what_no_plan_pays(books: Books, overage: str, terms: dict[str, int]) -> None:
+@pytest.mark.parametrize("terms", [Terms(), Terms(quantum=2000, minimum=2000)])
+def test_overage_multiplies_what_no_plan_pays(books: Books, overage: str, terms: Terms) -> None:
     account = books.account(overage_multiplier=overage)
     plan = 2 * CALL + 123_457
     books.grant(account, plan, source="plan_period", expires=3600)
     books.grant(account, 10 * CALL)
-    frozen = admission(**terms)
+    frozen = admission(quantum=terms.quantum, minimum=terms.minimum)
     left = plan
     for charge in spend(books, account, 5, admission=frozen):
         paid = min(left, CALL)
-        assert charge == with_overage(Fraction(CALL), paid, Fraction(overage), Terms(**terms))
+        assert charge == with_overage(Fraction(CALL), paid, Fraction(overage), terms)
         left -= paid
     assert left == 0
     assert books.value("select sum(plan_paid) from usage") == (plan if overage != "1" else 0)
