@@ -108,8 +108,12 @@ class PricingApi:
         document = await _document(scope, receive) if scope["method"] in ("POST", "PUT") else {}
         async with self._pool.connection() as connection:
             if len(path) == 1 and not path[0].isdigit():
-                return await _collections(connection, scope["method"], path[0], document)
-            return await _version(connection, scope["method"], path, document)
+                answer = await _collections(connection, scope["method"], path[0], document)
+            else:
+                answer = await _version(connection, scope["method"], path, document)
+        if scope["method"] != "GET":
+            await self._prices.refresh()
+        return answer
 
     async def _quote(self, who: Who, document: Document) -> dict[str, Any]:
         model = document.get("model")

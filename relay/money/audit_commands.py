@@ -5,6 +5,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -75,13 +76,14 @@ async def recompute_span(
     """Re-derive all charges settled in a span; `stop` at the first record that differs."""
     checked = different = 0
     differences: list[dict[str, Any]] = []
-    async for record in store.records(connection, since, until):
-        checked += 1
-        wrong = [asdict(difference) for difference in recompute(record)]
-        different += bool(wrong)
-        differences += wrong[: 20 - len(differences)]
-        if wrong and stop:
-            break
+    async with aclosing(store.records(connection, since, until)) as records:
+        async for record in records:
+            checked += 1
+            wrong = [asdict(difference) for difference in recompute(record)]
+            different += bool(wrong)
+            differences += wrong[: 20 - len(differences)]
+            if wrong and stop:
+                break
     return {
         "ok": not different,
         "since": since,

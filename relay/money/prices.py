@@ -45,9 +45,13 @@ class PriceBook:
             model, group=group, at=at, using_group=using_group, service_tier=service_tier
         )
 
-    async def _reload(self, _: int | None) -> None:
+    async def refresh(self) -> None:
+        """Load the prices now: who has just written one sees it at once."""
         since = datetime.now(UTC) - KEPT
         async with await AsyncConnection.connect(self._dsn) as connection:
             self.catalog = await load_catalog(connection, since)
         self.loaded_since = since
         log.info("prices at revision %d", self.catalog.revision)
+
+    async def _reload(self, _: int | None) -> None:
+        await self.refresh()

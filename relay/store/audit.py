@@ -1,6 +1,6 @@
 """SQL that proves the books: every sum worked out anew, from the entries up."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any
 
@@ -128,7 +128,9 @@ async def conserve(connection: AsyncConnection[Any], most: int) -> tuple[DbRow, 
     return totals, wrong
 
 
-async def records(connection: AsyncConnection[Any], since: datetime, until: datetime) -> AsyncIterator[DbRow]:
+async def records(
+    connection: AsyncConnection[Any], since: datetime, until: datetime
+) -> AsyncGenerator[DbRow, None]:
     """Usage records settled in a span of time, read in portions."""
     async with connection.transaction(), connection.cursor("records", row_factory=dict_row) as cursor:
         cursor.itersize = 2000

@@ -73,31 +73,6 @@ begin
     return made;
 end $$;
 
--- Drops months that ended more than keep_months ago and are rolled up. Six months is the least.
-create function usage_drop_partitions(keep_months integer) returns text[]
-language plpgsql security definer set search_path = public, pg_temp set timezone = 'UTC' as $$
-declare
-    oldest  timestamptz := date_trunc('month', now()) - make_interval(months => keep_months);
-    rolled  timestamptz;
-    part    text;
-    dropped text[] := '{}';
-begin
-    if keep_months < 6 then
-        raise exception 'keep_months is %: usage is kept for six months at least', keep_months
-            using errcode = 'invalid_parameter_value';
-    end if;
-    select (result ->> 'until')::timestamptz into rolled from jobs where name = 'roll_up';
-    for part in
-        select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
-         where i.inhparent = 'usage'::regclass and c.relname ~ '^usage_\d{4}_\d{2}$'
-           and c.relname < usage_partition_name(least(oldest, rolled))
-    loop
-        execute format('drop table %I', part);
-        dropped := dropped || part;
-    end loop;
-    return dropped;
-end $$;
-
 -- Computes whole hours anew, and the days that they belong to: late or repeated, the result is the same.
 create function usage_roll_up(p_from timestamptz, p_to timestamptz) returns bigint
 language plpgsql security definer set search_path = public, pg_temp set timezone = 'UTC' as $$
@@ -166,10 +141,8 @@ create index balances_next_event on balances (next_event_at) where next_event_at
 
 select usage_ensure_partitions(3);
 
-revoke execute on function usage_ensure_partitions, usage_drop_partitions, usage_roll_up, holds_purge,
-    ledger_roll_due from public;
-grant execute on function usage_ensure_partitions, usage_drop_partitions, usage_roll_up, holds_purge,
-    ledger_roll_due to relay_app;
+revoke execute on function usage_ensure_partitions, usage_roll_up, holds_purge, ledger_roll_due from public;
+grant execute on function usage_ensure_partitions, usage_roll_up, holds_purge, ledger_roll_due to relay_app;
 grant select on usage_hourly, usage_daily, jobs to relay_app;
 revoke insert, update, delete on usage_hourly, usage_daily from relay_app;
 grant insert, update on jobs to relay_app;
