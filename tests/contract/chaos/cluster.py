@@ -106,7 +106,7 @@ class Cluster:
             source = f"host=127.0.0.1 port={follows.port} user=postgres application_name=standby"
         settings = {
             "port": str(server.port),
-            "unix_socket_directories": str(server.data.parent),
+            "unix_socket_directories": "",  # a killed server would leave a socket's lock behind
             "primary_conninfo": source,
             "synchronous_standby_names": "standby" if synchronous else "",
         }

@@ -40,7 +40,10 @@ class Acknowledged:
 
 @dataclass
 class Load:
-    """``workers`` calls at a time until ``enough`` is set; results by the relay's request id."""
+    """``workers`` calls at a time until ``enough`` is set; results by the relay's request id.
+
+    ``broken``: an answer with status 200 began, but did not end.
+    """
 
     fleet: Fleet
     customers: Mapping[int, Customer]
@@ -75,21 +78,26 @@ class Load:
     ) -> None:
         token = random.choice(customer.tokens)  # noqa: S311
         headers = {"authorization": f"Bearer {token}"}
-        request_id = ""
+        begun = ""
         try:
             path = f"{replica.url}/v1/chat/completions"
             async with session.post(path, json=body_of(kind), headers=headers) as answer:
                 request_id = answer.headers["x-request-id"]
                 if answer.status != 200:
-                    error = (await answer.json())["error"]
-                    self.refused[request_id] = (answer.status, str(error["code"]))
-                    self.endings[f"{answer.status} {error['code']}"] += 1
-                elif kind == "leaver":
+                    await self._note_refusal(request_id, answer)
+                    return
+                begun = request_id
+                if kind == "leaver":
                     await self._leave(answer)
                 elif self._take(request_id, customer.account, kind, await answer.read()):
                     replica.served += 1
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._note_broken(request_id, type(error).__name__)
+            self._note_broken(begun, type(error).__name__)
+
+    async def _note_refusal(self, request_id: str, answer: aiohttp.ClientResponse) -> None:
+        error = (await answer.json())["error"]
+        self.refused[request_id] = (answer.status, str(error["code"]))
+        self.endings[f"{answer.status} {error['code']}"] += 1
 
     async def _leave(self, answer: aiohttp.ClientResponse) -> None:
         chunks = 0
