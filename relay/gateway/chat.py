@@ -216,6 +216,7 @@ class _Call:
             raw_usage=raw,
             facts=self._facts(BILL_DELIVERED if counted or self.outcome != "ok" else None),
             cost=self.admission.cost(self.channel.provider, meters),
+            usage_format=FORMAT,
         )
         try:
             self.charged = await self.services.ledger.capture(order)

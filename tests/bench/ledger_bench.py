@@ -4,8 +4,8 @@ CPU is read from /proc, so that it holds on a noisy machine: PostgreSQL's is tha
 server (backends, WAL writer, checkpointer), the relay's that of this process. Each case runs the same work
 by group commit and one transaction a call, in the same run.
 
-Run: python -m tests.bench.ledger_bench [--seconds 8] [--callers 200] [--dsn DSN_OF_AN_EMPTY_DATABASE]
-Without --dsn it starts a PostgreSQL of its own.
+Run: python -m tests.bench.ledger_bench [--seconds 8] [--callers 200] [--case N] [--json]
+Without --dsn and --owner-dsn it starts a PostgreSQL of its own.
 """
 
 import argparse
@@ -13,9 +13,10 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from relay.money.admission import Admission, PriceVersion, Tariff
 from relay.money.charge import Row
 from relay.money.door import Ledger
 from relay.money.orders import CallFacts, CaptureOrder, HoldOrder
+from tests.contract.postgres import initdb, make_database, prepare
 
 TICK = os.sysconf("SC_CLK_TCK")
 USAGE = {"prompt_tokens": 900, "completion_tokens": 120, "total_tokens": 1020}
@@ -80,20 +82,11 @@ def server_cpu(postmaster: int) -> float:
     total = process_cpu(postmaster)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextmanager_missing():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it may end while it is looked at
                 stat = (entry / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
                 if int(stat[1]) == postmaster:
                     total += (int(stat[11]) + int(stat[12])) / TICK
     return total
-
-
-@contextmanager
-def contextmanager_missing() -> Iterator[None]:
-    """A process may end while it is looked at."""
-    try:
-        yield
-    except (FileNotFoundError, ProcessLookupError):
-        return
 
 
 def admission() -> Admission:
@@ -109,7 +102,7 @@ def admission() -> Admission:
     return Admission("bench", "default", now, Tariff(version))
 
 
-def prepare(owner_dsn: str, case: Case) -> list[int]:
+def fill(owner_dsn: str, case: Case) -> list[int]:
     """Accounts with two grants each; half of the calls' tokens find a typed quota where the case has them."""
     with psycopg.connect(owner_dsn, autocommit=True) as connection:
         ids = [
@@ -203,7 +196,7 @@ def percentile(values: list[float], share: float) -> float:
 
 async def measure(dsn: str, owner_dsn: str, case: Case, way: str, callers: int, seconds: float) -> Figures:
     """Run one case one way: "group commit", or "one transaction a call" (a batch is never more than one)."""
-    accounts = prepare(owner_dsn, case)
+    accounts = fill(owner_dsn, case)
     postmaster = postmaster_of(owner_dsn)
     ledger = Ledger(dsn, max_batch=512 if way == "group commit" else 1)
     await ledger.start()
@@ -262,19 +255,39 @@ def run(dsn: str, owner_dsn: str, callers: int, seconds: float, cases: list[Case
     return figures
 
 
+@contextmanager
+def database(dsn: str | None, owner_dsn: str | None) -> Iterator[tuple[str, str]]:
+    """The given database, or one of a server that lives as long as the run."""
+    if dsn and owner_dsn:
+        yield dsn, owner_dsn
+        return
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as directory:
+        server = initdb(Path(directory))
+        server.control("start")
+        try:
+            prepare(server)
+            made = make_database(server)
+            yield made.app_dsn, made.superuser_dsn
+        finally:
+            server.control("stop", "-m", "fast")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=200, help="at a time (default: %(default)s)")
-    parser.add_argument("--dsn", help="of relay_app, to a migrated database on this machine")
-    parser.add_argument("--owner-dsn", help="of relay_owner, to the same database")
+    parser.add_argument(
+        "--dsn", help="of relay_app, to a migrated database on this machine (default: its own)"
+    )
+    parser.add_argument("--owner-dsn", help="of its owner, to the same database")
     parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only this case")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     cases = CASES if options.case is None else [CASES[options.case]]
-    figures = run(options.dsn, options.owner_dsn, options.callers, options.seconds, cases)
+    with database(options.dsn, options.owner_dsn) as (dsn, owner_dsn):
+        figures = run(dsn, owner_dsn, options.callers, options.seconds, cases)
     print(json.dumps([asdict(f) for f in figures]) if options.json else table(figures))
     return 0
 

@@ -302,6 +302,22 @@ def test_the_relay_changes_the_ledger_through_its_functions_only(books: Books, c
         connection.execute(change)
 
 
+def test_the_relay_may_read_the_ledger_and_write_none_of_it(books: Books) -> None:
+    rights = books.query(
+        "select distinct table_name, privilege_type from information_schema.role_table_grants"
+        " where grantee = 'relay_app' and table_name ~ '^(balances|grants|holds|entries|usage)'"
+    )
+    assert {name for name, _ in rights} >= {
+        "balances",
+        "grants",
+        "holds",
+        "entries",
+        "usage",
+        "usage_default",
+    }
+    assert {right for _, right in rights} == {"SELECT"}
+
+
 def test_a_grant_needs_a_source_and_is_made_once(books: Books) -> None:
     account = books.account()
     good: dict[str, Any] = {

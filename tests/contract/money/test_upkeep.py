@@ -45,14 +45,18 @@ def calls(books: Books, account: int, count: int = 3) -> None:
 
 
 def shift_usage(books: Books, interval: str) -> None:
-    """Let all calls have been settled at another time."""
-    books.query(
-        "create temp table moved as select * from usage; alter table usage disable trigger user;"
-        " delete from usage;"
-        f" update moved set settled_at = settled_at - interval '{interval}';"
-        " insert into usage select * from moved; alter table usage enable trigger user;"
-        f" update holds set settled_at = settled_at - interval '{interval}'"
+    """Let all calls have been settled earlier."""
+    shift = f"set settled_at = settled_at - interval '{interval}'"
+    statements = (
+        "create temp table moved as select * from usage",
+        "alter table usage disable trigger user",
+        "delete from usage",
+        f"update moved {shift}",
+        "insert into usage select * from moved",
+        "alter table usage enable trigger user",
+        f"update holds {shift}",
     )
+    books.query(";".join(statements))
 
 
 def test_roll_ups_are_the_same_late_and_twice(books: Books) -> None:

@@ -33,46 +33,6 @@ language sql stable set timezone = 'UTC' as $$
     select 'usage_' || to_char(month, 'YYYY_MM')
 $$;
 
--- Makes the partitions of this month and the next ones. Rows that fell into the default partition meanwhile (the
--- job was late) move into theirs; calls wait for that moment only then.
-create function usage_ensure_partitions(ahead integer) returns text[]
-language plpgsql security definer set search_path = public, pg_temp set timezone = 'UTC' as $$
-declare
-    months timestamptz[];
-    month  timestamptz;
-    late   boolean;
-    made   text[] := '{}';
-begin
-    perform pg_advisory_xact_lock(hashtext('usage partitions'));
-    select exists (select from usage_default) into late;
-    select array_agg(distinct m) into months
-      from (select date_trunc('month', now()) + make_interval(months => n) as m
-              from generate_series(0, greatest(ahead, 1)) n
-             union select date_trunc('month', settled_at) from usage_default) wanted
-     where to_regclass(usage_partition_name(m)) is null;
-    if months is null and not late then
-        return made;
-    end if;
-    if late then
-        lock table usage in access exclusive mode;
-        alter table usage detach partition usage_default;
-        alter table usage_default rename to usage_late;
-        create table usage_default partition of usage default;
-    end if;
-    foreach month in array coalesce(months, '{}') loop
-        execute format('create table %I partition of usage for values from (%L) to (%L)',
-                       usage_partition_name(month), month, month + interval '1 month');
-        execute format('grant select on %I to relay_app', usage_partition_name(month));
-        made := made || usage_partition_name(month);
-    end loop;
-    if late then
-        insert into usage select * from usage_late;
-        drop table usage_late;
-        grant select on usage_default to relay_app;
-    end if;
-    return made;
-end $$;
-
 -- Computes whole hours anew, and the days that they belong to: late or repeated, the result is the same.
 create function usage_roll_up(p_from timestamptz, p_to timestamptz) returns bigint
 language plpgsql security definer set search_path = public, pg_temp set timezone = 'UTC' as $$
@@ -139,10 +99,8 @@ begin
 end $$;
 create index balances_next_event on balances (next_event_at) where next_event_at is not null;
 
-select usage_ensure_partitions(3);
-
-revoke execute on function usage_ensure_partitions, usage_roll_up, holds_purge, ledger_roll_due from public;
-grant execute on function usage_ensure_partitions, usage_roll_up, holds_purge, ledger_roll_due to relay_app;
+revoke execute on function usage_roll_up, holds_purge, ledger_roll_due from public;
+grant execute on function usage_roll_up, holds_purge, ledger_roll_due to relay_app;
 grant select on usage_hourly, usage_daily, jobs to relay_app;
 revoke insert, update, delete on usage_hourly, usage_daily from relay_app;
 grant insert, update on jobs to relay_app;
