@@ -165,12 +165,8 @@ class Drill:
                 group.create_task(self._load.run())
                 group.create_task(self._until_enough())
         finally:
-            for task in fire:
-                task.cancel()
-            ended = await asyncio.gather(*fire, return_exceptions=True)
-        for end in ended:
-            if isinstance(end, Exception):
-                raise end
+            self._load.enough.set()  # not cancelled: a kill that was begun also starts its victim again
+            await asyncio.gather(*fire)
 
     async def _until_enough(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -193,7 +189,7 @@ class Drill:
     # ------------------------------------------------------------------ fire
 
     async def _kill(self) -> None:
-        while True:
+        while not self._load.enough.is_set():
             await asyncio.sleep(self._plan.kill_every)
             victim = self._fleet.victim()
             if victim is None:
@@ -223,7 +219,7 @@ class Drill:
 
     async def _tell(self) -> None:
         before, began = 0, time.monotonic()
-        while True:
+        while not self._load.enough.is_set():
             await asyncio.sleep(1)
             count = len(self._load.acknowledged)
             up = sum(1 for replica in self._fleet.replicas if replica.ready_at)
