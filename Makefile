@@ -63,10 +63,10 @@ tools: ## Install the programs that the tests run for real (needs root once)
 
 lock: ## Pin the dependencies anew, with hashes and without addresses
 	@for f in relay/requirements requirements; do \
-	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-annotate --no-header -c relay/requirements.txt $$f.in -o $$f.txt || exit 1; done
 	@for f in templates/*/requirements*.in; do \
-	  uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	  .venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	    --no-annotate --no-header $$f -o $${f%.in}.txt || exit 1; done
 
 clean: ## Remove what make built in this checkout (not the platform: see `make down`)
