@@ -1,9 +1,14 @@
 """`python -m relay price | grant | ledger | usage | budget | allowance | quote | audit`."""
 
 import argparse
+import asyncio
+import json
+import sys
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from psycopg import AsyncConnection
 
 from relay.command import CommandError, Subparsers, add_command, leaf
@@ -12,6 +17,7 @@ from relay.money.errors import FieldError
 from relay.money.publish import moment
 from relay.money.units import NANO, decimal, decimal_text, usd_to_nano
 from relay.money.vocabulary import QUOTA_METERS
+from relay.settings import Settings
 from relay.store import grants as store
 
 
@@ -92,6 +98,31 @@ def _register_ledger(subparsers: Subparsers) -> None:
     calls.add_argument("--since", help="settled at or after, ISO 8601")
     calls.add_argument("--until", help="settled before, ISO 8601")
     calls.add_argument("--limit", type=int, default=1000, help="newest first (default: %(default)s)")
+    export = leaf(usage, "export", _usage, "usage export --since 2026-11-01T00:00:00Z > usage.jsonl")
+    export.description = "One line of JSON for each call, oldest first, however many there are."
+    export.add_argument("--account", type=int, help="id of the account (default: all)")
+    export.add_argument("--since", help="settled at or after, ISO 8601")
+    export.add_argument("--until", help="settled before, ISO 8601")
+    export.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace, settings: Settings) -> int:
+    try:
+        asyncio.run(_export_lines(options, settings.require("database_url")))
+    except (psycopg.Error, FieldError) as error:
+        print(f"relay: usage export: {str(error).strip()}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _export_lines(options: argparse.Namespace, dsn: str) -> None:
+    span = moment(options.since, "--since"), moment(options.until, "--until")
+    async with (
+        await AsyncConnection.connect(dsn) as connection,
+        aclosing(store.export_usage(connection, options.account, *span)) as records,
+    ):
+        async for record in records:
+            print(json.dumps(record, default=str))
 
 
 async def _entries(connection: AsyncConnection[Any], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """SQL of grants, ledger entries, usage records and budgets for people."""
 
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -109,6 +110,25 @@ async def list_usage(
         " order by settled_at desc limit %(limit)s",
         {"account": account_id, "since": since, "until": until, "limit": limit},
     )
+
+
+async def export_usage(
+    connection: AsyncConnection[Any], account_id: int | None, since: datetime | None, until: datetime | None
+) -> AsyncGenerator[DbRow, None]:
+    """The essence of each usage record, oldest first, read in portions."""
+    async with connection.transaction(), connection.cursor("usage", row_factory=dict_row) as cursor:
+        cursor.itersize = 2000
+        await cursor.execute(
+            "select request_id, account_id, token_id, channel_id, model, outcome, abort_rule, settled_at,"
+            " meters, held, charge, cost, debt from usage"
+            " where (%(account)s::bigint is null or account_id = %(account)s)"
+            " and (%(since)s::timestamptz is null or settled_at >= %(since)s)"
+            " and (%(until)s::timestamptz is null or settled_at < %(until)s)"
+            " order by settled_at, request_id",
+            {"account": account_id, "since": since, "until": until},
+        )
+        async for row in cursor:
+            yield row
 
 
 async def set_budget(

@@ -103,7 +103,7 @@ def admission() -> Admission:
 
 
 def fill(owner_dsn: str, case: Case) -> list[int]:
-    """Accounts with two grants each; half of the calls' tokens find a typed quota where the case has them."""
+    """Accounts with two grants each, and two typed quotas where the case has them (half of the calls ask)."""
     with psycopg.connect(owner_dsn, autocommit=True) as connection:
         ids = [
             int(row[0])
@@ -162,14 +162,15 @@ class Callers:
         await asyncio.gather(*(self._caller(number) for number in range(self._count)))
 
     async def _caller(self, number: int) -> None:
-        call = number
+        call, turn = number, number
         while time.monotonic() < self._end:
             began = time.monotonic()
-            await self._pair(new_request_id(), self._accounts[call % len(self._accounts)])
+            await self._pair(new_request_id(), self._accounts[call % len(self._accounts)], turn % 2 == 0)
+            turn += 1
             self.latencies.append(time.monotonic() - began)
             call += self._count
 
-    async def _pair(self, request_id: UUID, account: int) -> None:
+    async def _pair(self, request_id: UUID, account: int, quotas: bool) -> None:
         now = datetime.now(UTC)
         bound = self._admission.bound(input_units=900, max_output=400)
         order = HoldOrder(
@@ -179,7 +180,7 @@ class Callers:
             bound.amount,
             self._admission,
             now + timedelta(minutes=10),
-            bound.quotas if self._case.quotas else {},
+            bound.quotas if quotas and self._case.quotas else {},
             bound.covered_amount,
         )
         hold = await self._ledger.hold(order)
