@@ -52,7 +52,7 @@ contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prom
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
 	@.venv/bin/pytest tests/fleet -v
 
-chaos: .venv/ready ## The long money drill: 100,000 calls while replicas and the primary are killed
+chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run

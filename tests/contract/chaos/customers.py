@@ -34,6 +34,7 @@ class Price:
 
 OLD = Price(123_456_789, 345_678_901)
 NEW = Price(150_000_007, 411_111_113)
+COST = Price(98_765_431, 271_828_183)  # what the vendor bills us
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def final_charge(exact: Fraction, plan_paid: int, overage: Fraction) -> int:
     if overage == 1 or plan_paid >= listed:
         return listed
     return plan_paid + _round(max(exact - plan_paid, Fraction(0)) * overage)
+
+
+def upstream_cost(prompt: int, completion: int) -> int:
+    """n$ that the vendor bills for a call."""
+    return _round(exact_charge(COST, prompt, completion, 0, Fraction(1)))
 
 
 def open_accounts(relay: Relay, calls: int) -> dict[int, Customer]:

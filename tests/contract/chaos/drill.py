@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 
 from tests.contract.chaos.cluster import DATABASE, Cluster
-from tests.contract.chaos.customers import MODEL, NEW, OLD, open_accounts
+from tests.contract.chaos.customers import COST, MODEL, NEW, OLD, open_accounts
 from tests.contract.chaos.evidence import collect, open_holds
 from tests.contract.chaos.fleet import Fleet
 from tests.contract.chaos.load import Load
@@ -115,6 +115,7 @@ def run(plan: Plan, say: Say) -> Result:
         relay = built.relay
         relay.channel(built.vendor.url, MODEL)
         relay.price(MODEL, *OLD.options())
+        relay.price(MODEL, *COST.options(), "--side", "cost")
         customers = open_accounts(relay, plan.calls)
         fleet = Fleet(relay, built.directory, plan.replicas)
         drill = Drill(plan, say, built, Load(fleet, customers, plan.workers))

@@ -38,6 +38,7 @@ class Record:
     started_at: datetime | None
     held: int
     charge: int
+    cost: int | None
     debt: int
     estimated: list[int] | None
 
@@ -91,7 +92,7 @@ class Evidence:
 
 RECORDS = """
 select u.request_id::text, u.account_id, u.token_id, u.outcome, u.abort_rule, coalesce(h.reason, ''),
-       h.state = 'captured', u.started_at, u.held, u.charge, u.debt,
+       h.state = 'captured', u.started_at, u.held, u.charge, u.cost, u.debt,
        case when (u.raw_usage ->> 'estimated')::boolean
             then array[u.raw_usage ->> 'prompt_tokens', u.raw_usage ->> 'completion_tokens']::bigint[]
        end

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from tests.contract.chaos.customers import NEW, OLD, Customer, Price, exact_charge, final_charge
+from tests.contract.chaos.customers import (
+    NEW,
+    OLD,
+    Customer,
+    Price,
+    exact_charge,
+    final_charge,
+    upstream_cost,
+)
 from tests.contract.chaos.evidence import Entry, Evidence, Record, Served
 from tests.contract.chaos.load import Acknowledged
 
@@ -36,14 +44,16 @@ class Expectations:
 class Findings:
     """``problems``: every difference. ``fates``: how many calls went which way, by the rule that says so.
 
-    ``unbilled_tokens``: what the vendor served to calls that a stated rule released.
+    Sums in n$: ``charged`` to customers, ``vendor_bill`` by the vendor's books, ``known_cost`` by usage
+    records, ``released_cost``: what the vendor bills for calls that a stated rule released.
     """
 
     problems: list[str] = field(default_factory=list)
     fates: Counter[str] = field(default_factory=Counter)
     charged: int = 0
-    vendor_tokens: int = 0
-    unbilled_tokens: int = 0
+    vendor_bill: int = 0
+    known_cost: int = 0
+    released_cost: int = 0
 
 
 class Reconciliation:
@@ -79,7 +89,7 @@ class Reconciliation:
             if served.request_id in self._served:
                 self._problem(served.request_id, "the vendor served it twice")
             self._served[served.request_id] = served
-            self._found.vendor_tokens += served.prompt + served.completion
+            self._found.vendor_bill += upstream_cost(served.prompt, served.completion)
         for record in self._evidence.records:
             if record.request_id in self._records:
                 self._problem(record.request_id, "it has two usage records")
@@ -96,6 +106,7 @@ class Reconciliation:
         if paid != record.charge:
             self._problem(where, f"its record says {record.charge} n$, its ledger entries {paid}")
         self._found.charged += record.charge
+        self._found.known_cost += record.cost or 0
         self._found.fates[self._fate(record, served)] += 1
         if not record.captured:
             self._check_released(record, served)
@@ -116,7 +127,7 @@ class Reconciliation:
         if record.charge or self._paid[record.request_id]:
             self._problem(record.request_id, "released, yet something was charged")
         if served is not None:
-            self._found.unbilled_tokens += served.prompt + served.completion
+            self._found.released_cost += upstream_cost(served.prompt, served.completion)
             if not record.reason.startswith(RELEASED_BY):
                 self._problem(
                     record.request_id, f"served by the vendor, released by no rule: {record.reason!r}"
@@ -131,6 +142,8 @@ class Reconciliation:
             self._problem(where, "no rule is stated, although the vendor told no usage")
         if record.charge > record.held:
             self._problem(where, f"charged {record.charge} n$, more than the {record.held} that were held")
+        if record.cost != (cost := upstream_cost(prompt, completion)):
+            self._problem(where, f"its record says that it cost us {record.cost} n$, not {cost}")
         customer = self._expected.customers[record.account]
         entries = self._paid[where]
         quota = -sum(entry.amount for entry in entries if entry.unit == "text_tokens")

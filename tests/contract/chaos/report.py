@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from tests.contract.chaos.customers import NANO
 from tests.contract.chaos.drill import Result
+from tests.contract.chaos.reconcile import Findings
 
 SHOWN_PROBLEMS = 40
 
@@ -32,9 +33,8 @@ def lines(result: Result) -> Iterator[str]:
         wanted = result.plan.calls
         yield f"GAVE UP after {result.plan.minutes:g} minutes, before {wanted} calls were acknowledged"
     verdict = "all books agree to the nano-dollar" if result.agrees else "THE BOOKS DO NOT AGREE"
-    billed = findings.vendor_tokens - findings.unbilled_tokens
-    yield f"{verdict}: {_usd(findings.charged)} charged for {billed} tokens in the vendor's books,"
-    yield f"nothing for {findings.unbilled_tokens} tokens of calls that were released by a stated rule"
+    yield verdict
+    yield from _table(_sums(findings))
 
 
 def _events(result: Result) -> list[tuple[str, object]]:
@@ -55,10 +55,22 @@ def _events(result: Result) -> list[tuple[str, object]]:
     ]
 
 
+def _sums(findings: Findings) -> list[tuple[str, object]]:
+    uncounted = findings.vendor_bill - findings.known_cost - findings.released_cost
+    return [
+        ("charged to customers", _usd(findings.charged)),
+        ("the vendor bills", _usd(findings.vendor_bill)),
+        ("of this, known from usage records", _usd(findings.known_cost)),
+        ("of this, for calls that a stated rule released", _usd(findings.released_cost)),
+        ("of this, above the count of answers cut short or without usage", _usd(uncounted)),
+    ]
+
+
 def _table(rows: list[tuple[str, object]] | list[tuple[str, int]]) -> Iterator[str]:
     for name, value in rows:
         yield f"  {name:<90} {value!s:>12}"
 
 
 def _usd(nano: int) -> str:
-    return f"${nano // NANO}.{nano % NANO:09d}"
+    sign = "-" if nano < 0 else ""
+    return f"{sign}${abs(nano) // NANO}.{abs(nano) % NANO:09d}"

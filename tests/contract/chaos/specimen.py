@@ -68,6 +68,7 @@ def record(name: str, account: int, charge: int, started: datetime) -> Record:
         started_at=started,
         held=20_000,
         charge=charge,
+        cost=6_424,  # 10 + 20 tokens: 6,424.21797
         debt=0,
         estimated=None,
     )
@@ -102,7 +103,7 @@ def agreeing() -> Specimen:
 def _add_crashes(made: Specimen) -> None:
     left = record("left", BUSY, 2_272, BEFORE)  # 10 + 3 tokens
     made.served.append(Served("left", 10, 7, complete=False, usage_sent=False))
-    made.records.append(replace(left, outcome="client_gone", abort_rule=RULE, estimated=[10, 3]))
+    made.records.append(replace(left, outcome="client_gone", abort_rule=RULE, estimated=[10, 3], cost=1_803))
     made.entries.append(capture("left", BUSY, 2_272))
     swept = record("swept", BUSY, 0, BEFORE)
     made.served.append(Served("swept", 10, 20, complete=True, usage_sent=True))
