@@ -21,6 +21,7 @@ from relay.store import audit, ledger, upkeep
 
 TICK_SECONDS = 5.0
 MONTHS_AHEAD = 3
+ROLLED_AT_ONCE = 100  # accounts that one transaction locks
 AUDIT_SPAN = timedelta(hours=26)  # a day, and what a late run may have missed
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Worker:
             Job("roll_up", 5 * minutes, 30 * minutes, upkeep.roll_up_usage),
             Job("partitions", 6 * hours, hours, self._partitions),
             Job("recompute", 24 * hours, 2 * hours, self._recompute),
-            Job("conserve", hours, hours, self._conserve),
+            Job("conserve", 6 * hours, hours, self._conserve),
         ]
 
     async def start(self) -> None:
@@ -144,7 +145,12 @@ class Worker:
         return {"holds": holds, "held_nanodollars": amount}
 
     async def _roll_accounts(self, connection: AsyncConnection[Any]) -> dict[str, Any]:
-        return {"accounts": await upkeep.roll_accounts(connection, 1000)}
+        total = 0
+        while rolled := await upkeep.roll_accounts(connection, ROLLED_AT_ONCE):
+            total += rolled
+            if rolled < ROLLED_AT_ONCE:
+                break
+        return {"accounts": total}
 
     async def _partitions(self, connection: AsyncConnection[Any]) -> dict[str, Any]:
         made = await upkeep.ensure_partitions(connection, MONTHS_AHEAD)

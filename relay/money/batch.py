@@ -14,7 +14,7 @@ from relay.money.errors import LedgerUnavailable
 
 MAX_BATCH = 512
 WATCH_SECONDS = 0.25
-RECONNECT_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.5)
+RETRY_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.5)
 
 # Lost connections, deadlocks, a primary that was demoted under us: ask again elsewhere.
 UNKNOWN_OUTCOME = (
@@ -135,14 +135,13 @@ class GroupCommit(Generic[T, R]):
             member.sent = True
         try:
             results = await self._execute(self._connection, [member.item for member in batch])
-        except (
-            psycopg.OperationalError,
-            psycopg.InterfaceError,
-            psycopg.errors.ReadOnlySqlTransaction,
-        ) as error:
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} members")
+        except UNKNOWN_OUTCOME as error:
             log.warning("%s: outcome of %d unknown, asking again: %s", self._name, len(batch), error)
-            await self._disconnect()
             self._waiting = batch + self._waiting
+            await self._disconnect()
+            await self._back_off()
         except Exception as error:  # a statement that the server refuses must fail one member, not its batch
             await self._isolate(batch, error)
         else:
@@ -169,12 +168,15 @@ class GroupCommit(Generic[T, R]):
         try:
             self._connection = await self._connect()
         except (psycopg.Error, OSError) as error:
-            delay = RECONNECT_SECONDS[min(self._failures, len(RECONNECT_SECONDS) - 1)]
-            self._failures += 1
-            log.warning("%s: cannot connect, next try in %.2f s: %s", self._name, delay, error)
-            await asyncio.sleep(delay)
+            log.warning("%s: cannot connect, trying again: %s", self._name, error)
+            await self._back_off()
             return False
         return True
+
+    async def _back_off(self) -> None:
+        """At once after a first failure, then slower until a batch succeeds."""
+        await asyncio.sleep(RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)])
+        self._failures += 1
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -84,6 +84,7 @@ def _register_ledger(subparsers: Subparsers) -> None:
     grants = leaf(actions, "grants", _grants, "ledger grants --account 1 --json")
     grants.add_argument("--account", type=int, required=True, help="id of the account")
     reverse = leaf(actions, "reverse", _reverse, "ledger reverse --entry 12 --reason 'granted twice'")
+    reverse.description = "Takes an entry back by its opposite. What budgets count as spent stays as it is."
     what = reverse.add_mutually_exclusive_group(required=True)
     what.add_argument("--entry", type=int, help="id of the entry to take back")
     what.add_argument("--request", type=UUID, help="take back what this call was charged")

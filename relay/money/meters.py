@@ -23,7 +23,7 @@ def normalise(fmt: str, raw: Raw) -> dict[str, int]:
     `fmt`: openai (chat, completions), openai_responses (or responses), anthropic, gemini, embeddings, images,
     audio (transcription, translation, speech). Raises FieldError naming the field when it is malformed.
     """
-    reader = FORMATS.get(fmt)
+    reader = FORMATS.get(ALIASES.get(fmt, fmt))
     if reader is None:
         raise FieldError("format", f"{fmt!r} is not a usage format", f"use one of {', '.join(FORMATS)}")
     if not isinstance(raw, Mapping):
@@ -257,4 +257,20 @@ FORMATS: dict[str, Callable[[Raw], dict[str, int]]] = {
     "embeddings": _embeddings,
     "images": _images,
     "audio": _audio,
+}
+# What people call the same formats.
+ALIASES = {
+    "chat": "openai",
+    "openai_chat": "openai",
+    "completions": "openai",
+    "messages": "anthropic",
+    "anthropic_messages": "anthropic",
+    "google": "gemini",
+    "embedding": "embeddings",
+    "openai_embeddings": "embeddings",
+    "image": "images",
+    "openai_images": "images",
+    "openai_audio": "audio",
+    "transcription": "audio",
+    "speech": "audio",
 }

@@ -7,7 +7,7 @@ from typing import Any
 from relay.money.admission import Admission, Multiplier, PriceVersion
 from relay.money.charge import Charge, Terms, compute, line_json, table_for
 from relay.money.errors import FieldError
-from relay.money.meters import FORMATS, normalise
+from relay.money.meters import ALIASES, FORMATS, normalise
 from relay.money.tables import compile_price
 from relay.money.units import MILLION, decimal, decimal_text, fraction_text, rational, usd_text
 from relay.money.vocabulary import check_meter
@@ -126,7 +126,9 @@ def read_meters(entry: Entry) -> dict[str, int]:
         raise FieldError("raw_usage", "it is not an object", 'write {"openai": {...}}')
     if entry.get("format") is not None:
         return normalise(str(entry["format"]), raw)
-    if len(raw) != 1 or next(iter(raw)) not in FORMATS:
+    if isinstance(raw.get("format"), str) and isinstance(raw.get("usage"), Mapping):
+        return normalise(raw["format"], raw["usage"])
+    if len(raw) != 1 or next(iter(raw)) not in FORMATS.keys() | ALIASES.keys():
         raise FieldError(
             "raw_usage", "its format is not clear", f"write {{FORMAT: usage}}, {', '.join(FORMATS)}"
         )

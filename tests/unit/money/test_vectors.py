@@ -120,6 +120,8 @@ def test_refusals_name_the_field(change: dict[str, Any], names: str) -> None:
             {"rates": {"call": "0.04/1"}, "meters": None, "raw_usage": {"openai": {"prompt_tokens": 10}}},
             40_000_000,
         ),
+        ({"meters": None, "raw_usage": {"chat": {"prompt_tokens": 10}}}, 30_000),
+        ({"meters": None, "raw_usage": {"format": "openai", "usage": {"prompt_tokens": 10}}}, 30_000),
         ({"meters": {}}, 0),
     ],
 )
