@@ -181,7 +181,8 @@ class Reconciliation:
             self._problem(request_id, "acknowledged, but without a usage record or unknown to the vendor")
             return
         if not record.captured or record.outcome != "ok" or record.account != answer.account:
-            self._problem(request_id, f"acknowledged, but its record says {record}")
+            said = f"account {record.account}, outcome {record.outcome}: {record.reason}"
+            self._problem(request_id, f"acknowledged, but its record says {said}")
         if answer.tokens != served.completion:
             self._problem(request_id, f"{answer.tokens} tokens arrived, the vendor sent {served.completion}")
         if (record.estimated is not None) != (answer.kind == "mute"):
