@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from relay.money.admission import Admission, Multiplier, PriceVersion, Tariff
 from relay.money.errors import Unpriced
@@ -81,7 +81,7 @@ class Catalog:
     fx: tuple[FxRate, ...] = ()
     revision: int = 0
     _found: dict[tuple[str, str, str, str], list[PriceVersion]] = field(default_factory=dict, repr=False)
-    _tariffs: dict[tuple[int, str, str, int, int, int], Tariff] = field(default_factory=dict, repr=False)
+    _tariffs: dict[tuple[int, str, str, int, int], Tariff] = field(default_factory=dict, repr=False)
 
     def admit(
         self, model: str, *, group: str, at: datetime, using_group: str = "", service_tier: str = ""
@@ -126,7 +126,7 @@ class Catalog:
         multiplier = self._multiplier(group, using_group, at) if version.side == "sell" else None
         fx = self._fx(version.currency, at)
         fx_id, value = (fx.id, fx.value) if fx else (0, Fraction(1))
-        key = (version.id, group, using_group, multiplier.id if multiplier else 0, fx_id, 0)
+        key = (version.id, group, using_group, multiplier.id if multiplier else 0, fx_id)
         if key not in self._tariffs:
             name = f"group {group}" + (f" using {using_group}" if multiplier and multiplier.for_group else "")
             factors = [Multiplier(name, multiplier.value)] if multiplier else []
@@ -139,8 +139,15 @@ class Catalog:
         return override or self._group(own, "", at)
 
     def _group(self, customer_group: str, for_group: str, at: datetime) -> GroupMultiplier | None:
-        fitting = (g for g in self.groups if (g.customer_group, g.for_group) == (customer_group, for_group))
+        fitting = self._groups_by_name.get((customer_group, for_group), ())
         return next((group for group in fitting if _valid(group, at)), None)
+
+    @cached_property
+    def _groups_by_name(self) -> dict[tuple[str, str], list[GroupMultiplier]]:
+        found: dict[tuple[str, str], list[GroupMultiplier]] = {}
+        for group in self.groups:
+            found.setdefault((group.customer_group, group.for_group), []).append(group)
+        return found
 
     def _fx(self, currency: str, at: datetime) -> FxRate | None:
         if currency == "USD":
