@@ -21,7 +21,8 @@ from deploys.guard import render
 from deploys.monitoring import rule_files
 from tests.contract.conftest import free_port
 
-DELIVERY_SECONDS = 60
+# Prometheus drops an alert that comes before it knows its Alertmanager, and sends it again after a minute.
+DELIVERY_SECONDS = 150
 
 
 class Webhook:
@@ -124,8 +125,7 @@ def test_the_heartbeat_reaches_its_webhook(tmp_path: Path, webhook: Webhook) -> 
         # Prometheus sends an alert that was not accepted again after a minute only.
         wait_until_ready(ports[1])
         with program("prometheus", tmp_path / "prometheus.log", *prometheus):
-            path, message = webhook.received.get(timeout=DELIVERY_SECONDS)
-    assert path == "/watchdog"
+            message = webhook.first("watchdog")
     alert = message["alerts"][0]
     assert alert["labels"] == {"alertname": "Watchdog", "severity": "none", "fleet": "fleet.test"}
     assert alert["annotations"]["runbook"] == "monitoring/runbooks/Watchdog.md"

@@ -13,11 +13,11 @@ from tests.fleet.conftest import LOG, ROOT, UP_LIMIT_SECONDS, deploys, kill_when
 @pytest.mark.parametrize(
     ("marker", "after", "group"),
     [
-        ("base image", 15.0, True),
+        ("=== 1/5 hosts", 25.0, True),
         ("=== 3/5 apply", 20.0, False),
-        ("=== 3/5 apply", 60.0, True),
+        ("=== 3/5 apply", 90.0, True),
     ],
-    ids=["building the image", "make alone, early in apply", "everything, later in apply"],
+    ids=["everything, while hosts come to life", "make alone, early in apply", "everything, later in apply"],
 )
 def test_killed_up_can_be_run_again(marker: str, after: float, group: bool) -> None:
     """kill -9 at several moments; that the next run ends well is what the following tests show."""
