@@ -69,7 +69,7 @@ def test_apt_keeps_what_it_downloads() -> None:
 
 
 def test_the_bootstrap_mounts_nothing_where_others_can_see_it() -> None:
-    command = image.bootstrap_command(RECIPE, Path("/work/here"))
+    command = image.bootstrap_command(RECIPE, Path("/srv/here"))
     assert command[0] == "unshare"
     assert {"--mount", "--propagation=private", "--pid", "--kill-child"} <= set(command)
     assert command.index("mmdebstrap") > command.index("--kill-child")

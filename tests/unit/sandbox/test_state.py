@@ -56,18 +56,18 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 
 MOUNTINFO = """24 1 0:22 / /proc rw - proc proc rw
-70 1 0:27 / /work/a/dev/shm rw - tmpfs tmpfs rw
-71 1 0:27 / /work/a rw - tmpfs tmpfs rw
-72 1 0:27 / /work/ab rw - tmpfs tmpfs rw
-73 1 0:27 / /work/a/with\\040space rw - tmpfs tmpfs rw
+70 1 0:27 / /srv/a/dev/shm rw - tmpfs tmpfs rw
+71 1 0:27 / /srv/a rw - tmpfs tmpfs rw
+72 1 0:27 / /srv/ab rw - tmpfs tmpfs rw
+73 1 0:27 / /srv/a/with\\040space rw - tmpfs tmpfs rw
 """
 
 
 def test_mounts_below_a_directory_are_found_deepest_first() -> None:
-    assert state.mounts_below(Path("/work/a"), MOUNTINFO) == [
-        "/work/a/with space",
-        "/work/a/dev/shm",
-        "/work/a",
+    assert state.mounts_below(Path("/srv/a"), MOUNTINFO) == [
+        "/srv/a/with space",
+        "/srv/a/dev/shm",
+        "/srv/a",
     ]
 
 
