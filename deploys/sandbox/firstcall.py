@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -108,20 +109,22 @@ def expected_charge(prompt_tokens: int, completion_tokens: int) -> int:
 
 def compare(customer: Customer, request_ids: list[str]) -> int:
     """Vendor's books against usage, ledger and balance; return the total charge. Raises Mismatch."""
-    usage = {
-        str(row["request_id"]): row for row in relayctl("usage", "list", "--account", str(customer.account))
-    }
+    who = ("--account", str(customer.account))
+    # Each book is a command on a host, most of it waiting: read side by side.
+    with ThreadPoolExecutor() as pool:
+        serving = pool.map(lambda one: remote.vendor(f"/books?request_id={one}")["calls"], request_ids)
+        listing = pool.submit(relayctl, "usage", "list", *who)
+        ledger = pool.submit(relayctl, "ledger", "list", *who)
+        account = pool.submit(relayctl, "account", "show", str(customer.account)).result()
+    usage = {str(row["request_id"]): row for row in listing.result()}
     total = 0
-    for request_id in request_ids:
-        (served,) = remote.vendor(f"/books?request_id={request_id}")["calls"]
+    for request_id, (served,) in zip(request_ids, serving, strict=True):
         charge = expected_charge(served["prompt_tokens"], served["completion_tokens"])
         same(f"charge of call {request_id}", vendor_books=charge, usage_record=usage[request_id]["charge"])
         total += charge
-    entries = relayctl("ledger", "list", "--account", str(customer.account))
-    granted = int(GRANT_USD * NANO)
-    account = relayctl("account", "show", str(customer.account))
-    same("sum of the ledger", expected=granted - total, ledger=sum(entry["amount"] for entry in entries))
-    same("balance", expected=granted - total, account=account["balance_nanodollars"])
+    left = int(GRANT_USD * NANO) - total
+    same("sum of the ledger", expected=left, ledger=sum(entry["amount"] for entry in ledger.result()))
+    same("balance", expected=left, account=account["balance_nanodollars"])
     same("held after the calls", expected=0, account=account["held_nanodollars"])
     return total
 
@@ -136,8 +139,10 @@ def main() -> None:
     """Entry point of the last phase of `make up`; exits 0 when the books agree, else 1."""
     edge, address = next(iter(remote.addresses("edge").items()))
     try:
-        open_channel()
-        customer = register(f"first-call-{time.strftime('%Y%m%dT%H%M%S')}")
+        with ThreadPoolExecutor() as pool:
+            channel = pool.submit(open_channel)
+            customer = register(f"first-call-{time.strftime('%Y%m%dT%H%M%S')}")
+        channel.result()
         with client(customer.token, address) as sdk:
             calls = [call(sdk, stream=False), call(sdk, stream=True)]
         for text in (text for _, text in calls):
