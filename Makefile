@@ -56,7 +56,7 @@ chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas a
 	@$(PY) -m tests.contract.chaos
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
-	@$(PY) -m tests.bench
+	@$(PY) -m tests.bench.ledger_bench
 
 tools: ## Install the programs that the tests run for real (needs root once)
 	@tests/install-tools
