@@ -80,9 +80,9 @@ def test_a_charge_may_take_several_grants(books: Books) -> None:
 
 def test_an_expired_grant_lapses_before_it_is_held(books: Books) -> None:
     account = books.account(credit=CALL)
-    books.grant(account, 10 * CALL, expires=0.3, source="bonus")
+    books.grant(account, 10 * CALL, expires=2, source="bonus")
     assert spend(books, account) == [CALL]
-    books.query("select pg_sleep(0.4)")
+    books.query("select pg_sleep(2.1)")
     assert spend(books, account) == [CALL]
     with pytest.raises(InsufficientCredit):
         spend(books, account)
@@ -93,13 +93,13 @@ def test_an_expired_grant_lapses_before_it_is_held(books: Books) -> None:
 
 def test_what_an_open_hold_needs_does_not_lapse(books: Books) -> None:
     account = books.account()
-    books.grant(account, 3 * CALL, expires=0.5, source="bonus")
+    books.grant(account, 3 * CALL, expires=2, source="bonus")
 
     async def story(ledger: Ledger) -> Hold:
         return await ledger.hold(order(account))
 
     hold = with_ledger(books, story)
-    books.query("select pg_sleep(0.6)")
+    books.query("select pg_sleep(2.1)")
     with pytest.raises(InsufficientCredit):
         spend(books, account)
     assert books.balance(account) == (CALL, CALL, 0)
@@ -128,7 +128,7 @@ def test_quotas_are_used_before_credit_and_then_credit_pays_the_rest(books: Book
 
 def test_monthly_quotas_go_before_bought_ones_and_reset_on_the_accounts_day(books: Books) -> None:
     account = books.account()
-    anchor = books.value("select now() - interval '1 month' + interval '0.6 seconds'")
+    anchor = books.value("select now() - interval '1 month' + interval '2 seconds'")
     books.query(
         "insert into allowances (account_id, unit, amount, anchor, source_id, reason)"
         " values (%s, 'text_tokens', 3000, %s, 'plan-1', 'plan')",
@@ -138,7 +138,7 @@ def test_monthly_quotas_go_before_bought_ones_and_reset_on_the_accounts_day(book
     books.grant(account, 1000, unit="text_tokens", source="purchase", priority=30)
     assert spend(books, account, quotas={"text_tokens": 1000}) == [0]
     assert remaining(books, account) == [2000, 1000]
-    books.query("select pg_sleep(0.8)")
+    books.query("select pg_sleep(2.2)")
     assert spend(books, account, 4, quotas={"text_tokens": 1000}) == [0] * 4
     assert remaining(books, account) == [0, 0, 0]
     assert books.value("select sum(amount) from entries where kind = 'lapse'") == -2000
@@ -242,7 +242,7 @@ def test_budgets_of_account_and_platform_begin_anew_with_their_period(books: Boo
     account = books.account(credit=100 * CALL)
     books.query(
         "insert into budgets (scope, scope_id, period, maximum, period_ends) values"
-        " ('account', %s, 'day', %s, now() + interval '0.5 seconds'), ('global', 0, 'total', %s, null)",
+        " ('account', %s, 'day', %s, now() + interval '2 seconds'), ('global', 0, 'total', %s, null)",
         account,
         CALL,
         3 * CALL,
@@ -250,7 +250,7 @@ def test_budgets_of_account_and_platform_begin_anew_with_their_period(books: Boo
     assert spend(books, account) == [CALL]
     with pytest.raises(Exception, match="budget of the account"):
         spend(books, account)
-    books.query("select pg_sleep(0.6)")
+    books.query("select pg_sleep(2.1)")
     assert spend(books, account) == [CALL]
     books.query("update budgets set maximum = %s where scope = 'account'", 100 * CALL)
     assert spend(books, account) == [CALL]
