@@ -88,6 +88,11 @@ def test_a_call_has_the_relays_name_and_without_a_relay_the_edges(edge: Edge) ->
     assert logged == ["the-relay's-own", refused.headers["X-Request-Id"]]
 
 
+def test_customers_may_ask_what_a_call_would_cost(edge: Edge, relay: FakeRelay) -> None:
+    edge.client().request("POST", "/api/pricing/quote", body=b"{}")
+    assert len(relay.calls) == 1
+
+
 @pytest.mark.parametrize("path", [CHAT, "/nothing", "/healthz"])
 def test_security_headers_are_on_every_answer(edge: Edge, path: str) -> None:
     answer = edge.client().request("GET", path)
@@ -106,6 +111,8 @@ def test_security_headers_are_on_every_answer(edge: Edge, path: str) -> None:
         "/v1/../metrics",
         "/v1/%2e%2e/metrics",
         "/console",
+        "/api/pricing",
+        "/api/pricing/quote/1",
     ],
 )
 def test_other_paths_never_reach_the_relay(edge: Edge, relay: FakeRelay, path: str) -> None:
