@@ -19,7 +19,9 @@ MAX_ERROR_BYTES = 64 << 10
 _encode = msgspec.json.Encoder().encode
 
 
-class _Message(msgspec.Struct):
+class Message(msgspec.Struct):
+    """What a vendor generates: the message of a whole answer, or the delta of a stream's chunk."""
+
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
@@ -28,7 +30,7 @@ class _Message(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Message | None = None
+    message: Message | None = None
 
 
 class Completion(msgspec.Struct):
@@ -93,8 +95,8 @@ def completion_texts(completion: Completion) -> list[str]:
     return texts
 
 
-def collect_texts(message: Any, into: list[str]) -> None:
-    """Append the generated texts of a message or delta."""
+def collect_texts(message: Message, into: list[str]) -> None:
+    """Append the generated texts of a message."""
     for value in (message.content, message.reasoning_content or message.reasoning, message.refusal):
         if isinstance(value, str) and value:
             into.append(value)

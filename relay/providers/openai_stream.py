@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from relay.gateway.chat_request import split_text, text_estimate
-from relay.providers.openai import collect_texts
+from relay.providers.openai import Message, collect_texts
 
 MAX_EVENT_BYTES = 4 << 20
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -23,16 +23,8 @@ class BadStream(Exception):
     """The vendor's stream is not one of chat completion chunks."""
 
 
-class _Delta(msgspec.Struct):
-    content: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    refusal: Any = None
-    tool_calls: Any = None
-
-
 class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
+    delta: Message | None = None
 
 
 class _Chunk(msgspec.Struct):
