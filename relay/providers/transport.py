@@ -18,8 +18,9 @@ from typing import Protocol, Self
 import aiohttp
 
 MAX_HEADER_BYTES = 16 << 10
-# Shorter than any vendor's own idle time-out, so that we, not they, close what is idle.
-KEEPALIVE_SECONDS = 15.0
+# We, not the vendor, must close what is idle: a request that crosses a vendor's close may have been executed,
+# so it cannot be sent again and fails. Common servers (Node.js, uvicorn) close after 5 seconds.
+KEEPALIVE_SECONDS = 4.0
 READ_BUFFER_BYTES = 64 << 10
 
 

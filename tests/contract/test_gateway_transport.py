@@ -26,6 +26,8 @@ from tests.contract.relay_rig import MODEL, Customer, Relay, Vendor, asks, runni
 
 LIMITS = Timeouts(connect=0.5, first_byte=0.5, idle=0.5, total=3)
 SMALL = 1000
+# The default of Node.js (http.Server.keepAliveTimeout) and of uvicorn (timeout_keep_alive).
+SERVERS_IDLE_SECONDS = 5
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -164,6 +166,16 @@ def test_a_kept_connection_that_the_vendor_closed_meanwhile_is_replaced() -> Non
         assert server.connections == 2
 
     run(script, scenario)
+
+
+def test_an_idle_connection_is_left_before_common_servers_close_it() -> None:
+    async def scenario(server: Server, transport: AiohttpTransport) -> None:
+        assert await ask(server, transport) == b"ok"
+        await asyncio.sleep(SERVERS_IDLE_SECONDS - 0.5)
+        assert await ask(server, transport) == b"ok"
+        assert server.connections == 2
+
+    run(says(OK + b"content-length: 2\r\n\r\nok"), scenario)
 
 
 @pytest.mark.parametrize("part", [b"", OK + b"content-length: 50\r\n\r\nhello"], ids=["head", "body"])
