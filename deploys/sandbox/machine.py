@@ -60,6 +60,8 @@ CAPABILITIES = (
 
 # Origin, as it stands in the Release file, of each distribution that a base image can be made from.
 ORIGINS = {"debian": "Debian", "ubuntu": "Ubuntu"}
+# The relay's image is made from a host's packages and needs their Python to be 3.11 or newer.
+OLDEST = {"debian": "12", "ubuntu": "24.04"}
 
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy")
 APT_SETTINGS = (
@@ -85,12 +87,19 @@ class Distribution:
 
 
 def distribution(os_release: str) -> Distribution:
-    """Raises SandboxError for anything but Debian and Ubuntu."""
+    """Raises SandboxError for anything but Debian and Ubuntu, and for releases that are too old."""
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', os_release, re.MULTILINE))
     if fields.get("ID") not in ORIGINS:
         raise SandboxError(
             f"the sandbox builds its hosts from the machine's own distribution and knows "
             f"{' and '.join(ORIGINS.values())}; this is {fields.get('PRETTY_NAME', 'unknown')}"
+        )
+    oldest = OLDEST[fields["ID"]]
+    # Releases in preparation have no number.
+    if float(fields.get("VERSION_ID", "inf")) < float(oldest):
+        raise SandboxError(
+            f"the sandbox builds its hosts from the machine's own distribution and needs "
+            f"{ORIGINS[fields['ID']]} {oldest} or newer; this is {fields.get('PRETTY_NAME', 'older')}"
         )
     return Distribution(fields["ID"], fields["VERSION_CODENAME"])
 

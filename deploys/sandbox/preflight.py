@@ -40,6 +40,7 @@ NEEDED_CAPABILITIES = {
 class Facts:
     """What was found. Sizes in GiB; `hosts_running` when the fleet already has its memory and disk."""
 
+    os_release: str
     root: bool
     hosts_running: bool
     engine_found: bool
@@ -68,6 +69,7 @@ def collect(sandbox: Sandbox) -> Facts:
     running = engine.find(sandbox)
     disk = _existing(Path("/var/lib/docker") if running and not running.address else sandbox.engine_data)
     return Facts(
+        os_release=Path("/etc/os-release").read_text(),
         root=machine.is_root(),
         hosts_running=bool(running and "running" in hosts.states(sandbox, running).values()),
         engine_found=running is not None,
@@ -90,6 +92,7 @@ def _existing(path: Path) -> Path:
 def assess(sandbox: Sandbox, facts: Facts) -> list[Finding]:
     """Judge the facts, in the order in which a person would mend them."""
     return [
+        _distribution(facts),
         _rights(facts),
         _tools(facts),
         _capabilities(facts),
@@ -99,6 +102,13 @@ def assess(sandbox: Sandbox, facts: Facts) -> list[Finding]:
         _subnet(sandbox, facts),
         Finding("ports", "none of this machine's are used: hosts have addresses of their own"),
     ]
+
+
+def _distribution(facts: Facts) -> Finding:
+    try:
+        return Finding("distribution", machine.distribution(facts.os_release).codename)
+    except SandboxError as problem:
+        return Finding("distribution", str(problem), "use such a machine, virtual or real")
 
 
 def _rights(facts: Facts) -> Finding:

@@ -71,7 +71,7 @@ etcd_heartbeat_ms = 200
 etcd_election_ms = 2000
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------
-# Major version of the hosts' distribution: Debian 12 has 15, Ubuntu 22.04 has 14, Ubuntu 24.04 has 16.
+# Major version of the hosts' distribution: Debian 12 has 15, Debian 13 has 17, Ubuntu 24.04 has 16.
 postgres_version = 15
 # Seconds: how long a dead primary keeps its lease (20 is the least that Patroni takes), how often members
 # look, and how long they retry; loop_wait + 2 * retry_timeout must not exceed ttl.

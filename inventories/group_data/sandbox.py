@@ -1,6 +1,7 @@
 """What differs in the sandbox."""
 
 import os
+import platform
 from pathlib import Path
 
 _state = str(Path(__file__).resolve().parents[2] / os.environ.get("RELAY_SANDBOX_DIR", ".sandbox"))
@@ -17,6 +18,10 @@ ssh_strict_host_key_checking = "yes"
 
 # Containers share their machine's clock.
 set_clock = False
+# The hosts are built from this machine's own distribution.
+postgres_version = {"bookworm": 15, "trixie": 17, "noble": 16}.get(
+    platform.freedesktop_os_release().get("VERSION_CODENAME", ""), 15
+)
 # The sandbox lives for an hour, not for years.
 journal_max_use = "64M"
 unattended_upgrades = False

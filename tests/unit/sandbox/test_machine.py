@@ -36,8 +36,18 @@ def test_without_sources_the_remedy_is_named() -> None:
 
 
 def test_distribution_is_read_from_os_release() -> None:
-    text = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\nVERSION_CODENAME=jammy\n'
-    assert machine.distribution(text) == machine.Distribution("ubuntu", "jammy")
+    text = 'PRETTY_NAME="Ubuntu 24.04.3 LTS"\nID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
+    assert machine.distribution(text) == machine.Distribution("ubuntu", "noble")
+
+
+def test_a_release_in_preparation_has_no_number_and_is_new_enough() -> None:
+    assert machine.distribution("ID=debian\nVERSION_CODENAME=forky\n").codename == "forky"
+
+
+def test_a_release_whose_python_is_too_old_is_refused_with_the_oldest_that_is_not() -> None:
+    text = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\nVERSION_ID="22.04"\nVERSION_CODENAME=jammy\n'
+    with pytest.raises(SandboxError, match=r"needs Ubuntu 24.04 or newer; this is Ubuntu 22.04.5"):
+        machine.distribution(text)
 
 
 def test_another_distribution_is_refused_by_name() -> None:

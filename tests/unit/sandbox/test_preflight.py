@@ -10,6 +10,7 @@ from deploys.sandbox.preflight import Facts
 from deploys.sandbox.settings import Sandbox
 
 GOOD = Facts(
+    os_release='ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n',
     root=True,
     hosts_running=False,
     engine_found=False,
@@ -36,6 +37,7 @@ def test_a_good_machine_passes(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("change", "subject", "words"),
     [
+        ({"os_release": "ID=fedora\nPRETTY_NAME=Fedora\n"}, "distribution", "Debian and Ubuntu"),
         ({"memory_available": 9.9}, "memory", "9.9 GiB"),
         ({"disk_free": 3.0}, "disk", "3.0 GiB"),
         ({"overlay_works": False}, "disk", "ext4"),
