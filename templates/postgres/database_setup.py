@@ -28,10 +28,12 @@ OWNER, APP, EXPORTER = "relay_owner", "relay_app", "relay_exporter"
 ATTRIBUTES = {
     OWNER: "LOGIN",
     APP: "LOGIN",
-    EXPORTER: "LOGIN IN ROLE pg_monitor",
+    EXPORTER: "LOGIN",
     "replicator": "LOGIN REPLICATION",
     "rewinder": "LOGIN",
 }
+# The owner's migrations say who holds the lock that they need, and for how long.
+MEMBERSHIPS = {OWNER: "pg_read_all_stats", EXPORTER: "pg_monitor"}
 EXTENSIONS = ("btree_gist", "pg_stat_statements")
 # What relay_owner makes, relay_app may use: (objects, privileges), everywhere in the database.
 DEFAULT_PRIVILEGES = (
@@ -85,6 +87,15 @@ def role_differences(connection: Connection, passwords: dict[str, str]) -> Itera
         else:
             create = sql.SQL("CREATE ROLE {} " + attributes).format(role)
             yield Difference(f"role {name} is missing", (create, password))
+
+
+def membership_differences(connection: Connection) -> Iterator[Difference]:
+    """What the roles may see of the server; asked once they are there."""
+    member = "SELECT true FROM pg_auth_members WHERE roleid = to_regrole(%s) AND member = to_regrole(%s)"
+    for name, group in MEMBERSHIPS.items():
+        if not _one(connection, member, group, name):
+            grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(name))
+            yield Difference(f"role {name} is not a member of {group}", (grant,))
 
 
 def database_differences(connection: Connection) -> Iterator[Difference]:
@@ -178,6 +189,7 @@ def set_up(conninfo: str, passwords: dict[str, str], *, apply: bool) -> list[str
         if _one(connection, "SELECT pg_is_in_recovery()"):
             return []
         handle(connection, lambda: role_differences(connection, passwords))
+        handle(connection, lambda: membership_differences(connection))
         handle(connection, lambda: database_differences(connection))
         if found and not apply:
             return found

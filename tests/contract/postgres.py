@@ -123,6 +123,7 @@ def create_database(server: PostgresServer, database: str) -> None:
         for role in ROLES:
             connection.execute(f'create role "{role}" login')
         connection.execute("grant pg_monitor to relay_exporter")
+        connection.execute("grant pg_read_all_stats to relay_owner")
         connection.execute(f'create database "{database}" owner relay_owner')
     with psycopg.connect(server.dsn(database, "postgres"), autocommit=True) as connection:
         for kind in ("tables", "sequences"):

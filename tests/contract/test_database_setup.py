@@ -54,6 +54,14 @@ def test_only_a_changed_password_is_set_again(server: str) -> None:
     assert _apply(server, relay_app="rotated") == []
 
 
+def test_a_membership_that_was_taken_away_comes_back(server: str) -> None:
+    _apply(server)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("revoke pg_read_all_stats from relay_owner")
+    assert _apply(server) == ["role relay_owner is not a member of pg_read_all_stats"]
+    assert _apply(server) == []
+
+
 def test_application_uses_what_the_owner_makes_but_makes_nothing(server: str) -> None:
     _apply(server)
     with _relay(server, "relay_owner") as owner:
