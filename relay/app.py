@@ -32,6 +32,7 @@ from relay.providers.transport import AiohttpTransport, Timeouts
 from relay.routing.channels import ChannelTable
 from relay.routing.seal import Seal
 from relay.settings import Settings
+from relay.store import schema
 from relay.store.changes import Changes
 from relay.telemetry.metrics import OTHER, Metrics
 
@@ -139,6 +140,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     dsn = settings.require("database_url")
     seal = Seal(settings.require("seal_key"))
     metrics = Metrics()
+    await schema.check(dsn)
     pool = AsyncConnectionPool(
         dsn,
         min_size=1,
@@ -215,13 +217,14 @@ async def _serve(settings: Settings) -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; 0 after a drained end."""
+    """Serve until SIGTERM or SIGINT; 0 after a drained end. Raises SchemaMismatch."""
     uvloop.run(_serve(settings))
     return 0
 
 
 def work(settings: Settings) -> int:
-    """Run the jobs alone, without serving calls, until SIGTERM."""
+    """Run the jobs alone, without serving calls, until SIGTERM. Raises SchemaMismatch."""
+    asyncio.run(schema.check(settings.require("database_url")))
     registry = CollectorRegistry()
     jobs = _jobs(settings, registry)
     address = settings.metrics_listen

@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from relay.command import Subparsers
+from relay.command import Subparsers, positive
 from relay.identity import commands as identity
 from relay.money import commands as money
 from relay.routing import commands as routing
 from relay.settings import SettingError, Settings
+from relay.store.schema import SchemaMismatch
 from relay.telemetry import logs
 
 Run = Callable[[argparse.Namespace, Settings], int]
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.read(os.environ)
         logs.configure(settings.log_level if options.service else "WARNING")
         status: int = options.run(options, settings)
-    except SettingError as error:
+    except (SettingError, SchemaMismatch) as error:
         print(f"relay: {error}", file=sys.stderr)
         return 1
     return status
@@ -47,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
     _service(subparsers, "serve", "serve calls until SIGTERM", _serve)
     _service(subparsers, "work", "run the jobs alone; every relay that serves runs them, too", _work)
     migrate = _plain(subparsers, "migrate", "bring the database's schema to this version")
+    migrate.add_argument(
+        "--attempts",
+        type=positive,
+        default=20,
+        help="how often to try to get a lock that traffic holds, 2 s each, before giving up (default: 20)",
+    )
     migrate.set_defaults(run=_migrate)
     identity.register(subparsers)
     routing.register(subparsers)
@@ -81,7 +88,8 @@ def _work(_: argparse.Namespace, settings: Settings) -> int:
     return work(settings)
 
 
-def _migrate(_: argparse.Namespace, settings: Settings) -> int:
+def _migrate(options: argparse.Namespace, settings: Settings) -> int:
     from relay.store import migrate
 
-    return migrate.main(settings.require("migration_database_url"))
+    patience = migrate.Patience(attempts=options.attempts)
+    return migrate.main(settings.require("migration_database_url"), patience)

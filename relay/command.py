@@ -28,6 +28,13 @@ def add_command(subparsers: Subparsers, name: str, summary: str) -> Any:
     return parser.add_subparsers(metavar="ACTION", required=True)
 
 
+def positive(text: str) -> int:
+    """The type of an option that is a count."""
+    if not text.isdigit() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
 def leaf(actions: Subparsers, name: str, action: Action, example: str) -> argparse.ArgumentParser:
     """Add an action whose result is printed; ``example`` follows ``python -m relay``."""
     parser = actions.add_parser(

@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg import AsyncConnection, errors
 
-from relay.command import CommandError, Subparsers, add_command, leaf
+from relay.command import CommandError, Subparsers, add_command, leaf, positive
 from relay.identity.tokens import mint
 from relay.store import identity
 
@@ -43,8 +43,8 @@ def _register_token(subparsers: Subparsers) -> None:
     create.add_argument("--name", required=True, help="name, unique in the account")
     create.add_argument("--models", type=_names, help="only these models, separated by commas")
     create.add_argument("--addresses", type=_networks, help="only from these networks, e.g. 192.0.2.0/24")
-    create.add_argument("--rpm", type=_positive, help="requests a minute (default: no limit)")
-    create.add_argument("--concurrency", type=_positive, help="calls at a time (default: no limit)")
+    create.add_argument("--rpm", type=positive, help="requests a minute (default: no limit)")
+    create.add_argument("--concurrency", type=positive, help="calls at a time (default: no limit)")
     create.add_argument("--expires", type=_moment, help="ISO 8601 with offset, e.g. 2030-01-31T00:00:00Z")
     listing = leaf(actions, "list", _list_tokens, "token list --account 1 --json")
     listing.add_argument("--account", type=int, required=True, help="id of the account")
@@ -135,12 +135,6 @@ def _networks(text: str) -> list[str]:
         return [str(ipaddress.ip_network(name)) for name in _names(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
-    return int(text)
 
 
 def _moment(text: str) -> datetime:

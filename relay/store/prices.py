@@ -128,7 +128,8 @@ async def publish(connection: AsyncConnection[Any], version_id: int, *, supersed
     async with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             "update price_versions set valid_from = greatest(valid_from, now())"
-            " where id = %s and status = 'draft' returning *",
+            " where id = %s and status = 'draft'"
+            " returning model, side, provider, customer_group, valid_from",
             (version_id,),
         )
         draft = await cursor.fetchone()

@@ -182,12 +182,13 @@ class Replica:
 
 @dataclass
 class Relay:
-    """Replicas of one database, and the operator's commands."""
+    """Replicas of one database, and the operator's commands. ``program``: where the package relay lies."""
 
     database: Database
     directory: Path
     settings: dict[str, str] = field(default_factory=dict)
     replicas: list[Replica] = field(default_factory=list)
+    program: Path = REPOSITORY
 
     def environment(self, **changes: str) -> dict[str, str]:
         """What every relay process gets."""
@@ -211,6 +212,7 @@ class Relay:
             command=[sys.executable, "-m", "relay", "serve"],
             log=self.directory / f"relay-{len(self.replicas)}.log",
             environment=self.environment(**listen, **changes),
+            cwd=self.program,
         )
         replica = Replica(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}", process)
         self.replicas.append(replica)
@@ -223,7 +225,7 @@ class Relay:
         return subprocess.run(
             [sys.executable, "-m", "relay", *arguments],
             env=self.environment(),
-            cwd=REPOSITORY,
+            cwd=self.program,
             input=stdin,
             capture_output=True,
             text=True,

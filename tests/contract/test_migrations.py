@@ -1,0 +1,231 @@
+"""A migration beside a version of the relay that does not know it: real processes on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from threading import Event
+
+import psycopg
+import pytest
+
+from relay.store.migrate import LOCK_KEY, Patience
+from relay.store.schema import known_revisions
+from tests.contract.conftest import REPOSITORY, Database
+from tests.contract.relay_rig import MODEL, Customer, Process, Relay, Vendor, asks, eventually, running_vendor
+
+HEAD = known_revisions()[-1]
+NEXT = ("9998_expand", "9999_index")
+EXPAND = """
+create table regions (id bigint generated always as identity primary key, name text not null);
+alter table accounts add column region bigint, add column note text not null default '';
+alter table tokens add column region bigint;
+alter table channels add column region bigint;
+alter table balances add column region bigint;
+alter table grants add column region bigint;
+alter table holds add column region bigint, add column trace text not null default '';
+alter table entries add column region bigint;
+alter table usage add column region bigint;
+alter table price_versions add column region bigint;
+alter table price_rows add column region bigint;
+"""
+INDEX = 'build_index("holds_by_region", "on holds (region)")'
+REVISION = """
+from alembic import op
+from relay.store.migrations import build_index
+revision, down_revision = "{}", "{}"
+def upgrade():
+    {}
+"""
+LOCK_SECONDS = Patience().lock_seconds
+BUSY_MACHINE_SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def next_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The next version of the relay: this one with two migrations more."""
+    program = tmp_path_factory.mktemp("next")
+    shutil.copytree(REPOSITORY / "relay", program / "relay", ignore=shutil.ignore_patterns("__pycache__"))
+    versions = program / "relay" / "store" / "migrations" / "versions"
+    bodies = (f'op.execute("""{EXPAND}""")', INDEX)
+    for revision, before, body in zip(NEXT, (HEAD, *NEXT), bodies, strict=False):
+        (versions / f"{revision}.py").write_text(REVISION.format(revision, before, body))
+    return program
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Iterator[Vendor]:
+    with running_vendor(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def previous(database: Database, tmp_path: Path) -> Iterator[Relay]:
+    """This version."""
+    relay = Relay(database, tmp_path)
+    yield relay
+    relay.stop()
+
+
+@pytest.fixture
+def following(previous: Relay, next_program: Path) -> Iterator[Relay]:
+    """The next version, on the same database."""
+    (previous.directory / "next").mkdir()
+    relay = Relay(previous.database, previous.directory / "next", program=next_program)
+    yield relay
+    relay.stop()
+
+
+@contextmanager
+def migrating(relay: Relay, *options: str) -> Iterator[Process]:
+    """`python -m relay migrate` while the block runs."""
+    command = [sys.executable, "-m", "relay", "migrate", *options]
+    process = Process(command, relay.directory / "migrate.log", relay.environment(), relay.program)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@contextmanager
+def working(task: Callable[[], None], workers: int = 1) -> Iterator[None]:
+    """Repeat ``task`` beside the block; fails with what it raises."""
+    done = Event()
+
+    def repeat() -> None:
+        while not done.wait(0.01):
+            task()
+
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(repeat) for _ in range(workers)]
+        try:
+            yield
+        finally:
+            done.set()
+        for one in running:
+            one.result()
+
+
+def revision(database: Database) -> str:
+    with psycopg.connect(database.app_dsn) as connection:
+        row = connection.execute("select version_num from alembic_version").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> None:
+    database, waits = following.database, [0.0]
+    customer = psycopg.connect(database.app_dsn, autocommit=True, options="-c statement_timeout=10s")
+
+    def ask() -> None:
+        began = time.monotonic()
+        customer.execute("select name from accounts")
+        waits.append(time.monotonic() - began)
+
+    with customer, psycopg.connect(database.app_dsn, application_name="long report") as report:
+        report.execute("select count(*) from accounts")
+        pid = report.info.backend_pid
+        with working(ask):
+            gave_up = following.run("migrate", "--attempts", "1")
+            assert revision(database) == HEAD
+            with migrating(following) as migration:
+                eventually(lambda: "stepping aside" in migration.log.read_text(), 20)
+                report.rollback()
+                assert migration.wait() == 0
+    assert revision(database) == NEXT[-1]
+    # It did stand in the way, and never for longer than it may.
+    assert 0.5 < max(waits) < LOCK_SECONDS + BUSY_MACHINE_SECONDS
+    assert gave_up.returncode == 1
+    (told,) = (line for line in gave_up.stderr.splitlines() if "long report" in line)
+    assert re.search(rf"{NEXT[0]} did not get AccessExclusiveLock on accounts, held by pid {pid} ", told)
+    assert re.search(r"role relay_app, idle in transaction, open for \d+ s", told)
+    assert f"pg_terminate_backend({pid})" in told
+
+
+def test_giving_up_keeps_nothing(following: Relay) -> None:
+    database = following.database
+    with psycopg.connect(database.app_dsn) as holder:
+        holder.execute("select count(*) from holds")
+        assert following.run("migrate", "--attempts", "1").returncode == 1
+    assert revision(database) == HEAD
+    with psycopg.connect(database.app_dsn) as connection:
+        kept = connection.execute(
+            "select to_regclass('regions'), (select count(*) from pg_attribute where attname = 'region')"
+        ).fetchone()
+    assert kept == (None, 0)
+
+
+def test_migrations_wait_for_one_another(following: Relay) -> None:
+    with psycopg.connect(following.database.owner_dsn, autocommit=True) as other:
+        other.execute("select pg_advisory_lock(%s)", (LOCK_KEY,))
+        with migrating(following) as migration:
+            told = f"another migration is running, waiting for it: pid {other.info.backend_pid} "
+            eventually(lambda: told in migration.log.read_text(), 20)
+            assert revision(following.database) == HEAD
+            other.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
+            assert migration.wait() == 0
+    assert revision(following.database) == NEXT[-1]
+
+
+def test_the_previous_version_serves_through_the_next_ones_migrations(
+    previous: Relay, following: Relay, vendor: Vendor
+) -> None:
+    """A roll, and its undoing: no call fails, and the books agree."""
+    previous.channel(vendor.url, MODEL)
+    previous.price(MODEL)
+    running = previous.replica()
+    customer = Customer(previous, running, "acme", "100.00")
+    places, numbers, answers = [running], count(), Counter[int]()
+
+    def call() -> None:
+        number = next(numbers)
+        customer.replica = places[number % len(places)]
+        answers[customer.post({"model": MODEL, "messages": asks()}).status_code] += 1
+
+    with working(call, workers=3):
+        eventually(lambda: answers.total() >= 20)
+        assert following.run("migrate").returncode == 0
+        after = answers.total()
+        eventually(lambda: answers.total() >= after + 20)
+        # Either version starts on the new schema; undoing a roll migrates with the previous one first.
+        undone = previous.run("migrate")
+        places += [following.replica(), previous.replica()]
+        later = answers.total()
+        eventually(lambda: answers.total() >= later + 60)
+    assert (undone.returncode, undone.stdout) == (
+        0,
+        f"migrate: the schema is at {NEXT[-1]}, ahead of this version's {HEAD}: nothing to do\n",
+    )
+    assert revision(previous.database) == NEXT[-1]
+    assert list(answers) == [200]
+    assert customer.spent() == sum(record["charge"] for record in previous.usage(customer.account)) > 0
+    assert len(vendor.calls()) == answers.total()
+    newcomer = Customer(previous, running, "newcomer", "1.00")
+    assert newcomer.post({"model": MODEL, "messages": asks()}).status_code == 200
+    for audit in ("conserve", "recompute"):
+        assert previous.run("audit", audit).returncode == 0
+
+
+@pytest.mark.parametrize("service", ["serve", "work"])
+def test_a_version_ahead_of_the_schema_refuses_to_start(following: Relay, service: str) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "relay", service],
+        env=following.environment(RELAY_LISTEN="127.0.0.1:0", RELAY_METRICS_LISTEN="127.0.0.1:0"),
+        cwd=following.program,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert refused.returncode == 1
+    assert f"at {HEAD}, this version needs {NEXT[-1]}: run `python -m relay migrate` first" in refused.stderr
+    assert "Traceback" not in refused.stderr
