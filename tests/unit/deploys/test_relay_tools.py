@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import urllib.error
 import urllib.request
@@ -13,20 +12,10 @@ from typing import Any
 
 import pytest
 
-from deploys import fleet
+from tests.unit.deploys.scripts import load
 
 IMAGE = "registry.test:5000/relay@sha256:new"
 OLD = "registry.test:5000/relay@sha256:old"
-
-
-def load(name: str) -> ModuleType:
-    path = fleet.REPOSITORY / "templates" / "relay" / f"{name}.py"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def service(state: str | None, replicas: int = 3) -> str:
@@ -42,7 +31,7 @@ def tasks(*images: str) -> str:
 
 @pytest.fixture
 def roll(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = load("relay_roll")
+    module = load("relay/relay_roll.py")
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
     return module
 
@@ -132,7 +121,7 @@ class Registry:
 def image(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     logins = json.dumps({"auths": {"registry.test:5000": {"auth": "cmVsYXk6cHc="}}})
     monkeypatch.setattr(Path, "read_text", lambda _: logins)
-    return load("relay_image")
+    return load("relay/relay_image.py")
 
 
 def test_the_digest_of_a_tag(image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
