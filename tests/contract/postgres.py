@@ -124,6 +124,12 @@ def create_database(server: PostgresServer, database: str) -> None:
             connection.execute(f'create role "{role}" login')
         connection.execute("grant pg_monitor to relay_exporter")
         connection.execute("grant pg_read_all_stats to relay_owner")
+    empty_database(server, database)
+
+
+def empty_database(server: PostgresServer, database: str) -> None:
+    """Create an empty ``database``, whose tables relay_app may use, on a server that has the roles."""
+    with psycopg.connect(server.dsn("postgres", "postgres"), autocommit=True) as connection:
         connection.execute(f'create database "{database}" owner relay_owner')
     with psycopg.connect(server.dsn(database, "postgres"), autocommit=True) as connection:
         for kind in ("tables", "sequences"):

@@ -1,4 +1,4 @@
-"""A migration beside a version of the relay that does not know it: real processes on a real PostgreSQL."""
+"""Migrations beside a version of the relay that does not know them: real processes on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
-from relay.store.migrate import LOCK_KEY, Patience
+from relay.store.migrate import LOCK_KEY, Patience, alembic_config, migrate
+from relay.store.migrations import FIRST_RELEASE
 from relay.store.schema import known_revisions
-from tests.contract.conftest import REPOSITORY, Database
+from tests.contract.postgres import REPOSITORY, Database, PostgresServer, empty_database
 from tests.contract.relay_rig import MODEL, Customer, Process, Relay, Vendor, asks, eventually, running_vendor
 
 HEAD = known_revisions()[-1]
@@ -46,8 +51,50 @@ revision, down_revision = "{}", "{}"
 def upgrade():
     {}
 """
+# What a program of the previous version can notice: what is missing afterwards was taken from it. A new file of
+# a table means that it was rewritten or emptied, under a lock that lets nobody read.
+INVENTORY = """
+select format('column %s.%s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod))
+  from pg_attribute join pg_class c on c.oid = attrelid
+ where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v') and attnum > 0
+   and not attisdropped
+union all
+select format('column %s.%s may be left out', attrelid::regclass, attname)
+  from pg_attribute join pg_class c on c.oid = attrelid
+ where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and attnum > 0 and not attisdropped
+   and (not attnotnull or atthasdef or attidentity <> '')
+union all
+select format('file %s of table %s', relfilenode, oid::regclass)
+  from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'
+union all
+select format('trigger %s on %s', tgname, tgrelid::regclass) from pg_trigger where not tgisinternal
+union all
+select format('function %s returns %s', oid::regprocedure, pg_get_function_result(oid))
+  from pg_proc where pronamespace = 'public'::regnamespace
+union all
+select format('%s may %s %s', grantee::regrole, privilege_type, oid::regclass)
+  from pg_class, aclexplode(relacl) where relnamespace = 'public'::regnamespace
+union all
+select format('%s may %s %s', grantee::regrole, privilege_type, oid::regprocedure)
+  from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))
+ where pronamespace = 'public'::regnamespace
+"""
+# Lines of the inventory that a migration took away on purpose, one version after their last use, and why.
+TAKEN_AWAY: dict[str, str] = {}
+TAKES_AWAY = {
+    "do $$ begin alter table accounts drop column status; end $$": "column accounts.status text",
+    "drop trigger accounts_announce on accounts": "trigger accounts_announce on accounts",
+    "revoke select on accounts from relay_app": "relay_app may SELECT accounts",
+    "truncate jobs": "of table jobs",
+    "alter table holds set unlogged": "of table holds",
+    "alter table holds alter column token_id set not null": "column holds.token_id may be left out",
+    "alter table holds alter column amount type numeric": "column holds.amount bigint",
+    "alter function usage_roll_up rename to sum_up": "function usage_roll_up",
+    "revoke execute on function ledger_roll_due from relay_app": "relay_app may EXECUTE ledger_roll_due",
+}
 LOCK_SECONDS = Patience().lock_seconds
 BUSY_MACHINE_SECONDS = 2.0
+ENDS = "-c idle_in_transaction_session_timeout=60s"  # a migration that waits for ever fails the test
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +170,33 @@ def revision(database: Database) -> str:
     return str(row[0])
 
 
+def inventory(connection: psycopg.Connection[Any]) -> set[str]:
+    return {line for (line,) in connection.execute(INVENTORY).fetchall()}
+
+
+def test_since_the_first_release_nothing_was_taken_away(postgres: PostgresServer) -> None:
+    name = "relay_first_release"
+    empty_database(postgres, name)
+    dsn = postgres.dsn(name, "relay_owner")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
+    with engine.connect() as work:
+        command.upgrade(alembic_config(work), FIRST_RELEASE)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        before = inventory(connection)
+        migrate(dsn)
+        assert before - inventory(connection) == set(TAKEN_AWAY)
+    assert "column accounts.customer_group text" in before
+
+
+@pytest.mark.parametrize("statement", TAKES_AWAY)
+def test_what_is_taken_away_is_seen(module_database: Database, statement: str) -> None:
+    with psycopg.connect(module_database.owner_dsn) as connection:
+        before = inventory(connection)
+        connection.execute(statement.encode())
+        assert any(TAKES_AWAY[statement] in line for line in before - inventory(connection))
+        connection.rollback()
+
+
 def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> None:
     database, waits = following.database, [0.0]
     customer = psycopg.connect(database.app_dsn, autocommit=True, options="-c statement_timeout=10s")
@@ -132,7 +206,7 @@ def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> Non
         customer.execute("select name from accounts")
         waits.append(time.monotonic() - began)
 
-    with customer, psycopg.connect(database.app_dsn, application_name="long report") as report:
+    with customer, psycopg.connect(database.app_dsn, options=ENDS, application_name="long report") as report:
         report.execute("select count(*) from accounts")
         pid = report.info.backend_pid
         with working(ask):
@@ -154,7 +228,7 @@ def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> Non
 
 def test_giving_up_keeps_nothing(following: Relay) -> None:
     database = following.database
-    with psycopg.connect(database.app_dsn) as holder:
+    with psycopg.connect(database.app_dsn, options=ENDS) as holder:
         holder.execute("select count(*) from holds")
         assert following.run("migrate", "--attempts", "1").returncode == 1
     assert revision(database) == HEAD

@@ -16,11 +16,8 @@ from alembic import command
 from alembic.script import Script, ScriptDirectory
 
 from relay.store.migrate import alembic_config
+from relay.store.migrations import FIRST_RELEASE
 from relay.store.schema import State, compare, known_revisions
-
-# The head of the first release: nobody serves on an older schema. Some migrations up to it drop what an
-# earlier one made (0002 an index, 0003 columns and functions): free then, refused to all that follow.
-BASELINE = "0009_partition_rights"
 
 LINTER = Path(sys.executable).with_name("squawk")
 RULES = Path(__file__).parents[3] / ".squawk.toml"
@@ -119,7 +116,7 @@ def test_none_goes_back(revisions: list[Script]) -> None:
 
 
 def test_after_the_first_release_replicas_of_the_previous_version_serve_on() -> None:
-    assert findings(written_out(MIGRATIONS, BASELINE)) == []
+    assert findings(written_out(MIGRATIONS, FIRST_RELEASE)) == []
 
 
 def test_the_linter_reads_what_the_migrations_run() -> None:
@@ -132,7 +129,7 @@ def test_the_linter_reads_what_the_migrations_run() -> None:
 @pytest.mark.parametrize("rule", HARMFUL)
 def test_what_would_break_or_stop_them_is_refused(rule: str, next_version: Path) -> None:
     add(next_version, f'op.execute("""{HARMFUL[rule]}""")')
-    sql = written_out(next_version, BASELINE)
+    sql = written_out(next_version, FIRST_RELEASE)
     assert HARMFUL[rule].rstrip(";") in sql
     assert rule in {finding["rule_name"] for finding in findings(sql)}
 
@@ -140,12 +137,12 @@ def test_what_would_break_or_stop_them_is_refused(rule: str, next_version: Path)
 @pytest.mark.parametrize("statement", HARMLESS.values(), ids=list(HARMLESS))
 def test_what_only_adds_is_accepted(statement: str, next_version: Path) -> None:
     add(next_version, f'op.execute("""{statement}""")')
-    assert findings(written_out(next_version, BASELINE)) == []
+    assert findings(written_out(next_version, FIRST_RELEASE)) == []
 
 
 def test_an_index_is_built_outside_of_transactions(next_version: Path) -> None:
     add(next_version, 'build_index("holds_by_token", "on holds (token_id)")')
-    sql = written_out(next_version, BASELINE)
+    sql = written_out(next_version, FIRST_RELEASE)
     assert "create index concurrently" in sql
     assert findings(sql) == []
 
@@ -153,7 +150,7 @@ def test_an_index_is_built_outside_of_transactions(next_version: Path) -> None:
 def test_a_drop_one_version_later_says_so(next_version: Path) -> None:
     reason = "-- nothing has read it since 1.1\n-- squawk-ignore ban-drop-table\n"
     add(next_version, f'op.execute("""{reason}drop table budgets;""")')
-    assert findings(written_out(next_version, BASELINE)) == []
+    assert findings(written_out(next_version, FIRST_RELEASE)) == []
 
 
 @pytest.mark.parametrize(
