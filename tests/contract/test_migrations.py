@@ -51,8 +51,8 @@ revision, down_revision = "{}", "{}"
 def upgrade():
     {}
 """
-# What a program of the previous version can notice: what is missing afterwards was taken from it. A new file of
-# a table means that it was rewritten or emptied, under a lock that lets nobody read.
+# What a program of the previous version can notice: what is missing afterwards was taken from it. A new file
+# of a table means that it was rewritten or emptied, under a lock that lets nobody read.
 INVENTORY = """
 select format('column %s.%s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod))
   from pg_attribute join pg_class c on c.oid = attrelid
