@@ -15,7 +15,8 @@ from deploys import secrets as vault
 from deploys.errors import DeployError
 
 CHECKERS = 6
-# pytest's exit code for "nothing to run", as with a limit to hosts that a file does not check.
+# pytest's exit codes; nothing to run is usual with a limit to hosts that a file does not check.
+CHECKS_FAILED = 1
 NO_TESTS = 5
 
 EPILOG = """examples:
@@ -55,14 +56,27 @@ def verify(arguments: argparse.Namespace) -> int:
         }
         start = time.monotonic()
         codes = _checks(os.environ | settings)
-        counts = [[int(word) for word in line.split()] for line in tally.read().splitlines()]
+        counts = [(int(passed), int(failed)) for passed, failed in map(str.split, tally)]
+    true, words = verdict(codes, counts)
+    print(f"\n{arguments.environment}: {words} ({time.monotonic() - start:.0f} s)")
+    return 0 if true else 1
+
+
+def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bool, str]:
+    """Whether all is true, and the words for it, from each share's exit code and its (passed, failed).
+
+    A share that broke off may have told no counts: its silence is not consent.
+    """
     passed, failed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    verdict = f"{failed} of {passed + failed} checks failed" if failed else f"{passed} checks, all true"
-    print(f"\n{arguments.environment}: {verdict} ({time.monotonic() - start:.0f} s)")
-    return 0 if passed and not failed and codes <= {0, NO_TESTS} else 1
+    explained = {0, NO_TESTS, CHECKS_FAILED} if failed else {0, NO_TESTS}
+    if len(counts) < len(codes) or not set(codes) <= explained:
+        return False, f"broke off after {passed + failed} checks, {failed} failed; the reason stands above"
+    if failed:
+        return False, f"{failed} of {passed + failed} checks failed"
+    return bool(passed), f"{passed} checks, all true" if passed else "no check applies to these hosts"
 
 
-def _checks(settings: Mapping[str, str]) -> set[int]:
+def _checks(settings: Mapping[str, str]) -> list[int]:
     """Runs the files of the checklist, several at a time since most of it is waiting; pytest's exit codes."""
     files = sorted((fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py"))
     command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider"]
@@ -70,7 +84,7 @@ def _checks(settings: Mapping[str, str]) -> set[int]:
     running = [
         subprocess.Popen([*command, *share], cwd=fleet.REPOSITORY, env=settings) for share in shares if share
     ]
-    return {process.wait() for process in running}
+    return [process.wait() for process in running]
 
 
 def secrets(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -113,8 +114,8 @@ def disconnect() -> None:
     for name in INVENTORY.hosts:
         command = ["ssh", "-F", ssh_config(), "-O", "exit", name]
         subprocess.run(command, capture_output=True, check=False)
-    Path(ssh_config()).unlink()
-    Path(ssh_config()).parent.rmdir()
+    # The connections' masters remove their sockets in their own time: whoever comes second finds none.
+    shutil.rmtree(Path(ssh_config()).parent, ignore_errors=True)
 
 
 @cache
