@@ -150,7 +150,7 @@ def working(task: Callable[[], None], workers: int = 1) -> Iterator[None]:
     done = Event()
 
     def repeat() -> None:
-        while not done.wait(0.01):
+        while not done.wait(0.02):
             task()
 
     with ThreadPoolExecutor(workers) as pool:
@@ -212,6 +212,8 @@ def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> Non
         with working(ask):
             gave_up = following.run("migrate", "--attempts", "1")
             assert revision(database) == HEAD
+            # The migration had made it before it came to the table that was locked.
+            assert customer.execute("select to_regclass('regions')").fetchone() == (None,)
             with migrating(following) as migration:
                 eventually(lambda: "stepping aside" in migration.log.read_text(), 20)
                 report.rollback()
@@ -224,19 +226,6 @@ def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> Non
     assert re.search(rf"{NEXT[0]} did not get AccessExclusiveLock on accounts, held by pid {pid} ", told)
     assert re.search(r"role relay_app, idle in transaction, open for \d+ s", told)
     assert f"pg_terminate_backend({pid})" in told
-
-
-def test_giving_up_keeps_nothing(following: Relay) -> None:
-    database = following.database
-    with psycopg.connect(database.app_dsn, options=ENDS) as holder:
-        holder.execute("select count(*) from holds")
-        assert following.run("migrate", "--attempts", "1").returncode == 1
-    assert revision(database) == HEAD
-    with psycopg.connect(database.app_dsn) as connection:
-        kept = connection.execute(
-            "select to_regclass('regions'), (select count(*) from pg_attribute where attname = 'region')"
-        ).fetchone()
-    assert kept == (None, 0)
 
 
 def test_migrations_wait_for_one_another(following: Relay) -> None:
@@ -266,16 +255,18 @@ def test_the_previous_version_serves_through_the_next_ones_migrations(
         customer.replica = places[number % len(places)]
         answers[customer.post({"model": MODEL, "messages": asks()}).status_code] += 1
 
-    with working(call, workers=3):
-        eventually(lambda: answers.total() >= 20)
+    def answered(more: int) -> None:
+        enough = answers.total() + more
+        eventually(lambda: answers.total() >= enough, 30)
+
+    with working(call, workers=2):
+        answered(20)
         assert following.run("migrate").returncode == 0
-        after = answers.total()
-        eventually(lambda: answers.total() >= after + 20)
+        answered(20)
         # Either version starts on the new schema; undoing a roll migrates with the previous one first.
         undone = previous.run("migrate")
         places += [following.replica(), previous.replica()]
-        later = answers.total()
-        eventually(lambda: answers.total() >= later + 60)
+        answered(30)
     assert (undone.returncode, undone.stdout) == (
         0,
         f"migrate: the schema is at {NEXT[-1]}, ahead of this version's {HEAD}: nothing to do\n",
