@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -20,83 +21,96 @@ class Metrics:
     """One registry a process. ``model`` is OTHER where the model is unknown."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._children: dict[tuple[str, ...], Any] = {}
-        ProcessCollector(registry=registry)
-        self.requests = Counter(
+        ProcessCollector(registry=self.registry)
+        self._define_calls()
+        self._define_times()
+        self._define_money()
+        self._define_vendors()
+        self._define_limits()
+
+    def _define_calls(self) -> None:
+        self.requests = self._counter(
             "relay_requests",
             "Calls by how they ended, refused ones included.",
             ["model", "provider", "outcome", "stream"],
-            registry=registry,
         )
-        self.duration = Histogram(
+        self.inflight = self._gauge("relay_inflight_requests", "Calls in progress.")
+
+    def _define_times(self) -> None:
+        self.duration = self._histogram(
             "relay_request_duration_seconds",
             "From the request to the last byte.",
+            DURATION_BUCKETS,
             ["model", "stream"],
-            buckets=DURATION_BUCKETS,
-            registry=registry,
         )
-        self.first_token = Histogram(
+        self.first_token = self._histogram(
             "relay_time_to_first_token_seconds",
             "From the request to the first streamed byte.",
+            FIRST_TOKEN_BUCKETS,
             ["model"],
-            buckets=FIRST_TOKEN_BUCKETS,
-            registry=registry,
         )
-        self.per_token = Histogram(
+        self.per_token = self._histogram(
             "relay_time_per_output_token_seconds",
             "Streaming time after the first byte for each output token.",
+            PER_TOKEN_BUCKETS,
             ["model"],
-            buckets=PER_TOKEN_BUCKETS,
-            registry=registry,
         )
-        self.tokens = Counter("relay_tokens", "Metered units by meter.", ["model", "type"], registry=registry)
-        self.revenue = Counter(
-            "relay_revenue_usd", "Charged to customers.", ["model", "provider"], registry=registry
-        )
-        self.cost = Counter("relay_cost_usd", "Owed to vendors.", ["model", "provider"], registry=registry)
-        self.upstream_errors = Counter(
-            "relay_upstream_errors",
-            "Failed attempts at vendors.",
-            ["provider", "channel", "class"],
-            registry=registry,
-        )
-        self.channel_state = Gauge(
-            "relay_channel_state",
-            "1 in use, 0.5 cooling down after failures, 0 disabled.",
-            ["channel"],
-            registry=registry,
-        )
-        self.rejections = Counter(
-            "relay_quota_rejections",
-            "Calls refused for credit, budgets, rate or concurrency.",
-            ["reason"],
-            registry=registry,
-        )
-        self.overhead = Histogram(
+        self.overhead = self._histogram(
             "relay_overhead_seconds",
             "Time that a call spent here instead of at its vendor.",
-            buckets=OVERHEAD_BUCKETS,
-            registry=registry,
+            OVERHEAD_BUCKETS,
         )
-        self.inflight = Gauge("relay_inflight_requests", "Calls in progress.", registry=registry)
-        self.limits_local = Gauge(
-            "relay_limits_degraded",
-            "1 while Redis is away and each replica enforces its share of the limits.",
-            registry=registry,
-        )
-        self.ledger_alerts = Counter(
-            "relay_ledger_alerts",
-            "What an operator must look at: unpriced meters, lost or late captures.",
-            ["reason"],
-            registry=registry,
-        )
-        self.estimated = Counter(
+
+    def _define_money(self) -> None:
+        self.tokens = self._counter("relay_tokens", "Metered units by meter.", ["model", "type"])
+        self.revenue = self._counter("relay_revenue_usd", "Charged to customers.", ["model", "provider"])
+        self.cost = self._counter("relay_cost_usd", "Owed to vendors.", ["model", "provider"])
+        self.estimated = self._counter(
             "relay_estimated_usage",
             "Calls billed on counted instead of reported usage.",
             ["model", "provider"],
-            registry=registry,
         )
+        self.ledger_alerts = self._counter(
+            "relay_ledger_alerts",
+            "What an operator must look at: unpriced meters, lost or late captures.",
+            ["reason"],
+        )
+
+    def _define_vendors(self) -> None:
+        self.upstream_errors = self._counter(
+            "relay_upstream_errors",
+            "Failed attempts at vendors.",
+            ["provider", "channel", "class"],
+        )
+        self.channel_state = self._gauge(
+            "relay_channel_state",
+            "1 in use, 0.5 cooling down after failures, 0 disabled.",
+            ["channel"],
+        )
+
+    def _define_limits(self) -> None:
+        self.rejections = self._counter(
+            "relay_quota_rejections",
+            "Calls refused for credit, budgets, rate or concurrency.",
+            ["reason"],
+        )
+        self.limits_local = self._gauge(
+            "relay_limits_degraded",
+            "1 while Redis is away and each replica enforces its share of the limits.",
+        )
+
+    def _counter(self, name: str, meaning: str, labels: Sequence[str]) -> Counter:
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, meaning: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        return Histogram(name, meaning, labels, buckets=buckets, registry=self.registry)
 
     def of(self, metric: str, *labels: str) -> Any:
         """A child of a labelled metric, e.g. ``of("tokens", model, meter)``; remembered: labels() is slow."""
