@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from relay.gateway.errors import ApiError, bad_request
+from relay.gateway.request import Request
 from relay.settings import Settings
 
 T = TypeVar("T")
@@ -74,18 +75,13 @@ _stream_options = msgspec.json.Decoder(StreamOptions | None)
 
 
 @dataclass(slots=True)
-class ChatRequest:
-    """A checked request. ``max_output`` bounds the tokens of all choices, ``input_bound`` the prompt's."""
+class ChatRequest(Request):
+    """A request in OpenAI's chat format; ``output_is_capped``: it says itself how long answers may be."""
 
     fields: Fields
-    model: str
-    stream: bool
     include_usage: bool
     choices: int
-    max_output: int
     output_is_capped: bool
-    input_bound: int
-    images: int
     messages: list[ChatMessage]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from relay.gateway.errors import ApiError, too_large
+from relay.gateway.errors import ApiError, too_large, unsupported_media_type
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -58,6 +58,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def read_json(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body of a JSON request, undecoded; raises ApiError 413 and 415, and ClientGone."""
+    content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
+    if content_type != b"application/json":
+        raise unsupported_media_type(content_type.decode("latin-1"))
+    return await read_body(scope, receive, limit)
 
 
 async def send_body(send: Send, status: int, body: bytes, headers: Headers) -> None:

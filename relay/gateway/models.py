@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from relay.gateway import errors
-from relay.gateway.http import Scope, Send, client_address, header, send_json
+from relay.gateway.access import identify
+from relay.gateway.http import Scope, Send, send_json
 from relay.gateway.services import Services
 from relay.identity.directory import Caller
 from relay.money.errors import Unpriced
@@ -16,23 +17,18 @@ PREFIX = "/v1/models/"
 
 async def list_models(services: Services, scope: Scope, send: Send) -> None:
     """The models that this caller may use now: served by a channel, priced, and allowed to the key."""
-    caller = await _caller(services, scope)
+    caller = await identify(services, scope)
     data = [_model(name) for name in services.channels.models() if _usable(services, caller, name)]
     await send_json(send, 200, {"object": "list", "data": data})
 
 
 async def show_model(services: Services, scope: Scope, send: Send) -> None:
     """One of them; raises ApiError 404."""
-    caller = await _caller(services, scope)
+    caller = await identify(services, scope)
     name = scope["path"].removeprefix(PREFIX)
     if not services.channels.serves(name) or not _usable(services, caller, name):
         raise errors.unknown_model(name)
     await send_json(send, 200, _model(name))
-
-
-async def _caller(services: Services, scope: Scope) -> Caller:
-    address = client_address(scope, services.settings.trusted_networks)
-    return await services.directory.authenticate(header(scope, b"authorization"), address)
 
 
 def _usable(services: Services, caller: Caller, name: str) -> bool:

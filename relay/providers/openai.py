@@ -10,11 +10,11 @@ from uuid import UUID
 
 import msgspec
 
-from relay.gateway.chat_request import ChatRequest
+from relay.gateway.chat_request import ChatRequest, split_text, text_estimate
 from relay.routing.channels import Channel
 
 USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
-MAX_ERROR_BYTES = 64 << 10
+USAGE_FORMAT = "openai"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,19 +39,16 @@ class Completion(msgspec.Struct):
     choices: list[_Choice]
     usage: dict[str, Any] | None = None
 
-
-class _ErrorDetail(msgspec.Struct):
-    message: str = ""
-    param: str | None = None
-    code: str | int | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorDetail | str
+    def estimate(self) -> int:
+        """Counted tokens of everything the vendor generated."""
+        texts: list[str] = []
+        for choice in self.choices:
+            if choice.message is not None:
+                collect_texts(choice.message, texts)
+        return sum(text_estimate(*split_text(text)) for text in texts)
 
 
 _completion = msgspec.json.Decoder(Completion)
-_error = msgspec.json.Decoder(_ErrorBody)
 
 
 def chat_url(channel: Channel) -> str:
@@ -86,15 +83,6 @@ def read_completion(body: bytes) -> Completion:
     return _completion.decode(body)
 
 
-def completion_texts(completion: Completion) -> list[str]:
-    """Everything the vendor generated in a whole answer, for counting."""
-    texts: list[str] = []
-    for choice in completion.choices:
-        if choice.message is not None:
-            collect_texts(choice.message, texts)
-    return texts
-
-
 def collect_texts(message: Message, into: list[str]) -> None:
     """Append the generated texts of a message."""
     for value in (message.content, message.reasoning_content or message.reasoning, message.refusal):
@@ -106,12 +94,3 @@ def collect_texts(message: Message, into: list[str]) -> None:
             value = function.get(name) if isinstance(function, dict) else None
             if isinstance(value, str):
                 into.append(value)
-
-
-def read_error(body: bytes) -> tuple[str, str | None]:
-    """(message, field) of a vendor's error; an empty message when it has another shape."""
-    try:
-        error = _error.decode(body).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return "", None
-    return (error, None) if isinstance(error, str) else (error.message, error.param)

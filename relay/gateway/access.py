@@ -1,0 +1,46 @@
+"""Who calls, and may they: the key, its models, the price, a channel, and the key's limits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from relay.gateway import errors
+from relay.gateway.http import Scope, client_address, header
+from relay.gateway.services import Services
+from relay.identity.directory import Caller
+from relay.limits.shared import Pass
+from relay.limits.window import Refused
+from relay.money.admission import Admission
+from relay.money.errors import Unpriced
+
+
+async def identify(services: Services, scope: Scope) -> Caller:
+    """Whose key this is; raises ApiError 401, 403 and 503."""
+    address = client_address(scope, services.settings.trusted_networks)
+    return await services.directory.authenticate(header(scope, b"authorization"), address)
+
+
+def admit(services: Services, caller: Caller, model: str) -> Admission:
+    """The price that holds for this call from now on; raises ApiError 403, 404 and 503."""
+    if not services.channels.knows(model):
+        raise errors.unknown_model(model)
+    if not caller.may_use(model):
+        raise errors.forbidden(f"The API key may not use the model '{model}'.", "model_not_allowed", "model")
+    try:
+        admission = services.prices.admit(model, group=caller.group, at=datetime.now(UTC))
+    except Unpriced:
+        raise errors.unknown_model(model, "has no price and cannot be used") from None
+    if not services.channels.serves(model):
+        raise errors.unavailable(f"No channel for the model '{model}' is in use.", "no_channel", 10)
+    return admission
+
+
+async def enter(services: Services, caller: Caller, request_id: UUID) -> Pass:
+    """A place within the key's limits, to be left at the call's end; raises ApiError 429."""
+    admitted = await services.limits.enter(caller.token_id, caller.rpm, caller.concurrency, request_id)
+    if isinstance(admitted, Refused):
+        raise errors.rate_limited(
+            "The API key's limit is reached: try again later.", admitted.retry_after, admitted.reason
+        )
+    return admitted
