@@ -13,6 +13,7 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys import fleet
+from deploys.guard import ConfigFile, guarded, render
 
 Commands = Generator[StringCommand, None, None]
 
@@ -21,6 +22,7 @@ TLS = "/etc/relay/tls"
 AUTHORITY = "/usr/local/share/ca-certificates/relay-fleet.crt"
 # config.py tells pyinfra to upload to this directory.
 UPLOADS = "/var/lib/relay-deploy"
+FIGURES = "/usr/local/sbin/relay-host-figures"
 
 
 class FirewallRules(FactBase[set[str]]):
@@ -205,6 +207,7 @@ def base() -> None:
     clock()
     updates()
     journal()
+    figures()
 
 
 def upload_directory() -> None:
@@ -332,6 +335,27 @@ def journal() -> None:
         paths=["/etc/systemd/journald.conf.d"],
         changed=fleet.changed(written),
     )
+
+
+def figures() -> None:
+    """Figures that the node exporter does not measure itself, in a file that it passes on."""
+    data = host.data
+    command = f"{FIGURES} --set-clock {int(data.set_clock)} --updates {int(data.unattended_upgrades)}"
+    sources = fleet.REPOSITORY / "templates/base"
+    service = render("base/host_figures.service.j2", command=command)
+    units, name = "/etc/systemd/system", "relay-host-figures"
+    guarded(
+        f"{name}.timer",
+        [
+            ConfigFile(FIGURES, (sources / "host_figures.py").read_text(), mode="755"),
+            ConfigFile(f"{units}/{name}.service", service),
+            ConfigFile(f"{units}/{name}.timer", (sources / "host_figures.timer").read_text()),
+        ],
+        f"{command} && systemctl daemon-reload",
+        "restart",
+        "host-figures",
+    )
+    systemd.service(name=f"Run {name}.timer", service=f"{name}.timer", enabled=True)
 
 
 def _put(path: str, content: str, mode: str = "644", group: str = "root") -> OperationMeta:

@@ -22,6 +22,7 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, systemd
 
 from deploys import base, fleet
+from deploys.services import running
 
 PACKAGES = ["docker.io"]
 
@@ -29,6 +30,8 @@ PACKAGES = ["docker.io"]
 PUBLISHED = {8000: ("edge", "ops"), 8001: ("ops",)}
 AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
+METRICS_PORT = 9323
+RESTART = "/usr/local/sbin/relay-docker-restart"
 
 
 def registry() -> str:
@@ -44,6 +47,8 @@ def daemon() -> dict[str, Any]:
         "bip": "10.203.0.1/24",
         "default-address-pools": [{"base": "10.204.0.0/16", "size": 24}],
         "live-restore": False,
+        # On every address, since the engine does not start when the one it is told is late; ufw guards it.
+        "metrics-addr": f"0.0.0.0:{METRICS_PORT}",
     }
 
 
@@ -108,6 +113,7 @@ def load_guard(changed: Callable[[], bool]) -> Generator[StringCommand, None, No
 @deploy("Docker")
 def docker() -> None:
     """The docker role, for hosts that run containers."""
+    was_running = running("docker.service")
     settings = files.put(
         name="Write /etc/docker/daemon.json",
         src=StringIO(json.dumps(daemon(), indent=2) + "\n"),
@@ -116,13 +122,18 @@ def docker() -> None:
     )
     apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
+    files.put(name=f"Write {RESTART}", src="templates/docker/docker_restart.py", dest=RESTART, mode="755")
+    changed = fleet.changed(settings)
     base.follow(
-        name="Restart Docker (/etc/docker/daemon.json)",
+        name="Restart Docker, host after host (/etc/docker/daemon.json)",
         unit="docker",
-        command="systemctl restart docker",
+        command=RESTART,
         paths=["/etc/docker/daemon.json"],
-        changed=fleet.changed(settings),
+        # Where it is only now installed, it has read the file.
+        changed=lambda: was_running and changed(),
+        _serial=True,
     )
+    base.allow([METRICS_PORT], ["ops"])
     guard()
     trust_registry()
 

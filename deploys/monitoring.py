@@ -14,7 +14,7 @@ from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, files, systemd
 
-from deploys import fleet
+from deploys import docker, fleet
 from deploys.base import allow
 from deploys.guard import ConfigFile, guarded, render
 
@@ -63,17 +63,21 @@ def jobs() -> list[Job]:
         Job("etcd", 2381, targets("db")),
         Job("redis", 9121, targets("ops")),
         Job("objectstore", 9327, targets("vault")),
+        Job("docker", docker.METRICS_PORT, targets("app")),
     ]
 
 
 def probes() -> list[dict[str, Any]]:
-    """What the blackbox exporter asks: each edge as a customer would, and certificates inside the fleet."""
+    """What the blackbox exporter asks: each edge as a customer would, the registry, TLS inside the fleet."""
     edges = [{"name": node.name, "url": f"https://{node.address}/healthz"} for node in fleet.hosts("edge")]
-    ports = (("db", 8008), ("ops", 5000), ("ops", 6379), ("vault", 8333))
+    registry = fleet.hosts("ops")[0]
+    images = {"name": registry.name, "url": f"https://{registry.address}:{docker.REGISTRY_PORT}/v2/"}
+    ports = (("db", 8008), ("ops", 6379), ("vault", 8333))
     inside = [(node, port) for group, port in ports for node in fleet.hosts(group)]
     listeners = [{"name": f"{node.name}:{port}", "url": f"{node.address}:{port}"} for node, port in inside]
     return [
         {"name": "edge_probe", "module": "edge", "targets": edges},
+        {"name": "registry_probe", "module": "registry", "targets": [images]},
         {"name": "tls_probe", "module": "tls", "targets": listeners},
     ]
 

@@ -39,7 +39,7 @@ def test_firewall_refuses_by_default(host: Any) -> None:
 
 def test_nothing_else_is_open() -> None:
     """From outside, no host answers on ports that are for other hosts only."""
-    inside = [2379, 5000, 5432, 6379, 8000, 8008, 9090, 9100]
+    inside = [2379, 5000, 5432, 6379, 8000, 8008, 9090, 9100, 9323]
     assert reached(None, [(node.address, port) for node in fleet.all_hosts() for port in inside]) == set()
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploys import fleet
-from tests.checklist.targets import address, hosts, on, reachable_from_here, reaches
+from deploys import docker, fleet, monitoring
+from tests.checklist.targets import address, hosts, on, reachable_from_here, reached
 
 testinfra_hosts = hosts("ops")
 
@@ -56,8 +55,8 @@ def rules_of_the_repository() -> list[dict[str, Any]]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of metrics in PromQL: identifiers outside of matchers and groupings that call nothing."""
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|without|on|ignoring)\s*\([^)]*\)", " ", expression)
+    """Names of metrics in PromQL: identifiers outside of matchers, texts and groupings that call nothing."""
+    bare = re.sub(r"\"[^\"]*\"|\{[^}]*\}|\[[^\]]*\]|\b(by|without|on|ignoring)\s*\([^)]*\)", " ", expression)
     names = set(re.findall(r"\b[a-z][a-z0-9_]*\b(?!\s*\()", bare))
     return names - {"and", "or", "unless", "bool", "offset", "group_left", "group_right"}
 
@@ -74,15 +73,23 @@ def test_services_run(host: Any) -> None:
 def test_every_host_is_measured(host: Any) -> None:
     """Every host is measured."""
     everybody = {node.name for node in fleet.all_hosts()}
-    assert soon(lambda: instances(host, 'up{job="node"} == 1'), everybody) == everybody
+    measured = 'up{job="node"} == 1 and on (instance) host_clock_is_set'
+    assert soon(lambda: instances(host, measured), everybody) == everybody
 
 
 @pytest.mark.parametrize(
     ("job", "group"),
-    [("relay", "app"), ("nginx", "edge"), ("patroni", "db"), ("postgres", "db"), ("etcd", "db")],
+    [
+        ("relay", "app"),
+        ("docker", "app"),
+        ("nginx", "edge"),
+        ("patroni", "db"),
+        ("postgres", "db"),
+        ("etcd", "db"),
+    ],
 )
 def test_every_service_is_measured(host: Any, job: str, group: str) -> None:
-    """Every relay task, edge, database and etcd member is measured."""
+    """Every relay task, Docker engine, edge, database and etcd member is measured."""
     members = {node.name for node in fleet.hosts(group)}
     assert soon(lambda: instances(host, f'up{{job="{job}"}} == 1'), members) == members
 
@@ -91,6 +98,25 @@ def test_every_edge_is_probed(host: Any) -> None:
     """Every edge serves HTTPS as a customer sees it."""
     edges = {node.name for node in fleet.hosts("edge")}
     assert soon(lambda: instances(host, 'probe_success{job="edge_probe"} == 1'), edges) == edges
+
+
+def test_the_inside_is_probed(host: Any) -> None:
+    """The image registry and every TLS listener inside the fleet answer."""
+    wanted = {
+        target["name"]
+        for job in monitoring.probes()
+        if job["name"] != "edge_probe"
+        for target in job["targets"]
+    }
+    answering = 'probe_success{job!="edge_probe"} == 1'
+    assert soon(lambda: instances(host, answering), wanted) == wanted
+
+
+def test_the_swarm_has_one_leader(host: Any) -> None:
+    """One manager leads the swarm, and all nodes are ready in its eyes."""
+    nodes = len(fleet.hosts("app"))
+    led = f'swarm_manager_nodes{{state="ready"}} == {nodes} and on (instance) swarm_manager_leader == 1'
+    assert soon(lambda: len(instances(host, led)), 1) == 1
 
 
 def test_every_rule_is_loaded(host: Any) -> None:
@@ -145,17 +171,12 @@ def test_pages_are_closed(host: Any) -> None:
 
 
 def test_measurements_are_closed(host: Any) -> None:
-    """Measurements of a host are open to the monitoring host alone."""
+    """Measurements of hosts and of Docker are open to the monitoring host alone."""
     stranger = fleet.hosts("edge")[0]
-    others = [node for node in fleet.all_hosts() if node != stranger]
-
-    def reached_from(source: str) -> list[str]:
-        with ThreadPoolExecutor(len(others)) as pool:
-            found = pool.map(lambda node: reaches(source, node.address, 9100), others)
-        return [node.name for node, open_ in zip(others, found, strict=True) if open_]
-
-    assert reached_from(host.backend.host.name) == [node.name for node in others]
-    assert reached_from(stranger.name) == []
+    ends = {(node.address, 9100) for node in fleet.all_hosts() if node != stranger}
+    ends |= {(node.address, docker.METRICS_PORT) for node in fleet.hosts("app")}
+    assert reached(host.backend.host.name, ends) == ends
+    assert reached(stranger.name, ends) == set()
 
 
 def test_exporters_survive_a_boot() -> None:

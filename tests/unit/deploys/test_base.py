@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pyinfra.api.deploy import deploy
 
 from deploys import base, fleet
+from tests.unit.deploys.scripts import load
 
 
 @deploy("Ports")
@@ -87,6 +91,80 @@ def test_lists_of_packages_are_fetched_only_where_there_are_none(fake_role: Any)
     fetch = "apt-get -o Acquire::Retries=3 -qq update"
     assert fetch in fake_role(base.base, "db1").commands
     assert fetch not in fake_role(base.base, "db1", responses={"_Packages": "yes"}).commands
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_figures_know_the_settings(fake_role: Any, wanted: bool) -> None:
+    data = {"set_clock": wanted, "unattended_upgrades": not wanted}
+    outcome = fake_role(base.base, "db1", data=data)
+    command = f"{base.FIGURES} --set-clock {int(wanted)} --updates {int(not wanted)}"
+    unit = outcome.files["/etc/systemd/system/relay-host-figures.service"]
+    assert f"ExecStart={command}" in unit.splitlines()
+    # Measured once, as a test, before the timer is trusted with it.
+    assert any(f"if ! {{ {command} && systemctl daemon-reload; }}" in line for line in outcome.commands)
+    assert outcome.files[base.FIGURES].startswith("#!/usr/bin/env python3\n")
+
+
+@dataclass
+class Machine:
+    """A host's files that figures are taken from, below `root`."""
+
+    root: Path
+    module: Any
+
+    def touch(self, path: str, moment: int) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).touch()
+        os.utime(self.root / path, (moment, moment))
+
+    def figures(self, *, set_clock: bool = True, updates: bool = True) -> dict[str, float]:
+        self.module.write(self.module.measure(set_clock, updates))
+        lines = (self.root / self.module.FIGURES).read_text().splitlines()
+        return {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    module = load("base/host_figures.py")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    return Machine(tmp_path, module)
+
+
+def test_figures_of_a_host_in_order(machine: Machine) -> None:
+    for path, moment in zip((*machine.module.STAMPS, machine.module.SETTING), (500, 600, 100), strict=True):
+        machine.touch(path, moment)
+    assert machine.figures() == {
+        "host_clock_is_set": 1,
+        "host_reboot_required_timestamp_seconds": 0,
+        "host_updates_success_timestamp_seconds": 500,
+    }
+
+
+def test_figures_of_a_host_that_was_never_updated(machine: Machine) -> None:
+    machine.touch(machine.module.SETTING, 100)
+    machine.touch(machine.module.STAMPS[0], 500)
+    machine.touch(machine.module.REBOOT, 700)
+    figures = machine.figures()
+    assert figures["host_updates_success_timestamp_seconds"] == 100
+    assert figures["host_reboot_required_timestamp_seconds"] == 700
+
+
+def test_figures_of_a_host_that_wants_neither(machine: Machine) -> None:
+    machine.touch(machine.module.SETTING, 100)
+    figures = machine.figures(set_clock=False, updates=False)
+    assert figures["host_clock_is_set"] == figures["host_updates_success_timestamp_seconds"] == 0
+
+
+def test_figures_can_be_read_by_the_exporter_whoever_wrote_them(machine: Machine) -> None:
+    machine.touch(machine.module.SETTING, 100)
+    before = os.umask(0o077)
+    try:
+        machine.module.main(["--set-clock", "1", "--updates", "1"])
+    finally:
+        os.umask(before)
+    path = machine.root / machine.module.FIGURES
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.parent.stat().st_mode & path.parent.parent.stat().st_mode & 0o777 == 0o755
 
 
 @deploy("Follow")

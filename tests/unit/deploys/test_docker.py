@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
+from subprocess import CompletedProcess
 from typing import Any
 
+import pytest
 from pyinfra.api.inventory import Inventory
 
 from deploys import docker, fleet
+from tests.unit.deploys.facts import LINUX, existing, running
+from tests.unit.deploys.scripts import load
 
 
 def test_published_ports_are_for_edge_and_monitoring_only(sandbox_inventory: Inventory) -> None:
@@ -59,6 +64,103 @@ def test_pools_do_not_overlap() -> None:
 
 
 def test_docker_restarts_only_after_its_settings_changed(fake_role: Any) -> None:
+    restart = "Docker | Restart Docker, host after host (/etc/docker/daemon.json)"
+    changed = fake_role(docker.docker, "app1", responses=running("docker.service"))
+    assert restart in changed.changes
+    assert changed.commands.count(docker.RESTART) == 1
+    text = json.dumps(docker.daemon(), indent=2) + "\n"
+    same = running("docker.service") | LINUX | existing("/etc/docker/daemon.json", text)
+    assert docker.RESTART not in fake_role(docker.docker, "app1", responses=same).commands
+
+
+def test_an_engine_that_was_only_now_installed_is_not_restarted(fake_role: Any) -> None:
+    assert docker.RESTART not in fake_role(docker.docker, "app1").commands
+
+
+def test_the_engine_is_measured_by_monitoring_alone(fake_role: Any) -> None:
     outcome = fake_role(docker.docker, "app1")
-    assert "Docker | Restart Docker (/etc/docker/daemon.json)" in outcome.changes
-    assert outcome.commands.count("systemctl restart docker") == 1
+    assert json.loads(outcome.files["/etc/docker/daemon.json"])["metrics-addr"] == "0.0.0.0:9323"
+    opened = [line for line in outcome.commands if line.startswith("ufw allow")]
+    assert opened == ["ufw allow proto tcp from 172.30.77.41 to any port 9323"]
+
+
+@dataclass
+class Engine:
+    """Answers of a swarm's engine; a restart takes its only task away for `slow` questions."""
+
+    manager: bool = True
+    nodes: tuple[str, ...] = ("app1 Ready", "app2 Ready")
+    services: tuple[str, ...] = ("relay_relay 2/2 (max 1 per node)",)
+    slow: int = 0
+    restarts: int = 0
+
+    def docker(self, *words: str) -> list[str]:
+        if words[0] == "info":
+            return ["true" if self.manager else "false"]
+        if words[0] == "ps":
+            self.slow -= bool(self.restarts)
+            return [] if self.restarts and self.slow >= 0 else ["task"]
+        return list(self.nodes if words[0] == "node" else self.services)
+
+    def run(self, *_: Any, **__: Any) -> None:
+        self.restarts += 1
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def restart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = load("docker/docker_restart.py")
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(module, "docker", engine.docker)
+    monkeypatch.setattr(module.subprocess, "run", engine.run)
+    return module.restart
+
+
+@pytest.mark.parametrize("manager", [True, False])
+def test_the_engine_is_restarted_and_its_task_waited_for(engine: Engine, restart: Any, manager: bool) -> None:
+    engine.manager, engine.slow = manager, 3
+    restart(5.0)
+    assert engine.restarts == 1
+    assert engine.slow < 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "services", "said"),
+    [
+        (("app1 Ready", "app2 Down"), (), "node app2 is Down"),
+        (("app1 Ready",), ("relay_relay 1/2 (max 1 per node)",), "relay_relay 1/2"),
+    ],
+)
+def test_while_another_host_is_missing_nothing_is_restarted(
+    engine: Engine, restart: Any, nodes: tuple[str, ...], services: tuple[str, ...], said: str
+) -> None:
+    engine.nodes, engine.services = nodes, services
+    with pytest.raises(SystemExit, match=f"not restarted.*{said}"):
+        restart(0.01)
+    assert engine.restarts == 0
+
+
+def test_what_a_rebuilt_host_left_behind_is_not_missed(engine: Engine, restart: Any) -> None:
+    engine.nodes = ("app1 Ready", "app2 Down", "app2 Ready")
+    restart(0.01)
+    assert engine.restarts == 1
+
+
+def test_a_task_that_does_not_come_back_is_a_failure(engine: Engine, restart: Any) -> None:
+    engine.slow = 10**9
+    with pytest.raises(SystemExit, match="0 of 1 tasks"):
+        restart(0.01)
+
+
+def test_an_engine_that_refuses_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("docker/docker_restart.py")
+    monkeypatch.setattr(
+        module.subprocess,
+        "run",
+        lambda *_, **__: CompletedProcess([], 1, "", "The swarm does not have a leader.\n"),
+    )
+    assert module.amiss() == "docker info: The swarm does not have a leader."

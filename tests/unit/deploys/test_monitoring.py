@@ -51,7 +51,20 @@ def test_every_host_and_every_relay_task_is_scraped(server: Any, sandbox_invento
     assert set(found["node"]) == {node.name for node in fleet.all_hosts()}
     assert found["relay"] == {node.name: f"{node.address}:8001" for node in fleet.hosts("app")}
     assert set(found["edge_probe"]) == {"edge1", "edge2"}
+    assert found["docker"] == {node.name: f"{node.address}:9323" for node in fleet.hosts("app")}
     assert set(found["postgres"]) == set(found["patroni"]) == set(found["etcd"]) == {"db1", "db2", "db3"}
+
+
+def test_the_registry_is_asked_as_its_clients_ask(server: Any) -> None:
+    jobs = yaml.safe_load(server.files["/etc/prometheus/prometheus.yml"])["scrape_configs"]
+    (job,) = [job for job in jobs if job["job_name"] == "registry_probe"]
+    (labels,) = [group["labels"] for group in job["static_configs"]]
+    assert labels == {"instance": "ops1", "__param_target": "https://172.30.77.41:5000/v2/"}
+    module = yaml.safe_load(server.files["/etc/prometheus/blackbox.yml"])["modules"][
+        job["params"]["module"][0]
+    ]
+    assert module["http"]["valid_status_codes"] == [200, 401]
+    assert module["http"]["tls_config"]["ca_file"] == "/etc/relay/tls/ca.crt"
 
 
 def test_every_rule_file_is_loaded_and_no_test(server: Any) -> None:
