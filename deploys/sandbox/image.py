@@ -26,6 +26,7 @@ BASE = "relay-sandbox-base"
 HOST = "relay-sandbox-host"
 # What a cloud provider's image has and the distribution's required packages lack.
 PACKAGES = (
+    "apt",
     "systemd",
     "systemd-sysv",
     "libpam-systemd",
