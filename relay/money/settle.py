@@ -53,6 +53,7 @@ def cover(meters: Mapping[str, int], allotted: Mapping[str, int]) -> tuple[dict[
 def with_overage(exact: Fraction, plan_paid: int, overage: Fraction, terms: Terms) -> int:
     """The charge when a plan period pays `plan_paid` of it: that + the rest times the multiplier.
 
+    What lists at nothing after its rounding costs nothing, whoever would pay: a multiplier makes no charge.
     The database function ledger_settle computes the same where both parts are above zero.
     """
     listed = rounded(exact.numerator, exact.denominator, terms)

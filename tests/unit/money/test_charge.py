@@ -86,13 +86,17 @@ def test_overage_multiplies_only_what_the_plan_does_not_pay(
     terms = Terms(quantum=quantum)
     listed = rounded(exact.numerator, exact.denominator, terms)
     assert with_overage(exact, listed, overage, terms) == listed
-    assert with_overage(exact, 0, overage, terms) == round_half_up(
-        (exact * overage).numerator, (exact * overage).denominator, quantum
-    )
+    whole = round_half_up((exact * overage).numerator, (exact * overage).denominator, quantum)
+    assert with_overage(exact, 0, overage, terms) == (whole if listed else 0)
     half = listed // 2
     mixed = with_overage(exact, half, overage, terms)
     assert abs(mixed - (half + (exact - half) * overage)) <= quantum * max(Fraction(1), overage)
     assert with_overage(exact, half, Fraction(1), terms) == listed
+
+
+def test_a_multiplier_makes_no_charge_of_what_lists_at_nothing() -> None:
+    assert with_overage(Fraction(1, 3), 0, Fraction(3, 2), Terms(quantum=1)) == 0
+    assert with_overage(Fraction(1, 2), 0, Fraction(3, 2), Terms(quantum=1)) == 1
 
 
 @given(
