@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -74,12 +74,12 @@ async def settle(call: Call, usage: Usage | None, counted_output: int) -> None:
     if call.outcome != "ok" and nothing:
         await release(call, f"nothing was delivered: {call.outcome}")
     else:
-        await capture(call, usage, counted_output)
+        await capture(call, usage, lambda: counted_output)
 
 
-async def capture(call: Call, usage: Usage | None, counted_output: int) -> None:
-    """Charge by ``usage``, or by the count where the vendor told none; raises ApiError 503."""
-    recorded, meters, counted = _metered(call, usage, counted_output)
+async def capture(call: Call, usage: Usage | None, count_output: Callable[[], int]) -> None:
+    """Charge by ``usage``, or by the count where the vendor told none or nonsense; raises ApiError 503."""
+    recorded, meters, counted = _metered(call, usage, count_output)
     order = _capture_order(call, recorded, meters, counted)
     charged = 0
     try:
@@ -94,14 +94,16 @@ async def capture(call: Call, usage: Usage | None, counted_output: int) -> None:
     call_metrics.count_money(call, order, charged, counted)
 
 
-def _metered(call: Call, usage: Usage | None, counted_output: int) -> tuple[Usage, dict[str, int], bool]:
+def _metered(
+    call: Call, usage: Usage | None, count_output: Callable[[], int]
+) -> tuple[Usage, dict[str, int], bool]:
     """(usage as recorded, its meters, whether it was counted here)."""
     if usage is not None:
         try:
             return usage, normalise(call.usage_format, usage), False
         except FieldError as error:
             log.error("a vendor's usage is malformed: %s", error, extra=call.log_fields())
-    estimate = {"prompt_tokens": call.count_prompt(), "completion_tokens": counted_output}
+    estimate = {"prompt_tokens": call.count_prompt(), "completion_tokens": count_output()}
     recorded = {**estimate, "estimated": True, "vendor": usage}
     return recorded, normalise(ESTIMATE_FORMAT, estimate), True
 

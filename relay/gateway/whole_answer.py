@@ -36,6 +36,5 @@ async def pass_on_whole(
         raise
     note_attempt(call, channel, "ok", call.vendor_started, reply.status)
     call.vendor_seconds = time.monotonic() - call.vendor_started
-    counted = completion.estimate() if completion.usage is None else 0
-    await payment.capture(call, completion.usage, counted)
+    await payment.capture(call, completion.usage, completion.estimate)
     await send_body(call.send, 200, body, [(b"content-type", b"application/json"), call.id_header()])

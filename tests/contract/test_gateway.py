@@ -293,6 +293,19 @@ def test_an_answer_without_usage_is_counted(customer: Customer, vendor: Vendor, 
     assert customer.record()["raw_usage"]["estimated"] is True
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_nonsense_for_usage_is_counted_like_none(customer: Customer, vendor: Vendor, stream: bool) -> None:
+    question = {"model": MODEL, "messages": asks(), "stream": stream}
+    vendor.control(omit_usage=True)
+    assert customer.post(question).status_code == 200
+    counted = customer.spent()
+    vendor.control(usage={"prompt_tokens": 5, "completion_tokens": -3})
+    assert customer.post(question).status_code == 200
+    assert customer.spent() == 2 * counted
+    told = [record["raw_usage"]["vendor"] for record in customer.relay.usage(customer.account)]
+    assert any(usage and usage["completion_tokens"] == -3 for usage in told), "what it told is kept"
+
+
 def test_a_stream_that_stalls_is_cut_and_counted(customer: Customer, vendor: Vendor) -> None:
     vendor.control(chunk_delay_ms=5000)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
