@@ -76,7 +76,10 @@ def create_command(sandbox: Sandbox, host: Host, image: str, hardware: Hardware)
 
 def volumes(sandbox: Sandbox, host: Host) -> dict[str, str]:
     """Volume names and where they are mounted. An engine cannot keep overlays on an overlay."""
-    return {f"{sandbox.container(host)}-docker": "/var/lib/docker"} if "app" in host.groups else {}
+    if "app" not in host.groups:
+        return {}
+    # Newer engines keep images in containerd's directory.
+    return {f"{sandbox.container(host)}-{name}": f"/var/lib/{name}" for name in ("docker", "containerd")}
 
 
 def states(sandbox: Sandbox, engine: Engine) -> dict[str, str]:

@@ -39,7 +39,10 @@ def test_cgroup_version_2_gets_a_namespace_of_its_own(sandbox: Sandbox) -> None:
 
 
 def test_only_app_hosts_keep_an_engines_data_on_a_volume(sandbox: Sandbox) -> None:
-    assert hosts.volumes(sandbox, sandbox.host("app1")) == {"relay-sandbox-app1-docker": "/var/lib/docker"}
+    assert hosts.volumes(sandbox, sandbox.host("app1")) == {
+        "relay-sandbox-app1-docker": "/var/lib/docker",
+        "relay-sandbox-app1-containerd": "/var/lib/containerd",
+    }
     assert hosts.volumes(sandbox, sandbox.host("db1")) == {}
 
 
