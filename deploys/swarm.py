@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyinfra.api.command import MaskString, StringCommand
@@ -27,6 +28,8 @@ GOSSIP_PORT = 7946
 VXLAN_PORT = 4789
 # Networks of stacks; clear of the machine's own and of docker.py's.
 ADDRESS_POOL = "10.201.0.0/16"
+# How long a node that joins may take to say its name.
+JOIN_PATIENCE = timedelta(minutes=1)
 
 
 class SwarmState(FactBase[dict[str, Any]]):
@@ -109,14 +112,14 @@ def join(role: str) -> Commands:
 
 @operation()
 def label(wanted: dict[str, dict[str, str]]) -> Commands:
-    """Gives nodes their labels and forgets dead entries of nodes that came back under a new identity."""
+    """Gives nodes their labels; forgets entries of nodes that never came or came back under a new identity."""
     nodes = host.get_fact(Nodes)
     if not nodes:
         yield StringCommand("docker node ls")
         return
-    yield from _forget_twins(nodes)
+    yield from _forget(nodes)
     for node in nodes:
-        labels = wanted.get(node["Description"]["Hostname"], {})
+        labels = wanted.get(_hostname(node), {})
         present = node["Spec"].get("Labels") or {}
         changes = [f"--label-add {key}={value}" for key, value in labels.items() if present.get(key) != value]
         changes += [f"--label-rm {key}" for key in present if key in KNOWN_LABELS and key not in labels]
@@ -127,13 +130,25 @@ def label(wanted: dict[str, dict[str, str]]) -> Commands:
 KNOWN_LABELS = ("relay", "dokploy")
 
 
-def _forget_twins(nodes: list[dict[str, Any]]) -> Iterator[StringCommand]:
-    alive = {node["Description"]["Hostname"] for node in nodes if node["Status"]["State"] == "ready"}
+def _forget(nodes: list[dict[str, Any]]) -> Iterator[StringCommand]:
+    alive = {_hostname(node) for node in nodes if node["Status"]["State"] == "ready"}
     for node in nodes:
-        if node["Status"]["State"] == "down" and node["Description"]["Hostname"] in alive:
-            if node["Spec"]["Role"] == "manager":
+        twin = node["Status"]["State"] == "down" and _hostname(node) in alive
+        if twin or _never_came(node):
+            # After `swarm init --force-new-cluster` the earlier managers are none, whatever their role says.
+            if node.get("ManagerStatus"):
                 yield StringCommand("docker node demote", node["ID"])
             yield StringCommand("docker node rm --force", node["ID"])
+
+
+def _hostname(node: dict[str, Any]) -> str:
+    return str(node["Description"].get("Hostname", ""))
+
+
+def _never_came(node: dict[str, Any]) -> bool:
+    """Whether a join that was tried again left this entry: no host ever used it."""
+    created = datetime.fromisoformat(f"{node['CreatedAt'][:19]}+00:00")
+    return not _hostname(node) and datetime.now(UTC) - created > JOIN_PATIENCE
 
 
 def labels() -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,13 +17,17 @@ INACTIVE = json.dumps({"LocalNodeState": "inactive", "ControlAvailable": False})
 MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})
 
 
-def node(name: str, state: str = "ready", role: str = "manager", **labels: str) -> str:
+def node(name: str, state: str = "ready", member: bool = True, age: int = 3600, **labels: str) -> str:
+    """An entry of a manager; `member` of the quorum or not; without a name when no host has used it yet."""
+    created = (datetime.now(UTC) - timedelta(seconds=age)).isoformat().replace("+00:00", "123Z")
     return json.dumps(
         {
             "ID": f"id-{name}-{state}",
-            "Description": {"Hostname": name},
-            "Spec": {"Labels": labels, "Role": role},
+            "CreatedAt": created,
+            "Description": {"Hostname": name} if name else {},
+            "Spec": {"Labels": labels, "Role": "manager"},
             "Status": {"State": state},
+            **({"ManagerStatus": {"Reachability": "reachable"}} if member else {}),
         }
     )
 
@@ -81,6 +86,30 @@ def test_a_dead_entry_of_a_rebuilt_node_is_forgotten(fake_role: Any) -> None:
     # app3 is only away: it is not forgotten.
     assert commands(outcome, "node demote") == ["docker node demote id-app2-down"]
     assert commands(outcome, "node rm") == ["docker node rm --force id-app2-down"]
+
+
+def test_after_a_new_cluster_was_forced_the_managers_of_before_are_forgotten(fake_role: Any) -> None:
+    nodes = [
+        node("app1", relay="true", dokploy="true"),
+        node("app2", relay="true"),
+        node("app2", state="down", member=False),
+    ]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    outcome = fake_role(swarm.swarm, "app1", responses=responses)
+    assert commands(outcome, "node demote") == []
+    assert commands(outcome, "node rm") == ["docker node rm --force id-app2-down"]
+
+
+@pytest.mark.parametrize(("age", "forgotten"), [(5, []), (90, ["docker node rm --force id--unknown"])])
+def test_an_entry_that_no_host_uses_is_forgotten_once_it_is_old(
+    fake_role: Any, age: int, forgotten: list[str]
+) -> None:
+    nodes = [
+        node("app1", relay="true", dokploy="true"),
+        node("", state="unknown", member=False, age=age),
+    ]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    assert commands(fake_role(swarm.swarm, "app1", responses=responses), "node rm") == forgotten
 
 
 def test_only_relay_hosts_reach_the_swarm(fake_role: Any) -> None:
