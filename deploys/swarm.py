@@ -112,7 +112,7 @@ def join(role: str) -> Commands:
 
 @operation()
 def label(wanted: dict[str, dict[str, str]]) -> Commands:
-    """Gives nodes their labels; forgets entries of nodes that never came or came back under a new identity."""
+    """Gives nodes their labels; forgets entries of nodes that never came or have a new identity."""
     nodes = host.get_fact(Nodes)
     if not nodes:
         yield StringCommand("docker node ls")
