@@ -182,8 +182,9 @@ class Runner:
             raise DeployError(f"{name}: its _if cannot be told before the run: use fleet.changed") from error
 
     def _failure(self, error: PyinfraError) -> str:
-        hosts = ", ".join(host.name for host in self.state.failed_hosts) or "no host"
-        return f"stopped: an operation failed on {hosts} ({error}); the output is above and in the log"
+        hosts = ", ".join(host.name for host in self.state.failed_hosts)
+        where = f"an operation failed on {hosts} ({error})" if hosts else str(error)
+        return f"stopped: {where}; the output is above and in the log"
 
 
 @contextmanager

@@ -19,7 +19,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+# Docker pushes its own format, from version 29 the Open Container Initiative's.
+MANIFESTS = ", ".join(
+    (
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.oci.image.index.v1+json",
+    )
+)
 SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d")
 VENV = Path("/var/lib/relay-image/venv")
 
@@ -41,7 +48,7 @@ def digest(reference: str) -> str:
     repository, tag = reference.rsplit(":", 1)
     registry, name = repository.split("/", 1)
     logins = json.loads(Path("/root/.docker/config.json").read_text())["auths"]
-    headers = {"Accept": MANIFEST, "Authorization": f"Basic {logins[registry]['auth']}"}
+    headers = {"Accept": MANIFESTS, "Authorization": f"Basic {logins[registry]['auth']}"}
     url = f"https://{registry}/v2/{name}/manifests/{tag}"
     request = urllib.request.Request(url, method="HEAD", headers=headers)
     try:

@@ -130,6 +130,8 @@ def test_the_digest_of_a_tag(image: ModuleType, monkeypatch: pytest.MonkeyPatch)
     assert image.digest("registry.test:5000/relay:tag") == "sha256:abc"
     assert registry.asked[0].full_url == "https://registry.test:5000/v2/relay/manifests/tag"
     assert registry.asked[0].headers["Authorization"] == "Basic cmVsYXk6cHc="
+    for vendor in ("vnd.docker.distribution", "vnd.oci.image"):
+        assert f"application/{vendor}.manifest." in registry.asked[0].headers["Accept"]
 
 
 def test_a_tag_that_is_not_there_has_no_digest(image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
