@@ -16,7 +16,7 @@ from deploys import fleet
 from deploys.base import allow
 from deploys.guard import ConfigFile, guarded, render
 
-PACKAGES = ["libnginx-mod-http-set-misc", "nginx", "prometheus-nginx-exporter"]
+PACKAGES = ["nginx", "prometheus-nginx-exporter"]
 
 CONFIG = "/etc/nginx"
 RELAY_PORT = 8000

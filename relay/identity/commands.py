@@ -46,8 +46,10 @@ def _register_token(subparsers: Subparsers) -> None:
     create.add_argument("--rpm", type=positive, help="requests a minute (default: no limit)")
     create.add_argument("--concurrency", type=positive, help="calls at a time (default: no limit)")
     create.add_argument("--expires", type=_moment, help="ISO 8601 with offset, e.g. 2030-01-31T00:00:00Z")
-    listing = leaf(actions, "list", _list_tokens, "token list --account 1 --json")
-    listing.add_argument("--account", type=int, required=True, help="id of the account")
+    listing = leaf(actions, "list", _list_tokens, "token list --prefix sk-relay-Ab1_2C --json")
+    whose = listing.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--account", type=int, help="id of the account")
+    whose.add_argument("--prefix", help="how the token begins, as logs show it; of any account")
     for verb, status in (("disable", "disabled"), ("enable", "active")):
         change = leaf(actions, verb, _set_token_status, f"token {verb} 1")
         change.add_argument("token", type=int, help="id")
@@ -114,6 +116,8 @@ async def _create_token(connection: AsyncConnection, options: argparse.Namespace
 
 
 async def _list_tokens(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    if options.prefix is not None:
+        return await identity.list_tokens_by_prefix(connection, options.prefix)
     return await identity.list_tokens(connection, options.account)
 
 

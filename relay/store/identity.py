@@ -91,6 +91,13 @@ async def list_tokens(connection: AsyncConnection, account_id: int) -> list[Row]
         return await cursor.fetchall()
 
 
+async def list_tokens_by_prefix(connection: AsyncConnection, prefix: str) -> list[Row]:
+    """The tokens that begin so, of any account: one, as a rule, for what a log shows of it."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(f"{_SELECT_KEY} where prefix = %s order by id", (prefix,))
+        return await cursor.fetchall()
+
+
 async def find_token(connection: AsyncConnection, account_id: int, name: str) -> Row | None:
     """One token of an account by name."""
     async with connection.cursor(row_factory=dict_row) as cursor:

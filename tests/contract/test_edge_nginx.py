@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import socket
 import ssl
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
+from relay.identity.tokens import mint
 from tests.contract.conftest import free_port
 from tests.contract.edge_rig import NAME, DeadHost, Edge, FakeRelay, nginx_program, running_edge
 
@@ -285,8 +285,16 @@ def test_logs_hold_no_secret(tmp_path: Path, dead_host: DeadHost) -> None:
         logs = edge.log_text()
     assert "canary" not in logs
     assert entry["path"] == CHAT
-    assert entry["key_hash"] == hmac.new(b"edge", b"sk-canary-header", "sha256").hexdigest()[:16]
+    assert entry["key_prefix"] == "unknown"
     assert entry["upstream_status"]
+
+
+def test_the_log_shows_of_a_token_what_the_relay_calls_public(edge: Edge) -> None:
+    token = mint()
+    headers = {"Host": NAME, "Authorization": f"bearer {token.clear}"}
+    edge.client().request("POST", CHAT, body=b"{}", headers=headers)
+    assert edge.access_log(1)[0]["key_prefix"] == token.prefix
+    assert token.clear[len(token.prefix) :] not in edge.log_text()
 
 
 def test_a_broken_configuration_does_not_pass_the_test(edge: Edge) -> None:

@@ -34,6 +34,9 @@ def test_a_token_is_shown_once_and_stored_as_its_hash(relay: Relay, database: Da
     assert row[0] == digest_of(clear.encode())
     assert clear not in row[1]
     assert clear not in str(relay.command("token", "list", "--account", str(account)))
+    (traced,) = relay.command("token", "list", "--prefix", clear[:15])
+    assert (traced["account_id"], clear.startswith(traced["prefix"])) == (account, True)
+    assert relay.command("token", "list", "--prefix", "sk-relay-nobody") == []
     twice = relay.run("token", "create", "--account", str(account), "--name", "key")
     assert (twice.returncode, "cannot be shown again" in twice.stderr) == (1, True)
     nobody = relay.run("token", "create", "--account", "999", "--name", "key")
