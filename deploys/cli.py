@@ -80,6 +80,9 @@ def _checks(settings: Mapping[str, str]) -> list[int]:
     """Runs the files of the checklist, several at a time since most of it is waiting; pytest's exit codes."""
     files = sorted((fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py"))
     command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider"]
+    # Loading the plugins of other tests takes each share longer than collecting its checks.
+    command += ["-p", "testinfra.plugin"]
+    settings = {**settings, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     shares = [list(map(str, files[first::CHECKERS])) for first in range(CHECKERS)]
     running = [
         subprocess.Popen([*command, *share], cwd=fleet.REPOSITORY, env=settings) for share in shares if share
