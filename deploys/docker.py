@@ -28,7 +28,6 @@ PACKAGES = ["docker.io"]
 
 # Which groups reach a published port: the edge calls the relay, monitoring also reads its metrics.
 PUBLISHED = {8000: ("edge", "ops"), 8001: ("ops",)}
-UNIT = "/etc/systemd/system/docker.service.d/relay.conf"
 AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
 METRICS_PORT = 9323
@@ -123,7 +122,6 @@ def docker() -> None:
     )
     apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
-    patience()
     files.put(name=f"Write {RESTART}", src="templates/docker/docker_restart.py", dest=RESTART, mode="755")
     changed = fleet.changed(settings)
     base.follow(
@@ -138,17 +136,6 @@ def docker() -> None:
     base.allow([METRICS_PORT], ["ops"])
     guard()
     trust_registry()
-
-
-def patience() -> None:
-    """A stopping engine waits for the calls of its containers, and systemd a little longer for the engine."""
-    unit = files.put(
-        name=f"Write {UNIT}",
-        src=StringIO(f"[Service]\nTimeoutStopSec={fleet.knob('relay_stop_grace')} 20s\n"),
-        dest=UNIT,
-        mode="644",
-    )
-    systemd.daemon_reload(name=f"Reload systemd ({UNIT})", _if=fleet.changed(unit))
 
 
 def guard() -> None:

@@ -42,12 +42,6 @@ def test_root_is_logged_in_to_the_registry(fake_role: Any) -> None:
     assert outcome.files["/etc/docker/certs.d/ops1.sandbox.test:5000/ca.crt"] == fleet.secret("ca_cert")
 
 
-def test_a_stopping_engine_has_longer_than_the_calls_that_it_waits_for(fake_role: Any) -> None:
-    outcome = fake_role(docker.docker, "app1")
-    assert outcome.files[docker.UNIT] == "[Service]\nTimeoutStopSec=130s 20s\n"
-    assert "systemctl daemon-reload" in outcome.commands
-
-
 def test_no_secret_is_part_of_a_command_or_a_name(fake_role: Any) -> None:
     outcome = fake_role(docker.docker, "app1")
     shown = "\n".join([*outcome.commands, *outcome.operations])
