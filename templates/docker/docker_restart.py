@@ -4,19 +4,23 @@
     relay-docker-restart                 # installed by deploys/docker.py, which runs it host after host
 
 It refuses (exit 1) while something else is missing, so that a host which did not come back is the last one
-that was restarted. A worker sees its own tasks only, a manager the whole swarm.
+that was restarted. A manager sees the whole swarm and drains its host first: calls then end within the grace
+of their stack. A worker sees its own tasks only and may not drain: a stopping engine grants ten seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PAUSE_SECONDS = 1.0
-TASKS = ("ps", "--quiet", "--filter", "label=com.docker.swarm.task.id", "--filter", "health=healthy")
+TASKS = ("ps", "--quiet", "--filter", "label=com.docker.swarm.task.id")
+HEALTHY = (*TASKS, "--filter", "health=healthy")
 
 
 class Unanswered(Exception):
@@ -33,12 +37,15 @@ def docker(*words: str) -> list[str]:
 
 def swarm_amiss() -> str:
     """The first node or service that is not as it should be, as a manager sees it."""
-    nodes = [line.split() for line in docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}")]
+    shape = "{{.Hostname}} {{.Status}} {{.Availability}}"
+    nodes = [line.split() for line in docker("node", "ls", "--format", shape)]
     # A host that was built anew leaves an entry behind that is down for ever.
-    ready = {name for name, status in nodes if status == "Ready"}
-    for name, status in nodes:
+    ready = {name for name, status, _ in nodes if status == "Ready"}
+    for name, status, availability in nodes:
         if name not in ready:
             return f"node {name} is {status}: bring it back, or remove it with `docker node rm`"
+        if availability != "Active" and status == "Ready":
+            return f"node {name} is drained: `docker node update --availability active {name}` ends that"
     for service in docker("service", "ls", "--format", "{{.Name}} {{.Replicas}}"):
         running, _, wanted = service.split()[1].partition("/")
         if running != wanted:
@@ -46,12 +53,17 @@ def swarm_amiss() -> str:
     return ""
 
 
+def managed_node() -> str:
+    """This node's id where it is a manager, else empty."""
+    (manager, *node) = docker("info", "--format", "{{.Swarm.ControlAvailable}} {{.Swarm.NodeID}}")[0].split()
+    return node[0] if manager == "true" else ""
+
+
 def amiss(tasks: int = 0) -> str:
     """What is not as it should be: the engine, a node, a service, fewer than `tasks` healthy tasks here."""
     try:
-        (manager,) = docker("info", "--format", "{{.Swarm.ControlAvailable}}")
-        found = swarm_amiss() if manager == "true" else ""
-        here = len(docker(*TASKS))
+        found = swarm_amiss() if managed_node() else ""
+        here = len(docker(*HEALTHY))
     except Unanswered as refusal:
         return str(refusal)
     return found or ("" if here >= tasks else f"{here} of {tasks} tasks are healthy here")
@@ -65,12 +77,44 @@ def wait(look: Callable[[], str], seconds: float) -> str:
     return found
 
 
-def restart(seconds: float) -> None:
+def tasks_left() -> str:
+    """How many tasks still run here; empty when none does."""
+    left = len(docker(*TASKS))
+    return f"{left} tasks still run" if left else ""
+
+
+@contextmanager
+def drained(seconds: float, drain_seconds: float) -> Iterator[None]:
+    """This host without tasks, where a manager can see to it; they may come back afterwards."""
+    node = managed_node()
+    if not node:
+        yield
+        return
+
+    def activate() -> str:
+        try:
+            docker("node", "update", "--availability", "active", node)
+        except Unanswered as refusal:
+            return str(refusal)
+        return ""
+
+    try:
+        docker("node", "update", "--availability", "drain", node)
+        if left := wait(tasks_left, drain_seconds):
+            print(f"relay-docker-restart: after {drain_seconds:.0f} s {left}", file=sys.stderr)
+        yield
+    finally:
+        if refused := wait(activate, seconds):
+            print(f"relay-docker-restart: this node stays drained: {refused}", file=sys.stderr)
+
+
+def restart(seconds: float, drain_seconds: float) -> None:
     """Raises SystemExit with the reason when it must not be done or does not end well."""
     if found := wait(amiss, seconds):
         sys.exit(f"relay-docker-restart: not restarted, since the swarm is not whole: {found}")
-    tasks = len(docker(*TASKS))
-    subprocess.run(["systemctl", "restart", "docker"], check=True)
+    tasks = len(docker(*HEALTHY))
+    with drained(seconds, drain_seconds):
+        subprocess.run(["systemctl", "restart", "docker"], check=True)
     if found := wait(lambda: amiss(tasks), seconds):
         sys.exit(f"relay-docker-restart: restarted, but after {seconds:.0f} s: {found}")
 
@@ -79,7 +123,11 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="relay-docker-restart", description=__doc__, formatter_class=layout)
     parser.add_argument("--seconds", type=float, default=120, help="how long to wait before and after")
-    restart(parser.parse_args().seconds)
+    parser.add_argument("--drain-seconds", type=float, default=150, help="how long to wait for calls to end")
+    options = parser.parse_args()
+    # Ended from outside, it still takes the node back into service.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    restart(options.seconds, options.drain_seconds)
 
 
 if __name__ == "__main__":

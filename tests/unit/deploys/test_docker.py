@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from dataclasses import dataclass
-from subprocess import CompletedProcess
+from subprocess import CalledProcessError, CompletedProcess
 from typing import Any
 
 import pytest
@@ -89,20 +90,29 @@ class Engine:
     """Answers of a swarm's engine; a restart takes its only task away for `slow` questions."""
 
     manager: bool = True
-    nodes: tuple[str, ...] = ("app1 Ready", "app2 Ready")
+    nodes: tuple[str, ...] = ("app1 Ready Active", "app2 Ready Active")
     services: tuple[str, ...] = ("relay_relay 2/2 (max 1 per node)",)
     slow: int = 0
+    calls: int = 0
     restarts: int = 0
+    availability: tuple[str, ...] = ()
 
     def docker(self, *words: str) -> list[str]:
         if words[0] == "info":
-            return ["true" if self.manager else "false"]
+            return ["true n1" if self.manager else "false n1"]
+        if words[:2] == ("node", "update"):
+            self.availability += (words[3],)
+            return []
+        if words[0] == "ps" and "health=healthy" not in words:
+            self.calls -= 1
+            return ["task"] if self.calls > 0 else []
         if words[0] == "ps":
             self.slow -= bool(self.restarts)
             return [] if self.restarts and self.slow >= 0 else ["task"]
         return list(self.nodes if words[0] == "node" else self.services)
 
     def run(self, *_: Any, **__: Any) -> None:
+        assert self.calls <= 0, "calls were running"
         self.restarts += 1
 
 
@@ -123,16 +133,35 @@ def restart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("manager", [True, False])
 def test_the_engine_is_restarted_and_its_task_waited_for(engine: Engine, restart: Any, manager: bool) -> None:
     engine.manager, engine.slow = manager, 3
-    restart(5.0)
+    restart(5.0, 5.0)
     assert engine.restarts == 1
     assert engine.slow < 0
+
+
+def test_calls_end_before_the_engine_restarts(engine: Engine, restart: Any) -> None:
+    engine.calls = 3
+    restart(5.0, 5.0)
+    assert engine.availability == ("drain", "active")
+
+
+def test_the_node_is_taken_back_when_the_restart_fails(
+    engine: Engine, restart: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise CalledProcessError(1, "systemctl")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(CalledProcessError):
+        restart(0.01, 0.01)
+    assert engine.availability == ("drain", "active")
 
 
 @pytest.mark.parametrize(
     ("nodes", "services", "said"),
     [
-        (("app1 Ready", "app2 Down"), (), "node app2 is Down"),
-        (("app1 Ready",), ("relay_relay 1/2 (max 1 per node)",), "relay_relay 1/2"),
+        (("app1 Ready Active", "app2 Down Active"), (), "node app2 is Down"),
+        (("app1 Ready Active", "app2 Ready Drain"), (), "node app2 is drained"),
+        (("app1 Ready Active",), ("relay_relay 1/2 (max 1 per node)",), "relay_relay 1/2"),
     ],
 )
 def test_while_another_host_is_missing_nothing_is_restarted(
@@ -140,20 +169,20 @@ def test_while_another_host_is_missing_nothing_is_restarted(
 ) -> None:
     engine.nodes, engine.services = nodes, services
     with pytest.raises(SystemExit, match=f"not restarted.*{said}"):
-        restart(0.01)
+        restart(0.01, 0.01)
     assert engine.restarts == 0
 
 
 def test_what_a_rebuilt_host_left_behind_is_not_missed(engine: Engine, restart: Any) -> None:
-    engine.nodes = ("app1 Ready", "app2 Down", "app2 Ready")
-    restart(0.01)
+    engine.nodes = ("app1 Ready Active", "app2 Down Active", "app2 Ready Active")
+    restart(0.01, 0.01)
     assert engine.restarts == 1
 
 
 def test_a_task_that_does_not_come_back_is_a_failure(engine: Engine, restart: Any) -> None:
     engine.slow = 10**9
     with pytest.raises(SystemExit, match="0 of 1 tasks"):
-        restart(0.01)
+        restart(0.01, 0.01)
 
 
 def test_an_engine_that_refuses_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
