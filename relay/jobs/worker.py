@@ -18,6 +18,7 @@ from psycopg import AsyncConnection
 
 from relay.jobs.sweeper import sweep
 from relay.store import audit, ledger, upkeep
+from relay.store.connection import connected
 
 TICK_SECONDS = 5.0
 MONTHS_AHEAD = 3
@@ -188,7 +189,7 @@ class Worker:
         return _audited("recompute", report["checked"], report["different"], report["differences"])
 
     async def _conserve(self, _: AsyncConnection[Any]) -> dict[str, Any]:
-        async with await AsyncConnection.connect(self._dsn) as connection:
+        async with connected(self._dsn) as connection:
             totals, wrong = await audit.conserve(connection, most=20)
         return _audited("conserve", totals["entries"], len(wrong), wrong)
 

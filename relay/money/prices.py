@@ -3,11 +3,10 @@
 import logging
 from datetime import UTC, datetime, timedelta
 
-from psycopg import AsyncConnection
-
 from relay.money.admission import Admission
 from relay.money.catalog import Catalog
 from relay.store.changes import Changes
+from relay.store.connection import connected
 from relay.store.prices import load_catalog
 
 KEPT = timedelta(days=1)  # how long an ended price stays in memory, for calls in flight and late quotes
@@ -48,7 +47,7 @@ class PriceBook:
     async def refresh(self) -> None:
         """Load the prices now: who has just written one sees it at once."""
         since = datetime.now(UTC) - KEPT
-        async with await AsyncConnection.connect(self._dsn) as connection:
+        async with connected(self._dsn) as connection:
             self.catalog = await load_catalog(connection, since)
         self.loaded_since = since
         log.info("prices at revision %d", self.catalog.revision)

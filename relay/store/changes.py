@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from relay.store.connection import connected
+
 CHANNEL = "relay_changes"  # payload "topic:id", sent by the trigger announce_change()
 COMPARE_SECONDS = 2.0
 RETRY_SECONDS = 0.5
@@ -55,8 +57,7 @@ class Changes:
     async def _run(self) -> None:
         while True:
             try:
-                connection = await AsyncConnection.connect(self._dsn, autocommit=True)
-                async with connection:
+                async with connected(self._dsn, autocommit=True) as connection:
                     await self._listen(connection)
             except psycopg.Error as error:
                 self._revisions.clear()

@@ -34,7 +34,11 @@ async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
     connection = await AsyncConnection.connect(
         dsn, autocommit=True, prepare_threshold=0, application_name=name
     )
-    await connection.execute("set statement_timeout = 0")
+    try:
+        await connection.execute("set statement_timeout = 0")
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 

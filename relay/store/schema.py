@@ -11,6 +11,8 @@ from importlib import resources
 
 import psycopg
 
+from relay.store.connection import connected
+
 RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ async def check(dsn: str) -> None:
 async def _revision(dsn: str) -> str | None:
     while True:
         try:
-            async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            async with connected(dsn) as connection:
                 cursor = await connection.execute("select version_num from alembic_version")
                 row = await cursor.fetchone()
         except psycopg.errors.UndefinedTable:

@@ -19,6 +19,7 @@ from relay.money.errors import Conflict, FieldError, Unpriced
 from relay.money.orders import CaptureOrder, HoldOrder
 from relay.money.prices import PriceBook
 from relay.store import prices as store
+from relay.store.connection import connected
 from tests.contract.money.books import Books, play
 
 Document = dict[str, Any]
@@ -87,6 +88,27 @@ def test_a_change_is_seen_after_the_listening_connection_was_lost(books: Books) 
         await book.close()
 
     play(story())
+
+
+def test_a_connection_is_closed_when_its_commit_is_cancelled(books: Books) -> None:
+    async def story() -> bool:
+        opened: list[AsyncConnection[Any]] = []
+        read = asyncio.Event()
+
+        async def work() -> None:
+            async with connected(books.app_dsn) as connection:
+                opened.append(connection)
+                await connection.execute("select 1")
+                read.set()
+
+        task = asyncio.create_task(work())
+        await read.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        return opened[0].closed
+
+    assert play(story())
 
 
 def test_a_successor_ends_its_predecessor_and_the_same_price_changes_nothing(books: Books) -> None:
