@@ -13,6 +13,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from relay.settings import SettingError, Settings
+from relay.store.connection import connected
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Action = Callable[[AsyncConnection, argparse.Namespace], Awaitable[Any]]
@@ -64,5 +65,5 @@ def run(action: Action, options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _with_connection(action: Action, options: argparse.Namespace, dsn: str) -> Any:
-    async with await AsyncConnection.connect(dsn) as connection:
+    async with connected(dsn) as connection:
         return await action(connection, options)

@@ -19,6 +19,7 @@ from relay.money.errors import FieldError
 from relay.money.publish import moment
 from relay.settings import Settings
 from relay.store import audit as store
+from relay.store.connection import connected
 
 Audit = Callable[[AsyncConnection[Any], argparse.Namespace], Awaitable[dict[str, Any]]]
 
@@ -60,7 +61,7 @@ def _run(action: Audit, options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _connected(action: Audit, options: argparse.Namespace, dsn: str) -> dict[str, Any]:
-    async with await AsyncConnection.connect(dsn) as connection:
+    async with connected(dsn) as connection:
         return await action(connection, options)
 
 

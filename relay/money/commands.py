@@ -19,6 +19,7 @@ from relay.money.units import NANO, decimal, decimal_text, usd_to_nano
 from relay.money.vocabulary import QUOTA_METERS
 from relay.settings import Settings
 from relay.store import grants as store
+from relay.store.connection import connected
 
 
 def register(subparsers: Subparsers) -> None:
@@ -119,7 +120,7 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
 async def _export_lines(options: argparse.Namespace, dsn: str) -> None:
     span = moment(options.since, "--since"), moment(options.until, "--until")
     async with (
-        await AsyncConnection.connect(dsn) as connection,
+        connected(dsn) as connection,
         aclosing(store.export_usage(connection, options.account, *span)) as records,
     ):
         async for record in records:
