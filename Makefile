@@ -50,7 +50,7 @@ contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prom
 	@.venv/bin/pytest tests/contract
 
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
-	@.venv/bin/pytest tests/fleet -v
+	@.venv/bin/pytest tests/fleet -v --show-capture=no
 
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -56,9 +57,12 @@ def verify(arguments: argparse.Namespace) -> int:
         }
         start = time.monotonic()
         codes = _checks(os.environ | settings)
-        counts = [(int(passed), int(failed)) for passed, failed in map(str.split, tally)]
-    true, words = verdict(codes, counts)
-    print(f"\n{arguments.environment}: {words} ({time.monotonic() - start:.0f} s)")
+        shares = [json.loads(line) for line in tally]
+    failures = [failure for share in shares for failure in share["failed"]]
+    true, words = verdict(codes, [(share["passed"], len(share["failed"])) for share in shares])
+    # Once more at the end: the lists above are long, and several lines may stand between ✘ and here.
+    print("".join(f"\n✘ {failure}" for failure in failures))
+    print(f"{arguments.environment}: {words} ({time.monotonic() - start:.0f} s)")
     return 0 if true else 1
 
 

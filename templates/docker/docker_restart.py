@@ -112,9 +112,12 @@ def restart(seconds: float, drain_seconds: float) -> None:
     """Raises SystemExit with the reason when it must not be done or does not end well."""
     if found := wait(amiss, seconds):
         sys.exit(f"relay-docker-restart: not restarted, since the swarm is not whole: {found}")
-    tasks = len(docker(*HEALTHY))
-    with drained(seconds, drain_seconds):
-        subprocess.run(["systemctl", "restart", "docker"], check=True)
+    try:
+        tasks = len(docker(*HEALTHY))
+        with drained(seconds, drain_seconds):
+            subprocess.run(["systemctl", "restart", "docker"], check=True)
+    except (Unanswered, subprocess.CalledProcessError) as reason:
+        sys.exit(f"relay-docker-restart: not done: {reason}. `journalctl -u docker -n 50` says more.")
     if found := wait(lambda: amiss(tasks), seconds):
         sys.exit(f"relay-docker-restart: restarted, but after {seconds:.0f} s: {found}")
 

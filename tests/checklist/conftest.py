@@ -6,6 +6,7 @@ host of its module's `testinfra_hosts`.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from deploys.cli import verdict
 from tests.checklist import targets
 
 # Roles that an environment may do without, by the file of their checks.
@@ -60,14 +62,14 @@ class Checklist:
 
     def __init__(self) -> None:
         self.start = time.monotonic()
-        self.failed = 0
+        self.failures: list[str] = []
         self.passed = 0
         self.results: dict[str, list[tuple[str | None, str]]] = {}
         self.waiting: dict[str, list[pytest.Item]] = {}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.failed += 1
+            self.failures.append(f"{report.nodeid} cannot be read")
             print(f"✘ {report.nodeid}\n{report.longreprtext}")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -94,14 +96,17 @@ class Checklist:
         return report
 
     def _print(self, path: str) -> None:
-        lines = ["", Path(path).stem.removeprefix("test_")]
+        role = Path(path).stem.removeprefix("test_")
+        lines = ["", role]
         for title, results in self.results.items():
             failures = [(host, reason) for host, reason in results if reason]
             count = f" ({len(results)} hosts)" if len(results) > 1 else ""
             lines.append(f"  {'✘' if failures else '✔'} {title}{count}")
-            lines += [f"      {host + ': ' if host else ''}{reason}" for host, reason in failures]
-            self.failed += bool(failures)
-            self.passed += not failures
+            reasons = [f"{host + ': ' if host else ''}{reason}" for host, reason in failures]
+            lines += [f"      {reason}" for reason in reasons]
+            if reasons:
+                self.failures.append(f"{role}: {title}: {'; '.join(reasons)}")
+            self.passed += not reasons
         self.results.clear()
         # One write, so that the lists of several processes do not mix.
         sys.stdout.write("\n".join(lines) + "\n")
@@ -113,12 +118,10 @@ class Checklist:
         if tally:
             # `verify` runs several of us and adds up.
             with Path(tally).open("a") as file:
-                file.write(f"{self.passed} {self.failed}\n")
+                file.write(json.dumps({"passed": self.passed, "failed": self.failures}) + "\n")
             return
-        seconds = time.monotonic() - self.start
-        verdict = f"{self.failed} of {self.failed + self.passed} checks failed" if self.failed else "all true"
-        total = f"{self.passed} checks" if not self.failed else ""
-        print(f"\n{targets.ENVIRONMENT}: {' '.join(filter(None, (total, verdict)))} ({seconds:.0f} s)")
+        _, words = verdict([int(bool(self.failures))], [(self.passed, len(self.failures))])
+        print(f"\n{targets.ENVIRONMENT}: {words} ({time.monotonic() - self.start:.0f} s)")
 
 
 def _title(item: pytest.Item) -> str:

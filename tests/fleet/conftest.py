@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOG = ROOT / ".sandbox" / "logs"
 UP_LIMIT_SECONDS = 15 * 60
 COMMAND_LIMIT_SECONDS = 25 * 60
+LAST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class Run:
     status: int
     output: str
     seconds: float
+
+    def ended_well(self) -> Run:
+        """The run itself; fails the test with what the command named as failed, and its last lines."""
+        if self.status:
+            lines = self.output.splitlines()
+            named = [line for line in lines[:-LAST_LINES] if "✘" in line or "error" in line.lower()]
+            shown = "\n".join([*named, "...", *lines[-LAST_LINES:]])
+            pytest.fail(f"exit {self.status} after {self.seconds:.0f} s\n{shown}", pytrace=False)
+        return self
 
 
 def make(*arguments: str) -> Run:
@@ -93,6 +103,6 @@ def kill_when(process: subprocess.Popen[str], marker: str, after: float, *, grou
 @pytest.fixture(scope="session", autouse=True)
 def clean_machine() -> Iterator[None]:
     """No trace of an earlier run before the first test, none of this one after the last."""
-    assert make("down").status == 0
+    make("down").ended_well()
     yield
-    assert make("down").status == 0
+    make("down").ended_well()

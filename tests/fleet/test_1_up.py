@@ -28,7 +28,7 @@ def test_up_ends_with_a_paid_call() -> None:
     run = make("up")
     LOG.mkdir(parents=True, exist_ok=True)
     (LOG / "up-transcript.txt").write_text(run.output)
-    assert run.status == 0
+    run.ended_well()
     assert "agree to the nano-dollar" in run.output
     assert run.seconds <= UP_LIMIT_SECONDS
     assert set(json.loads((ROOT / ".sandbox" / "up.json").read_text())) >= {"hosts", "apply", "checklist"}
@@ -42,7 +42,6 @@ def test_fleet_fits_in_twelve_gibibytes() -> None:
 
 
 def test_second_up_changes_nothing() -> None:
-    run = make("up")
-    assert run.status == 0
+    run = make("up").ended_well()
     assert run.seconds <= 90
     assert "0 changes on 0 hosts" in run.output

@@ -16,9 +16,9 @@ def test_a_file_changed_by_hand_is_found_and_mended() -> None:
     assert drifted.status == 2
     (line,) = [line for line in drifted.output.splitlines() if CONFIG in line]
     assert "edge1" in line
-    assert deploys("apply", "sandbox").status == 0
+    deploys("apply", "sandbox").ended_well()
     assert "by hand" not in remote.run("edge1", "cat", CONFIG)
-    assert deploys("plan", "sandbox").status == 0
+    deploys("plan", "sandbox").ended_well()
 
 
 @pytest.mark.parametrize(

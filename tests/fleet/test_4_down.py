@@ -12,7 +12,7 @@ def printed(*command: str) -> str:
 
 
 def test_down_leaves_no_trace() -> None:
-    assert make("down").status == 0
+    make("down").ended_well()
     mounts = printed("mount")
     assert "/var/lib/docker/" not in mounts
     assert "relay-sandbox" not in mounts
@@ -24,4 +24,4 @@ def test_down_leaves_no_trace() -> None:
 
 
 def test_down_twice_is_no_error() -> None:
-    assert make("down").status == 0
+    make("down").ended_well()

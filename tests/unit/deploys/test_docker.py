@@ -151,9 +151,25 @@ def test_the_node_is_taken_back_when_the_restart_fails(
         raise CalledProcessError(1, "systemctl")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(CalledProcessError):
+    with pytest.raises(SystemExit, match="not done.*systemctl.*journalctl"):
         restart(0.01, 0.01)
     assert engine.availability == ("drain", "active")
+
+
+def test_an_engine_that_refuses_on_the_way_is_named(
+    engine: Engine, restart: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, module = engine.docker, restart.__globals__
+
+    def refuse_to_drain(*words: str) -> list[str]:
+        if "drain" in words:
+            raise module["Unanswered"]("docker node: the swarm does not have a leader")
+        return answer(*words)
+
+    monkeypatch.setitem(module, "docker", refuse_to_drain)
+    with pytest.raises(SystemExit, match="not done: docker node: the swarm does not have a leader"):
+        restart(0.01, 0.01)
+    assert (engine.restarts, engine.availability) == (0, ("active",))
 
 
 @pytest.mark.parametrize(
