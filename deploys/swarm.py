@@ -7,7 +7,8 @@ joins the swarm that its peers still run instead of starting a second one.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,8 +29,10 @@ GOSSIP_PORT = 7946
 VXLAN_PORT = 4789
 # Networks of stacks; clear of the machine's own and of docker.py's.
 ADDRESS_POOL = "10.201.0.0/16"
-# How long a node that joins may take to say its name.
+# How long a node may take to join; one that is tried again leaves an entry behind that has no name.
 JOIN_PATIENCE = timedelta(minutes=1)
+# How long a node that has joined may take to say its name.
+NAMES_SECONDS = 20.0
 
 
 class SwarmState(FactBase[dict[str, Any]]):
@@ -113,11 +116,11 @@ def join(role: str) -> Commands:
 @operation()
 def label(wanted: dict[str, dict[str, str]]) -> Commands:
     """Gives nodes their labels; forgets entries of nodes that never came or have a new identity."""
-    nodes = host.get_fact(Nodes)
+    nodes = _settled(wanted)
     if not nodes:
         yield StringCommand("docker node ls")
         return
-    yield from _forget(nodes)
+    yield from _forget(nodes, complete=wanted.keys() <= _ready(nodes))
     for node in nodes:
         labels = wanted.get(_hostname(node), {})
         present = node["Spec"].get("Labels") or {}
@@ -130,11 +133,26 @@ def label(wanted: dict[str, dict[str, str]]) -> Commands:
 KNOWN_LABELS = ("relay", "dokploy")
 
 
-def _forget(nodes: list[dict[str, Any]]) -> Iterator[StringCommand]:
-    alive = {_hostname(node) for node in nodes if node["Status"]["State"] == "ready"}
+def _settled(wanted: Iterable[str]) -> list[dict[str, Any]]:
+    """The nodes, once those just joined say their names, which may be a moment after `join` has returned."""
+    end = time.monotonic() + NAMES_SECONDS
+    nodes = host.get_fact(Nodes)
+    while state.is_executing and not set(wanted) <= _ready(nodes) and time.monotonic() < end:
+        time.sleep(1)
+        nodes = host.get_fact(Nodes)
+    return nodes
+
+
+def _ready(nodes: list[dict[str, Any]]) -> set[str]:
+    return {_hostname(node) for node in nodes if node["Status"]["State"] == "ready"}
+
+
+def _forget(nodes: list[dict[str, Any]], complete: bool) -> Iterator[StringCommand]:
+    """`complete`: every relay host is ready, so that an entry without a name is nobody's who still joins."""
     for node in nodes:
-        twin = node["Status"]["State"] == "down" and _hostname(node) in alive
-        if twin or _never_came(node):
+        twin = node["Status"]["State"] == "down" and _hostname(node) in _ready(nodes)
+        nobodys = not _hostname(node) and (complete or _old(node))
+        if twin or nobodys:
             # After `swarm init --force-new-cluster` the earlier managers are none, whatever their role says.
             if node.get("ManagerStatus"):
                 yield StringCommand("docker node demote", node["ID"])
@@ -145,10 +163,10 @@ def _hostname(node: dict[str, Any]) -> str:
     return str(node["Description"].get("Hostname", ""))
 
 
-def _never_came(node: dict[str, Any]) -> bool:
-    """Whether a join that was tried again left this entry: no host ever used it."""
+def _old(node: dict[str, Any]) -> bool:
+    """Whether no join that began with this entry can still be under way."""
     created = datetime.fromisoformat(f"{node['CreatedAt'][:19]}+00:00")
-    return not _hostname(node) and datetime.now(UTC) - created > JOIN_PATIENCE
+    return datetime.now(UTC) - created > JOIN_PATIENCE
 
 
 def labels() -> dict[str, dict[str, str]]:

@@ -90,11 +90,6 @@ def reaches(source: str, target: str, port: int) -> bool:
     return bool(reached(source, [(target, port)]))
 
 
-def reachable_from_here(target: str, port: int) -> bool:
-    """Whether this machine, which is not a host of the fleet, can open one connection."""
-    return _opens((target, port))
-
-
 def _opens(end: End) -> bool:
     try:
         with socket.create_connection(end, timeout=CONNECT_SECONDS):

@@ -151,7 +151,7 @@ def test_the_node_is_taken_back_when_the_restart_fails(
         raise CalledProcessError(1, "systemctl")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(SystemExit, match="not done.*systemctl.*journalctl"):
+    with pytest.raises(SystemExit, match=r"not done.*systemctl.*journalctl"):
         restart(0.01, 0.01)
     assert engine.availability == ("drain", "active")
 

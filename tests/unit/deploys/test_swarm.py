@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,12 @@ from deploys import swarm
 
 INACTIVE = json.dumps({"LocalNodeState": "inactive", "ControlAvailable": False})
 MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For names of hosts that a test's swarm does not have."""
+    monkeypatch.setattr(swarm, "NAMES_SECONDS", 0)
 
 
 def node(name: str, state: str = "ready", member: bool = True, age: int = 3600, **labels: str) -> str:
@@ -100,16 +107,38 @@ def test_after_a_new_cluster_was_forced_the_managers_of_before_are_forgotten(fak
     assert commands(outcome, "node rm") == ["docker node rm --force id-app2-down"]
 
 
-@pytest.mark.parametrize(("age", "forgotten"), [(5, []), (90, ["docker node rm --force id--unknown"])])
-def test_an_entry_that_no_host_uses_is_forgotten_once_it_is_old(
-    fake_role: Any, age: int, forgotten: list[str]
+@pytest.mark.parametrize(
+    ("present", "age", "forgotten"),
+    [(("app1", "app2"), 5, 0), (("app1", "app2"), 90, 1), (("app1", "app2", "app3"), 5, 1)],
+    ids=["app3 may be joining", "too old for a join", "nobody is joining"],
+)
+def test_an_entry_that_no_host_uses_is_forgotten(
+    fake_role: Any, present: tuple[str, ...], age: int, forgotten: int
 ) -> None:
-    nodes = [
-        node("app1", relay="true", dokploy="true"),
-        node("", state="unknown", member=False, age=age),
-    ]
+    nodes = [*map(node, present), node("", state="unknown", member=False, age=age)]
     responses = {"docker info": MANAGER, "docker node ls -q": nodes}
-    assert commands(fake_role(swarm.swarm, "app1", responses=responses), "node rm") == forgotten
+    removed = commands(fake_role(swarm.swarm, "app1", responses=responses), "node rm")
+    assert removed == ["docker node rm --force id--unknown"] * forgotten
+
+
+@pytest.mark.parametrize(("executing", "looks"), [(True, 2), (False, 1)], ids=["apply", "plan"])
+def test_a_node_that_has_joined_is_given_time_to_say_its_name(
+    monkeypatch: pytest.MonkeyPatch, executing: bool, looks: int
+) -> None:
+    first, second = [node("app1"), node("", state="unknown")], [node("app1"), node("app2")]
+    answers = [list(map(json.loads, first)), list(map(json.loads, second))]
+    seen: list[Any] = []
+
+    def get_fact(_: Any) -> Any:
+        seen.append(answers[len(seen)])
+        return seen[-1]
+
+    monkeypatch.setattr(swarm, "NAMES_SECONDS", 5)
+    monkeypatch.setattr(swarm, "host", SimpleNamespace(get_fact=get_fact))
+    monkeypatch.setattr(swarm, "state", SimpleNamespace(is_executing=executing))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert swarm._settled(["app1", "app2"]) == seen[-1]
+    assert len(seen) == looks
 
 
 def test_only_relay_hosts_reach_the_swarm(fake_role: Any) -> None:
