@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from deploys import environment, fleet
 from deploys import secrets as vault
 from deploys.errors import DeployError
 
 CHECKERS = 6
+LOOK_AGAIN_SECONDS = 5
 # pytest's exit codes; nothing to run is usual with a limit to hosts that a file does not check.
 CHECKS_FAILED = 1
 NO_TESTS = 5
@@ -45,53 +47,84 @@ def apply(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Runs the launch checklist: 0 all true, 1 not."""
+    """Runs the launch checklist: 0 all true, 1 not. Looks again at what is not true for `--wait` seconds."""
     with environment.use(arguments.environment) as inventory:
         hosts = environment.select(inventory, arguments.limit)
-    chosen = ",".join(host.name for host in hosts)
-    with tempfile.NamedTemporaryFile(mode="r", prefix="relay-checklist-") as tally:
-        settings = {
-            "RELAY_ENVIRONMENT": arguments.environment,
-            "RELAY_CHECK_HOSTS": chosen,
-            "RELAY_CHECK_TALLY": tally.name,
-        }
-        start = time.monotonic()
-        codes = _checks(os.environ | settings)
-        shares = [json.loads(line) for line in tally]
-    failures = [failure for share in shares for failure in share["failed"]]
-    true, words = verdict(codes, [(share["passed"], len(share["failed"])) for share in shares])
+    settings = {
+        "RELAY_ENVIRONMENT": arguments.environment,
+        "RELAY_CHECK_HOSTS": ",".join(host.name for host in hosts),
+    }
+    start = time.monotonic()
+    look = _look(_files(), settings)
+    end = time.monotonic() + arguments.wait
+    while look.items and not broke_off(look.codes, look.counts) and time.monotonic() < end:
+        print(f"\n{len(look.failures)} checks are not true yet: looking at them again", flush=True)
+        time.sleep(LOOK_AGAIN_SECONDS)
+        again = _look([look.items], settings)
+        look = Look(again.codes, [(look.passed, 0), *again.counts], again.failures, again.items)
+    true, words = verdict(look.codes, look.counts)
     # Once more at the end: the lists above are long, and several lines may stand between ✘ and here.
-    print("".join(f"\n✘ {failure}" for failure in failures))
+    print("".join(f"\n✘ {failure}" for failure in look.failures))
     print(f"{arguments.environment}: {words} ({time.monotonic() - start:.0f} s)")
     return 0 if true else 1
 
 
-def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bool, str]:
-    """Whether all is true, and the words for it, from each share's exit code and its (passed, failed).
+@dataclass(frozen=True)
+class Look:
+    """One look at some checks: pytest's exit code of each share that ran, (passed, failed) of each that told
+    its counts, the failures in words and as pytest's names."""
 
-    A share that broke off may have told no counts: its silence is not consent.
-    """
+    codes: list[int]
+    counts: list[tuple[int, int]]
+    failures: list[str]
+    items: list[str]
+
+    @property
+    def passed(self) -> int:
+        return sum(passed for passed, _ in self.counts)
+
+
+def _look(shares: Sequence[Sequence[str]], settings: Mapping[str, str]) -> Look:
+    """Runs shares of the checklist side by side, since most of it is waiting."""
+    command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider"]
+    # Loading the plugins of other tests takes each share longer than collecting its checks.
+    command += ["-p", "testinfra.plugin"]
+    with tempfile.NamedTemporaryFile(mode="r", prefix="relay-checklist-") as tally:
+        own = {"RELAY_CHECK_TALLY": tally.name, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        environ = os.environ | settings | own
+        running = [
+            subprocess.Popen([*command, *share], cwd=fleet.REPOSITORY, env=environ) for share in shares
+        ]
+        codes = [process.wait() for process in running]
+        told = [json.loads(line) for line in tally]
+    return Look(
+        codes,
+        [(share["passed"], len(share["failures"])) for share in told],
+        [failure for share in told for failure in share["failures"]],
+        [item for share in told for item in share["items"]],
+    )
+
+
+def _files() -> list[list[str]]:
+    """The files of the checklist, dealt out to as many shares as run at once."""
+    files = sorted(map(str, (fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py")))
+    return [files[first::CHECKERS] for first in range(min(CHECKERS, len(files)))]
+
+
+def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bool, str]:
+    """Whether all is true, and the words for it, from each share's exit code and its (passed, failed)."""
     passed, failed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    explained = {0, NO_TESTS, CHECKS_FAILED} if failed else {0, NO_TESTS}
-    if len(counts) < len(codes) or not set(codes) <= explained:
+    if broke_off(codes, counts):
         return False, f"broke off after {passed + failed} checks, {failed} failed; the reason stands above"
     if failed:
         return False, f"{failed} of {passed + failed} checks failed"
     return bool(passed), f"{passed} checks, all true" if passed else "no check applies to these hosts"
 
 
-def _checks(settings: Mapping[str, str]) -> list[int]:
-    """Runs the files of the checklist, several at a time since most of it is waiting; pytest's exit codes."""
-    files = sorted((fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py"))
-    command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider"]
-    # Loading the plugins of other tests takes each share longer than collecting its checks.
-    command += ["-p", "testinfra.plugin"]
-    settings = {**settings, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    shares = [list(map(str, files[first::CHECKERS])) for first in range(CHECKERS)]
-    running = [
-        subprocess.Popen([*command, *share], cwd=fleet.REPOSITORY, env=settings) for share in shares if share
-    ]
-    return [process.wait() for process in running]
+def broke_off(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> bool:
+    """Whether a share ended otherwise than by its checks. Silence is not consent: each must tell counts."""
+    explained = {0, NO_TESTS, CHECKS_FAILED} if any(failed for _, failed in counts) else {0, NO_TESTS}
+    return len(counts) < len(codes) or not set(codes) <= explained
 
 
 def secrets(arguments: argparse.Namespace) -> int:
@@ -126,6 +159,8 @@ def parser() -> argparse.ArgumentParser:
             "--limit", nargs="+", action="extend", default=[], metavar="HOST|GROUP", help="only these hosts"
         )
         command.set_defaults(run=run)
+    text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
+    command.add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
     text = "make what is missing: passwords, keys, certificates"
     command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
     command.add_argument("environment", metavar="ENV")

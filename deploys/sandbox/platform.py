@@ -21,7 +21,8 @@ PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("hosts", (*DEPLOYS, "sandbox", "up")),
     ("secrets", (*DEPLOYS, "secrets", "sandbox")),
     ("apply", (*DEPLOYS, "apply", "sandbox")),
-    ("checklist", (*DEPLOYS, "verify", "sandbox")),
+    # What has only now started may need a moment to be found well.
+    ("checklist", (*DEPLOYS, "verify", "sandbox", "--wait", "60")),
     ("first call", ("-m", "deploys.sandbox.firstcall")),
 )
 

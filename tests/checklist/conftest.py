@@ -19,6 +19,8 @@ import pytest
 from deploys.cli import verdict
 from tests.checklist import targets
 
+# A check that waited longer says so.
+SLOW_SECONDS = 10
 # Roles that an environment may do without, by the file of their checks.
 OPTIONAL = {"test_objectstore.py": "vault", "test_vendor.py": "vendor"}
 
@@ -63,8 +65,10 @@ class Checklist:
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.failures: list[str] = []
+        self.items: list[str] = []
         self.passed = 0
         self.results: dict[str, list[tuple[str | None, str]]] = {}
+        self.seconds: dict[str, float] = {}
         self.waiting: dict[str, list[pytest.Item]] = {}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -90,8 +94,11 @@ class Checklist:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
+        self.seconds[_title(item)] = self.seconds.get(_title(item), 0) + report.duration
         if report.failed or report.skipped or report.when == "call":
             reason = "" if report.passed else _reason(report, call)
+            if reason:
+                self.items.append(item.nodeid)
             self.results.setdefault(_title(item), []).append((_host(item), reason))
         return report
 
@@ -100,14 +107,17 @@ class Checklist:
         lines = ["", role]
         for title, results in self.results.items():
             failures = [(host, reason) for host, reason in results if reason]
-            count = f" ({len(results)} hosts)" if len(results) > 1 else ""
-            lines.append(f"  {'✘' if failures else '✔'} {title}{count}")
+            notes = [f"{len(results)} hosts"] if len(results) > 1 else []
+            notes += [f"{self.seconds[title]:.0f} s"] if self.seconds[title] > SLOW_SECONDS else []
+            note = f" ({', '.join(notes)})" if notes else ""
+            lines.append(f"  {'✘' if failures else '✔'} {title}{note}")
             reasons = [f"{host + ': ' if host else ''}{reason}" for host, reason in failures]
             lines += [f"      {reason}" for reason in reasons]
             if reasons:
                 self.failures.append(f"{role}: {title}: {'; '.join(reasons)}")
             self.passed += not reasons
         self.results.clear()
+        self.seconds.clear()
         # One write, so that the lists of several processes do not mix.
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
@@ -118,7 +128,8 @@ class Checklist:
         if tally:
             # `verify` runs several of us and adds up.
             with Path(tally).open("a") as file:
-                file.write(json.dumps({"passed": self.passed, "failed": self.failures}) + "\n")
+                told = {"passed": self.passed, "failures": self.failures, "items": self.items}
+                file.write(json.dumps(told) + "\n")
             return
         _, words = verdict([int(bool(self.failures))], [(self.passed, len(self.failures))])
         print(f"\n{targets.ENVIRONMENT}: {words} ({time.monotonic() - self.start:.0f} s)")

@@ -91,7 +91,7 @@ def revived() -> Iterator[list[str]]:
 def wait_until_whole(seconds: float = 180) -> None:
     """Until the checklist is green again: what on-call staff would look at, too."""
     deadline = time.monotonic() + seconds
-    while (run := deploys("verify", "sandbox")).status:
+    while (run := deploys("verify", "sandbox", "--wait", "60")).status:
         assert time.monotonic() < deadline, run.output
         time.sleep(5)
 

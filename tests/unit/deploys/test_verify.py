@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from deploys.cli import verdict
+from deploys import cli
+from deploys.cli import Look, verdict
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,60 @@ def test_a_share_that_broke_off_is_never_called_true(codes: list[int], counts: l
     true, words = verdict(codes, counts)
     assert not true
     assert "broke off" in words
+
+
+# Looks and `wait` in; the status and the shares of each look out.
+Verify = Callable[..., tuple[int, list[list[list[str]]]]]
+GREEN = Look([0, 0], [(4, 0), (3, 0)], [], [])
+ONE_FAILS = Look(
+    [0, 1], [(4, 0), (2, 1)], ["base: No service has failed: db1"], ["test_base.py::test_it[db1]"]
+)
+
+
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch) -> Verify:
+    """`verify` on looks that are told beforehand; returns its status and what each look was asked."""
+
+    def run(*looks: Look, wait: float) -> tuple[int, list[list[list[str]]]]:
+        asked: list[list[list[str]]] = []
+
+        def look(shares: list[list[str]], _: object) -> Look:
+            asked.append(shares)
+            return looks[min(len(asked), len(looks)) - 1]
+
+        monkeypatch.setattr(cli, "_look", look)
+        monkeypatch.setattr(cli, "LOOK_AGAIN_SECONDS", 0.01)
+        return cli.main(["verify", "sandbox", "--wait", str(wait)]), asked
+
+    return run
+
+
+def test_what_is_not_true_yet_is_looked_at_again(verify: Verify, capsys: pytest.CaptureFixture[str]) -> None:
+    status, asked = verify(ONE_FAILS, Look([0], [(1, 0)], [], []), wait=5)
+    assert status == 0
+    assert asked[1:] == [[ONE_FAILS.items]]
+    assert "sandbox: 7 checks, all true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("looks", "wait", "again", "said"),
+    [
+        ((GREEN,), 5, False, "7 checks, all true"),
+        ((ONE_FAILS,), 0, False, "✘ base: No service has failed: db1"),
+        ((ONE_FAILS, Look([1], [(0, 1)], ["base: still"], ["i"])), 0.015, True, "✘ base: still"),
+        ((Look([0, 3], [(4, 0), (2, 1)], ["a"], ["i"]),), 5, False, "broke off"),
+    ],
+    ids=["true at once", "no patience", "never true", "broke off"],
+)
+def test_it_stops_looking(
+    verify: Verify,
+    capsys: pytest.CaptureFixture[str],
+    looks: tuple[Look, ...],
+    wait: float,
+    again: bool,
+    said: str,
+) -> None:
+    status, asked = verify(*looks, wait=wait)
+    assert (status == 0) == (looks == (GREEN,))
+    assert (len(asked) > 1) == again
+    assert said in capsys.readouterr().out
