@@ -27,6 +27,7 @@ EPILOG = """examples:
   python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
   python -m deploys apply sandbox --limit edge    bring one group (or host) in line
   python -m deploys verify sandbox                run the launch checklist
+  python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
   python -m deploys sandbox up                    boot the sandbox's hosts
 """
 
