@@ -31,8 +31,8 @@ VXLAN_PORT = 4789
 ADDRESS_POOL = "10.201.0.0/16"
 # How long a node may take to join; one that is tried again leaves an entry behind that has no name.
 JOIN_PATIENCE = timedelta(minutes=1)
-# How long a node that has joined may take to say its name.
-NAMES_SECONDS = 20.0
+# How long the managers may take to agree on a leader, and a node that has joined to say its name.
+LEADER_SECONDS = 60.0
 
 
 class SwarmState(FactBase[dict[str, Any]]):
@@ -50,17 +50,17 @@ class SwarmState(FactBase[dict[str, Any]]):
 
 
 class JoinToken(FactBase[str]):
-    """The token that lets a node join as ``manager`` or ``worker``."""
+    """The token that lets a node join as ``manager`` or ``worker``; empty while the swarm has no leader."""
 
     def command(self, role: str) -> str:
-        return f"docker swarm join-token -q {role}"
+        return f"docker swarm join-token -q {role} 2>/dev/null || true"
 
     @staticmethod
     def default() -> str:
         return ""
 
     def process(self, output: list[str]) -> str:
-        return output[0].strip()
+        return "".join(output).strip()
 
 
 class Nodes(FactBase[list[dict[str, Any]]]):
@@ -99,18 +99,30 @@ def create() -> Commands:
 
 @operation()
 def join(role: str) -> Commands:
-    """Joins the swarm as ``manager`` or ``worker``."""
-    if host.get_fact(SwarmState).get("LocalNodeState") == "active":
+    """Joins the swarm as ``manager`` or ``worker``; a member that only waits for a leader is one."""
+    if host.get_fact(SwarmState).get("LocalNodeState", "inactive") != "inactive":
         return
     manager = first_manager()
     if manager is None and state.is_executing:
         raise OperationError("no relay host is a swarm manager yet: apply without --limit")
     # Before the run there may be no swarm yet; the command is then only a sign of the change to come.
-    token = manager.get_fact(JoinToken, role=role) if manager else ""
+    token = _token(manager, role) if manager else ""
     address = f"{manager.data.address}:{MANAGEMENT_PORT}" if manager else ""
     yield StringCommand(
         "docker swarm join --advertise-addr", host.data.address, "--token", MaskString(token), address
     )
+
+
+def _token(manager: Host, role: str) -> str:
+    """The token to join with. Each manager that joins makes the others elect anew for a moment."""
+    end = time.monotonic() + LEADER_SECONDS
+    token: str = manager.get_fact(JoinToken, role=role)
+    while state.is_executing and not token:
+        if time.monotonic() > end:
+            raise OperationError("the swarm has no leader: see monitoring/runbooks/SwarmNoLeader.md")
+        time.sleep(1)
+        token = manager.get_fact(JoinToken, role=role)
+    return token
 
 
 @operation()
@@ -135,7 +147,7 @@ KNOWN_LABELS = ("relay", "dokploy")
 
 def _settled(wanted: Iterable[str]) -> list[dict[str, Any]]:
     """The nodes, once those just joined say their names, which may be a moment after `join` has returned."""
-    end = time.monotonic() + NAMES_SECONDS
+    end = time.monotonic() + LEADER_SECONDS
     nodes = host.get_fact(Nodes)
     while state.is_executing and not set(wanted) <= _ready(nodes) and time.monotonic() < end:
         time.sleep(1)

@@ -137,7 +137,9 @@ def create_all(sandbox: Sandbox, engine: Engine, hosts: list[Host], image: str) 
     hardware = read_hardware()
 
     def create(host: Host) -> None:
-        engine.docker("rm", "--force", sandbox.container(host), check=False)
+        engine.docker("rm", "--force", "--volumes", sandbox.container(host), check=False)
+        # An interrupted `down` leaves them; a new host with the swarm of an old one would not find its peers.
+        _remove_volumes(sandbox, engine, host)
         engine.docker(*create_command(sandbox, host, image, hardware))
 
     each(create, hosts)
@@ -231,6 +233,10 @@ def remove(sandbox: Sandbox, engine: Engine, name: str) -> None:
     """Remove one host and its volumes."""
     host = sandbox.host(name)
     engine.docker("rm", "--force", "--volumes", sandbox.container(host))
+    _remove_volumes(sandbox, engine, host)
+
+
+def _remove_volumes(sandbox: Sandbox, engine: Engine, host: Host) -> None:
     for volume in volumes(sandbox, host):
         engine.docker("volume", "rm", "--force", volume)
 

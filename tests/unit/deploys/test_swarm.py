@@ -20,8 +20,8 @@ MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For names of hosts that a test's swarm does not have."""
-    monkeypatch.setattr(swarm, "NAMES_SECONDS", 0)
+    """For hosts and leaders that a test's swarm does not have."""
+    monkeypatch.setattr(swarm, "LEADER_SECONDS", 0)
 
 
 def node(name: str, state: str = "ready", member: bool = True, age: int = 3600, **labels: str) -> str:
@@ -62,6 +62,29 @@ def test_a_rebuilt_first_host_starts_no_second_swarm(fake_role: Any) -> None:
 def test_nobody_joins_a_swarm_that_does_not_exist(fake_role: Any) -> None:
     with pytest.raises(OperationError, match="no relay host is a swarm manager yet"):
         fake_role(swarm.swarm, "app2", responses={"docker info": INACTIVE})
+
+
+WAITING = json.dumps({"LocalNodeState": "pending", "ControlAvailable": True})
+
+
+def test_a_member_without_a_leader_neither_joins_nor_hinders_what_mends_it(fake_role: Any) -> None:
+    outcome = fake_role(swarm.swarm, "app2", responses={"docker info": WAITING})
+    assert commands(outcome, "swarm") == []
+    assert any("to any port 2377" in line for line in outcome.commands)
+
+
+@pytest.mark.parametrize("token", ["", "SWMTKN-1-abc"])
+def test_who_joins_waits_for_a_leader(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    answers = iter(["", token])
+    manager: Any = SimpleNamespace(get_fact=lambda _, role: next(answers, ""))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(swarm, "LEADER_SECONDS", 0 if not token else 5)
+    monkeypatch.setattr(swarm, "state", SimpleNamespace(is_executing=True))
+    if token:
+        assert swarm._token(manager, "manager") == token
+    else:
+        with pytest.raises(OperationError, match=r"no leader.*SwarmNoLeader"):
+            swarm._token(manager, "manager")
 
 
 def test_a_member_changes_nothing(fake_role: Any) -> None:
@@ -133,7 +156,7 @@ def test_a_node_that_has_joined_is_given_time_to_say_its_name(
         seen.append(answers[len(seen)])
         return seen[-1]
 
-    monkeypatch.setattr(swarm, "NAMES_SECONDS", 5)
+    monkeypatch.setattr(swarm, "LEADER_SECONDS", 5)
     monkeypatch.setattr(swarm, "host", SimpleNamespace(get_fact=get_fact))
     monkeypatch.setattr(swarm, "state", SimpleNamespace(is_executing=executing))
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -167,4 +190,5 @@ def test_the_label_of_dokploy(sandbox_inventory: Inventory) -> None:
 
 def test_facts_of_a_host_without_docker() -> None:
     assert swarm.SwarmState().process([""]) == {}
+    assert swarm.JoinToken().process([]) == ""
     assert swarm.Nodes().process([""]) == []

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from deploys.sandbox import access, hosts
 from deploys.sandbox.hosts import Hardware
 from deploys.sandbox.settings import Sandbox
@@ -44,6 +49,20 @@ def test_only_app_hosts_keep_an_engines_data_on_a_volume(sandbox: Sandbox) -> No
         "relay-sandbox-app1-containerd": "/var/lib/containerd",
     }
     assert hosts.volumes(sandbox, sandbox.host("db1")) == {}
+
+
+def test_a_new_host_inherits_nothing_of_an_interrupted_down(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    engine: Any = SimpleNamespace(docker=lambda *words, check=True: done.append(" ".join(words)))
+    monkeypatch.setattr(hosts, "read_hardware", lambda: HARDWARE)
+    hosts.create_all(sandbox, engine, [sandbox.host("app1")], "image")
+    assert done[1:3] == [
+        "volume rm --force relay-sandbox-app1-docker",
+        "volume rm --force relay-sandbox-app1-containerd",
+    ]
+    assert done[3].startswith("create ")
 
 
 def test_hosts_that_never_started_are_made_again(sandbox: Sandbox) -> None:
