@@ -59,7 +59,7 @@ def verify(arguments: argparse.Namespace) -> int:
     look = _look(_files(), settings)
     end = time.monotonic() + arguments.wait
     while look.items and not broke_off(look.codes, look.counts) and time.monotonic() < end:
-        print(f"\n{len(look.failures)} checks are not true yet: looking at them again", flush=True)
+        print(f"\nnot true yet: {len(look.failures)}; looking at that again", flush=True)
         time.sleep(LOOK_AGAIN_SECONDS)
         again = _look([look.items], settings)
         look = Look(again.codes, [(look.passed, 0), *again.counts], again.failures, again.items)
