@@ -62,7 +62,8 @@ def verify(arguments: argparse.Namespace) -> int:
         print(f"\nnot true yet: {len(look.failures)}; looking at that again", flush=True)
         time.sleep(LOOK_AGAIN_SECONDS)
         again = _look([look.items], settings)
-        look = Look(again.codes, [(look.passed, 0), *again.counts], again.failures, again.items)
+        # What was true counts as a share of its own: one that tells no counts must still be missed.
+        look = Look([0, *again.codes], [(look.passed, 0), *again.counts], again.failures, again.items)
     true, words = verdict(look.codes, look.counts)
     # Once more at the end: the lists above are long, and several lines may stand between ✘ and here.
     print("".join(f"\n✘ {failure}" for failure in look.failures))
@@ -161,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
     text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
-    command.add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
+    commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
     text = "make what is missing: passwords, keys, certificates"
     command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
     command.add_argument("environment", metavar="ENV")

@@ -75,8 +75,9 @@ def test_what_is_not_true_yet_is_looked_at_again(verify: Verify, capsys: pytest.
         ((ONE_FAILS,), 0, False, "✘ base: No service has failed: db1"),
         ((ONE_FAILS, Look([1], [(0, 1)], ["base: still"], ["i"])), 0.015, True, "✘ base: still"),
         ((Look([0, 3], [(4, 0), (2, 1)], ["a"], ["i"]),), 5, False, "broke off"),
+        ((ONE_FAILS, Look([0], [], [], [])), 5, True, "broke off"),
     ],
-    ids=["true at once", "no patience", "never true", "broke off"],
+    ids=["true at once", "no patience", "never true", "broke off", "broke off the second time"],
 )
 def test_it_stops_looking(
     verify: Verify,
