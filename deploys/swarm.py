@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -115,14 +115,20 @@ def join(role: str) -> Commands:
 
 def _token(manager: Host, role: str) -> str:
     """The token to join with. Each manager that joins makes the others elect anew for a moment."""
-    end = time.monotonic() + LEADER_SECONDS
-    token: str = manager.get_fact(JoinToken, role=role)
-    while state.is_executing and not token:
-        if time.monotonic() > end:
-            raise OperationError("the swarm has no leader: see monitoring/runbooks/SwarmNoLeader.md")
-        time.sleep(1)
-        token = manager.get_fact(JoinToken, role=role)
+    token: str = _until(lambda: manager.get_fact(JoinToken, role=role), bool)
+    if state.is_executing and not token:
+        raise OperationError("the swarm has no leader: see monitoring/runbooks/SwarmNoLeader.md")
     return token
+
+
+def _until(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    """What `look` sees: a plan looks once, a run until it is good or LEADER_SECONDS have passed."""
+    end = time.monotonic() + LEADER_SECONDS
+    seen = look()
+    while state.is_executing and not good(seen) and time.monotonic() < end:
+        time.sleep(1)
+        seen = look()
+    return seen
 
 
 @operation()
@@ -132,7 +138,7 @@ def label(wanted: dict[str, dict[str, str]]) -> Commands:
     if not nodes:
         yield StringCommand("docker node ls")
         return
-    yield from _forget(nodes, complete=wanted.keys() <= _ready(nodes))
+    yield from _forget(nodes, wanted)
     for node in nodes:
         labels = wanted.get(_hostname(node), {})
         present = node["Spec"].get("Labels") or {}
@@ -145,13 +151,11 @@ def label(wanted: dict[str, dict[str, str]]) -> Commands:
 KNOWN_LABELS = ("relay", "dokploy")
 
 
-def _settled(wanted: Iterable[str]) -> list[dict[str, Any]]:
+def _settled(wanted: Collection[str]) -> list[dict[str, Any]]:
     """The nodes, once those just joined say their names, which may be a moment after `join` has returned."""
-    end = time.monotonic() + LEADER_SECONDS
-    nodes = host.get_fact(Nodes)
-    while state.is_executing and not set(wanted) <= _ready(nodes) and time.monotonic() < end:
-        time.sleep(1)
-        nodes = host.get_fact(Nodes)
+    nodes: list[dict[str, Any]] = _until(
+        lambda: host.get_fact(Nodes), lambda nodes: _ready(nodes).issuperset(wanted)
+    )
     return nodes
 
 
@@ -159,11 +163,13 @@ def _ready(nodes: list[dict[str, Any]]) -> set[str]:
     return {_hostname(node) for node in nodes if node["Status"]["State"] == "ready"}
 
 
-def _forget(nodes: list[dict[str, Any]], complete: bool) -> Iterator[StringCommand]:
-    """`complete`: every relay host is ready, so that an entry without a name is nobody's who still joins."""
+def _forget(nodes: list[dict[str, Any]], wanted: Collection[str]) -> Iterator[StringCommand]:
+    ready = _ready(nodes)
+    # An entry without a name may be of a relay host that still joins, unless every one is there.
+    nobody_joins = ready.issuperset(wanted)
     for node in nodes:
-        twin = node["Status"]["State"] == "down" and _hostname(node) in _ready(nodes)
-        nobodys = not _hostname(node) and (complete or _old(node))
+        twin = node["Status"]["State"] == "down" and _hostname(node) in ready
+        nobodys = not _hostname(node) and (nobody_joins or _old(node))
         if twin or nobodys:
             # After `swarm init --force-new-cluster` the earlier managers are none, whatever their role says.
             if node.get("ManagerStatus"):
