@@ -42,6 +42,7 @@ lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo
 
 unit: .venv/ready tools ## Tests without services (seconds)
 	@.venv/bin/pytest tests/unit

@@ -203,7 +203,7 @@ def stack_values() -> dict[str, Any]:
         "RELAY_TRUSTED_PROXIES": ",".join(f"{node.address}/32" for node in fleet.hosts("edge")),
         "RELAY_TOPUP_URL": fleet.knob("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
         "RELAY_LOG_LEVEL": fleet.knob("relay_log_level"),
-        "RELAY_VENDOR_TIMEOUT_SECONDS": str(fleet.knob("relay_vendor_timeout_seconds")),
+        "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.knob("relay_provider_timeout_seconds")),
         "RELAY_HOLD_MARGIN_SECONDS": str(fleet.knob("relay_hold_margin_seconds")),
         "RELAY_ADMIN_TOKEN_HASH": hashlib.sha256(fleet.secret("relay_admin_token").encode()).hexdigest(),
     }

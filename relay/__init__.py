@@ -1,1 +1,1 @@
-"""Relays calls to AI vendors and bills each of them exactly once."""
+"""Relays calls to AI providers and bills each of them exactly once."""

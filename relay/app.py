@@ -17,20 +17,20 @@ import uvloop
 from prometheus_client import CollectorRegistry, start_http_server
 from psycopg_pool import AsyncConnectionPool
 
+from relay.api import pricing
+from relay.asgi import ClientGone, Receive, Scope, Send, send_error
+from relay.errors import ApiError
 from relay.gateway import chat, models
-from relay.gateway.errors import ApiError
 from relay.gateway.health import Health
-from relay.gateway.http import ClientGone, Receive, Scope, Send, send_error
 from relay.gateway.services import Services
-from relay.identity.directory import Directory
+from relay.identity.token_cache import TokenCache
 from relay.jobs.worker import Worker
+from relay.ledger.ledger import Ledger
 from relay.limits.shared import Limits
-from relay.money import api as pricing
-from relay.money.door import Ledger
-from relay.money.prices import PriceBook
+from relay.price_book.cache import PriceBook
 from relay.providers.transport import AiohttpTransport, Timeouts
 from relay.routing.channels import ChannelTable
-from relay.routing.seal import Seal
+from relay.routing.key_cipher import KeyCipher
 from relay.settings import Settings
 from relay.store import schema
 from relay.store.changes import Changes
@@ -138,7 +138,7 @@ class Server(uvicorn.Server):
 
 async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services, Health, pricing.PricingApi]:
     dsn = settings.require("database_url")
-    seal = Seal(settings.require("seal_key"))
+    cipher = KeyCipher(settings.require("seal_key"))
     metrics = Metrics()
     await schema.check(dsn)
     pool = AsyncConnectionPool(
@@ -152,17 +152,17 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     )
     await stack.enter_async_context(pool)
     changes = Changes(dsn)
-    directory, channels = Directory(pool), ChannelTable(pool, seal, metrics)
-    directory.follow(changes)
+    tokens, channels = TokenCache(pool), ChannelTable(pool, cipher, metrics)
+    tokens.follow(changes)
     channels.follow(changes)
     prices = PriceBook(dsn)
     ledger = Ledger(dsn, settle_seconds=settings.settle_seconds, on_alert=_alert(metrics))
     limits = Limits(settings.redis_url, settings.ca_file, settings.replicas, metrics)
     timeouts = Timeouts(
-        connect=settings.vendor_connect_seconds,
-        first_byte=settings.vendor_first_byte_seconds,
-        idle=settings.vendor_idle_seconds,
-        total=settings.vendor_timeout_seconds,
+        connect=settings.provider_connect_seconds,
+        first_byte=settings.provider_first_byte_seconds,
+        idle=settings.provider_idle_seconds,
+        total=settings.provider_timeout_seconds,
     )
     transport = AiohttpTransport(timeouts, settings.ca_file)
     stack.push_async_callback(transport.close)
@@ -170,8 +170,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     for part in (changes, prices, ledger, limits, jobs):
         stack.push_async_callback(part.close)
         await part.start()
-    services = Services(settings, directory, channels, limits, prices, ledger, transport, metrics)
-    api = pricing.PricingApi(settings, pool, directory, prices)
+    services = Services(settings, tokens, channels, limits, prices, ledger, transport, metrics)
+    api = pricing.PricingApi(settings, pool, tokens, prices)
     return services, Health(pool, limits), api
 
 

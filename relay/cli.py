@@ -11,10 +11,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from relay.command import Subparsers, positive
-from relay.identity import commands as identity
-from relay.money import commands as money
-from relay.routing import commands as routing
+from relay.commands import (
+    account,
+    allowance,
+    audit,
+    budget,
+    channel,
+    grant,
+    ledger,
+    price,
+    quote,
+    token,
+    usage,
+)
+from relay.commands.command import Subparsers, positive
 from relay.settings import SettingError, Settings
 from relay.store.schema import SchemaMismatch
 from relay.telemetry import logs
@@ -39,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     """All commands."""
     whole = argparse.ArgumentParser(
         prog="python -m relay",
-        description="Relays calls to AI vendors and bills each of them exactly once.",
+        description="Relays calls to AI providers and bills each of them exactly once.",
         epilog="example:\n  python -m relay account show acme --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,9 +65,8 @@ def parser() -> argparse.ArgumentParser:
         help="how often to try to get a lock that traffic holds, 2 s each, before giving up (default: 20)",
     )
     migrate.set_defaults(run=_migrate)
-    identity.register(subparsers)
-    routing.register(subparsers)
-    money.register(subparsers)
+    for noun in (account, token, channel, price, quote, audit, grant, ledger, usage, budget, allowance):
+        noun.register(subparsers)
     return whole
 
 

@@ -35,19 +35,19 @@ class Settings:
     redis_url: str  # shared limits; empty: each replica enforces its share alone
     admin_token_hash: str  # SHA-256 in hex of the administrators' token; empty: nobody may write prices
     seal_key: str  # Fernet keys that seal channels' API keys, newest first, separated by commas
-    ca_file: Path | None  # certificate authorities trusted for vendors and Redis beside the system's
+    ca_file: Path | None  # certificate authorities trusted for providers and Redis beside the system's
     listen: Address
     metrics_listen: Address
     trusted_networks: tuple[Network, ...]  # TRUSTED_PROXIES: networks whose X-Forwarded-For is believed
     topup_url: str  # shown to customers who run out of credit
     replicas: int  # how many relays share the limits
     pool_size: int  # database connections for reads
-    vendor_connect_seconds: float  # to open a connection to a vendor
-    vendor_first_byte_seconds: float  # from the request to the vendor's answer's head
-    vendor_idle_seconds: float  # between two reads of an answer
-    vendor_timeout_seconds: float  # for a whole call
+    provider_connect_seconds: float  # to open a connection to a provider
+    provider_first_byte_seconds: float  # from the request to the provider's answer's head
+    provider_idle_seconds: float  # between two reads of an answer
+    provider_timeout_seconds: float  # for a whole call
     max_body_bytes: int  # of a customer's request
-    max_answer_bytes: int  # of a vendor's answer that is not streamed
+    max_answer_bytes: int  # of a provider's answer that is not streamed
     max_depth: int  # nesting of a request's JSON
     default_max_output: int  # tokens a call may produce when it does not say
     image_hold_tokens: int  # input tokens held for each image in a prompt
@@ -62,7 +62,7 @@ class Settings:
     @property
     def hold_seconds(self) -> float:
         """Life of a hold: longer than a call and its settlement can take; then the sweeper ends it."""
-        return self.vendor_timeout_seconds + self.settle_seconds + self.hold_margin_seconds
+        return self.provider_timeout_seconds + self.settle_seconds + self.hold_margin_seconds
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -82,10 +82,10 @@ class Settings:
             topup_url=read.text("TOPUP_URL"),
             replicas=int(read.number("REPLICAS", 3, least=1)),
             pool_size=int(read.number("POOL_SIZE", 4, least=1)),
-            vendor_connect_seconds=read.number("VENDOR_CONNECT_SECONDS", 5),
-            vendor_first_byte_seconds=read.number("VENDOR_FIRST_BYTE_SECONDS", 120),
-            vendor_idle_seconds=read.number("VENDOR_IDLE_SECONDS", 60),
-            vendor_timeout_seconds=read.number("VENDOR_TIMEOUT_SECONDS", 600),
+            provider_connect_seconds=read.number("PROVIDER_CONNECT_SECONDS", 5),
+            provider_first_byte_seconds=read.number("PROVIDER_FIRST_BYTE_SECONDS", 120),
+            provider_idle_seconds=read.number("PROVIDER_IDLE_SECONDS", 60),
+            provider_timeout_seconds=read.number("PROVIDER_TIMEOUT_SECONDS", 600),
             max_body_bytes=int(read.number("MAX_BODY_BYTES", 16 << 20, least=1024)),
             max_answer_bytes=int(read.number("MAX_ANSWER_BYTES", 64 << 20, least=1024)),
             max_depth=int(read.number("MAX_DEPTH", 64, least=4)),

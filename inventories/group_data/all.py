@@ -114,7 +114,7 @@ relay_base_epoch = "1"
 # Where customers who run out of credit are sent; empty: the console's own page.
 relay_topup_url = ""
 # Longest time that a whole call may take; keep edge_read_timeout above it.
-relay_vendor_timeout_seconds = 600
+relay_provider_timeout_seconds = 600
 # How long a hold outlives any call and its settlement before the sweeper ends it.
 relay_hold_margin_seconds = 60
 # Most memory that one replica may take.

@@ -30,5 +30,5 @@ unattended_upgrades = False
 alerts_required = False
 
 # The fake vendor answers at once; what a killed host left is swept within two minutes.
-relay_vendor_timeout_seconds = 30
+relay_provider_timeout_seconds = 30
 relay_hold_margin_seconds = 15

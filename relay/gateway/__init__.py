@@ -1,7 +1,6 @@
-"""The formats that customers speak.
+"""A call's life, in any format.
 
-What a call goes through in any format: ``access`` (who calls, and may they), ``lifecycle`` (the order of its
-steps), ``payment`` (hold, capture, release, the abort rule), ``vendors`` (which channel answers),
-``whole_answer`` and ``streamed_answer`` (passing on), ``call_metrics``; ``call`` is what they know of it.
-OpenAI's format: ``chat`` and ``chat_request``, ``models``, and the shape of ``errors``.
+``chat`` reads a request; ``access`` says who calls and whether they may; ``lifecycle`` is the order of the
+steps: ``payment`` (hold, capture, release, the abort rule), ``failover`` (which channel answers), then
+``json_response`` or ``stream_response`` forwards the answer. ``call`` is what they know of the call.
 """

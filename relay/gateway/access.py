@@ -5,20 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
-from relay.gateway import errors
-from relay.gateway.http import Scope, client_address, header
+from relay import errors
+from relay.asgi import Scope, client_address, header
 from relay.gateway.services import Services
-from relay.identity.directory import Caller
-from relay.limits.shared import Pass
+from relay.identity.token_cache import Caller
+from relay.limits.shared import Slot
 from relay.limits.window import Refused
-from relay.money.admission import Admission
-from relay.money.errors import Unpriced
+from relay.pricing.errors import Unpriced
+from relay.pricing.tariff import Admission
 
 
 async def identify(services: Services, scope: Scope) -> Caller:
     """Whose key this is; raises ApiError 401, 403 and 503."""
     address = client_address(scope, services.settings.trusted_networks)
-    return await services.directory.authenticate(header(scope, b"authorization"), address)
+    return await services.tokens.authenticate(header(scope, b"authorization"), address)
 
 
 def admit(services: Services, caller: Caller, model: str) -> Admission:
@@ -36,11 +36,11 @@ def admit(services: Services, caller: Caller, model: str) -> Admission:
     return admission
 
 
-async def enter(services: Services, caller: Caller, request_id: UUID) -> Pass:
+async def acquire(services: Services, caller: Caller, request_id: UUID) -> Slot:
     """A place within the key's limits, to be left at the call's end; raises ApiError 429."""
-    admitted = await services.limits.enter(caller.token_id, caller.rpm, caller.concurrency, request_id)
-    if isinstance(admitted, Refused):
+    slot = await services.limits.acquire(caller.token_id, caller.rpm, caller.concurrency, request_id)
+    if isinstance(slot, Refused):
         raise errors.rate_limited(
-            "The API key's limit is reached: try again later.", admitted.retry_after, admitted.reason
+            "The API key's limit is reached: try again later.", slot.retry_after, slot.reason
         )
-    return admitted
+    return slot

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from relay.gateway.departure import Departure
-from relay.gateway.http import Send
-from relay.gateway.request import Request
+from relay.asgi import Send
+from relay.formats.request import Request
+from relay.gateway.disconnect_watcher import DisconnectWatcher
 from relay.gateway.services import Services
-from relay.identity.directory import Caller
-from relay.money.admission import Admission
-from relay.money.orders import Hold
+from relay.identity.token_cache import Caller
+from relay.ledger.orders import Hold
+from relay.pricing.tariff import Admission
 from relay.routing.channels import Channel
 
 
@@ -22,8 +22,8 @@ from relay.routing.channels import Channel
 class Call:
     """A call that was let in. Times but ``started_at`` are of the monotonic clock, in seconds.
 
-    ``usage_format``, of ``normalise``: in which the vendor tells usage. ``count_prompt`` gives counted tokens
-    of the prompt, for when the vendor tells none.
+    ``usage_format``, of ``normalise``: in which the provider tells usage. ``count_prompt`` gives counted
+    tokens of the prompt, for when the provider tells none.
     """
 
     services: Services
@@ -32,15 +32,15 @@ class Call:
     admission: Admission
     request_id: UUID
     send: Send
-    departure: Departure
+    watcher: DisconnectWatcher
     started: float
     usage_format: str
     count_prompt: Callable[[], int]
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     hold: Hold | None = None
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
-    vendor_started: float = 0.0
-    vendor_seconds: float = 0.0
+    provider_started: float = 0.0
+    provider_seconds: float = 0.0
     channel: Channel | None = None
     provider: str = "none"
     first_byte: float | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from relay.errors import NANODOLLARS
 from relay.gateway.call import Call
-from relay.gateway.errors import NANODOLLARS
 from relay.gateway.services import Services
-from relay.money.orders import CaptureOrder
+from relay.ledger.orders import CaptureOrder
 from relay.telemetry.metrics import OTHER
 
 
@@ -18,7 +18,7 @@ def count_refusal(services: Services, model: str | None, reason: str) -> None:
 
 
 def count_money(call: Call, order: CaptureOrder, charged: int, counted: bool) -> None:
-    """A captured call: ``charged`` n$ by usage that was ``counted`` here or told by the vendor."""
+    """A captured call: ``charged`` n$ by usage that was ``counted`` here or told by the provider."""
     metrics, model, provider = call.services.metrics, call.request.model, call.provider
     for meter, quantity in order.meters.items():
         metrics.of("tokens", model, meter).inc(quantity)
@@ -42,4 +42,4 @@ def report(call: Call) -> None:
     if call.first_byte is not None:
         metrics.of("first_token", model).observe(call.first_byte - call.started)
     if call.outcome == "ok":
-        metrics.overhead.observe(max(0.0, took - call.vendor_seconds))
+        metrics.overhead.observe(max(0.0, took - call.provider_seconds))

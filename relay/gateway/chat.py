@@ -7,19 +7,19 @@ from collections.abc import Awaitable
 from functools import partial
 from uuid import UUID
 
+from relay.asgi import Receive, Scope, Send, read_json
+from relay.errors import ApiError
+from relay.formats.openai_chat_answer import USAGE_FORMAT, read_completion
+from relay.formats.openai_chat_request import ChatRequest, parse, prompt_estimate, provider_request
+from relay.formats.openai_chat_stream import StreamMeter
 from relay.gateway import access, call_metrics
 from relay.gateway.call import Call
-from relay.gateway.chat_request import ChatRequest, parse, prompt_estimate
-from relay.gateway.departure import Departure
-from relay.gateway.errors import ApiError
-from relay.gateway.http import Receive, Scope, Send, read_json
-from relay.gateway.lifecycle import PassOn, run
+from relay.gateway.disconnect_watcher import DisconnectWatcher
+from relay.gateway.json_response import forward_json
+from relay.gateway.lifecycle import Forward, run
 from relay.gateway.services import Services
-from relay.gateway.streamed_answer import pass_on_stream
-from relay.gateway.whole_answer import pass_on_whole
+from relay.gateway.stream_response import forward_stream
 from relay.providers import openai
-from relay.providers.openai import USAGE_FORMAT
-from relay.providers.openai_stream import StreamMeter
 from relay.providers.transport import Reply
 from relay.routing.channels import Channel
 
@@ -35,31 +35,31 @@ async def chat_completions(
         body = await read_json(scope, receive, services.settings.max_body_bytes)
         request = parse(body, services.settings)
         admission = access.admit(services, caller, request.model)
-        admitted = await access.enter(services, caller, request_id)
+        slot = await access.acquire(services, caller, request_id)
     except ApiError as error:
         call_metrics.count_refusal(services, request.model if request else None, error.reason)
         raise
-    departure = Departure(receive)
+    watcher = DisconnectWatcher(receive)
     try:
         estimate = partial(prompt_estimate, request.messages)
         call = Call(
-            services, caller, request, admission, request_id, send, departure, started, USAGE_FORMAT, estimate
+            services, caller, request, admission, request_id, send, watcher, started, USAGE_FORMAT, estimate
         )
-        await run(call, partial(_post, call, request), _passing_on(call, request))
+        await run(call, partial(_post, call, request), _forwarding(call, request))
     finally:
-        departure.close()
-        services.limits.leave(admitted)
+        watcher.close()
+        services.limits.release(slot)
 
 
 def _post(call: Call, request: ChatRequest, channel: Channel) -> Awaitable[Reply]:
     return call.services.transport.post(
-        openai.chat_url(channel),
-        openai.chat_headers(channel, call.request_id),
-        openai.chat_body(channel, request),
+        openai.chat_url(channel.base_url),
+        openai.headers(channel.api_key, call.request_id),
+        provider_request(request, channel.provider_model(request.model)),
     )
 
 
-def _passing_on(call: Call, request: ChatRequest) -> PassOn:
+def _forwarding(call: Call, request: ChatRequest) -> Forward:
     if request.stream:
-        return partial(pass_on_stream, call, StreamMeter(keep_usage_chunk=request.include_usage))
-    return partial(pass_on_whole, call, openai.read_completion)
+        return partial(forward_stream, call, StreamMeter(keep_usage_chunk=request.include_usage))
+    return partial(forward_json, call, read_completion)

@@ -11,7 +11,7 @@ import time
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from relay.gateway.http import Send, send_json
+from relay.asgi import Send, send_json
 from relay.limits.shared import Limits
 
 CHECK_SECONDS = 1.0

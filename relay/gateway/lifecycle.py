@@ -1,4 +1,4 @@
-"""The life of a call that was let in: hold, vendor, answer, and its report however it ends."""
+"""The life of a call that was let in: hold, provider, answer, and its report however it ends."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from relay.gateway import call_metrics, payment, vendors
+from relay.asgi import ClientGone
+from relay.errors import ApiError
+from relay.gateway import call_metrics, failover, payment
 from relay.gateway.call import Call
-from relay.gateway.errors import ApiError
-from relay.gateway.http import ClientGone
 from relay.gateway.outcome import outcome_of
 from relay.providers.transport import Reply
 from relay.routing.channels import Channel
 
-PassOn = Callable[[Channel, Reply], Awaitable[None]]
+Forward = Callable[[Channel, Reply], Awaitable[None]]
 
 
-async def run(call: Call, post: vendors.Post, pass_on: PassOn) -> None:
-    """From the hold to the last byte; ``pass_on`` settles the call before it sends that byte.
+async def run(call: Call, post: failover.Post, forward: Forward) -> None:
+    """From the hold to the last byte; ``forward`` settles the call before it sends that byte.
 
     Raises ApiError while nothing was sent, and ClientGone.
     """
@@ -28,17 +28,17 @@ async def run(call: Call, post: vendors.Post, pass_on: PassOn) -> None:
         call.outcome = refusal.reason
         call_metrics.report(call)
         raise
-    call.vendor_started = time.monotonic()
+    call.provider_started = time.monotonic()
     try:
-        channel, reply = await vendors.first_answer(call, post)
+        channel, reply = await failover.first_answer(call, post)
     except (ApiError, ClientGone, asyncio.CancelledError) as failure:
         call.outcome = outcome_of(failure)
-        await payment.release(call, f"no answer from a vendor: {call.outcome}")
+        await payment.release(call, f"no answer from a provider: {call.outcome}")
         call_metrics.report(call)
         raise
     call.channel, call.provider = channel, channel.provider
     async with reply:
         try:
-            await pass_on(channel, reply)
+            await forward(channel, reply)
         finally:
             call_metrics.report(call)

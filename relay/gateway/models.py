@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from relay.gateway import errors
+from relay import errors
+from relay.asgi import Scope, Send, send_json
 from relay.gateway.access import identify
-from relay.gateway.http import Scope, Send, send_json
 from relay.gateway.services import Services
-from relay.identity.directory import Caller
-from relay.money.errors import Unpriced
+from relay.identity.token_cache import Caller
+from relay.pricing.errors import Unpriced
 
 PREFIX = "/v1/models/"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from relay.gateway import errors
-from relay.gateway.errors import ApiError
-from relay.gateway.http import ClientGone
+from relay import errors
+from relay.asgi import ClientGone
+from relay.errors import ApiError
 from relay.providers.transport import TimedOut
 
 
@@ -22,5 +22,5 @@ def outcome_of(failure: BaseException) -> str:
 
 
 def error_of(failure: BaseException | None) -> ApiError:
-    """The error, for what a vendor did before anything was delivered."""
+    """The error, for what a provider did before anything was delivered."""
     return errors.gateway_timeout() if isinstance(failure, TimedOut) else errors.bad_gateway()

@@ -1,8 +1,8 @@
-"""The money of a call: the hold before the vendor, then the capture before the last byte, or the release.
+"""The money of a call: the hold before the provider, then the capture before the last byte, or the release.
 
-The abort rule, written on each record that it priced: what was delivered is billed. With the vendor's usage
-by that; without it (the customer left, the vendor broke off or told none) by a counted estimate of the prompt
-and of what was delivered. A call of which nothing was delivered is not charged.
+The abort rule, written on each record that it priced: what was delivered is billed. With the provider's usage
+by that; without it (the customer left, the provider broke off or told none) by a counted estimate of the
+prompt and of what was delivered. A call of which nothing was delivered is not charged.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from relay.gateway import call_metrics, errors
+from relay import errors
+from relay.gateway import call_metrics
 from relay.gateway.call import Call
-from relay.money.errors import (
+from relay.ledger.errors import (
     AccountSuspended,
     BudgetExceeded,
-    FieldError,
     InsufficientCredit,
     LedgerUnavailable,
     UnknownHold,
-    Unpriced,
 )
-from relay.money.meters import normalise
-from relay.money.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.pricing.errors import FieldError, Unpriced
+from relay.pricing.usage import normalise
 
 BILL_DELIVERED = "bill what was delivered"
-# What is counted here is recorded as OpenAI's usage, whatever the vendor's format.
+# What is counted here is recorded as OpenAI's usage, whatever the provider's format.
 ESTIMATE_FORMAT = "openai"
 RELEASE_WAIT_SECONDS = 2.0
 Usage = Mapping[str, Any]
@@ -78,7 +78,7 @@ async def settle(call: Call, usage: Usage | None, counted_output: int) -> None:
 
 
 async def capture(call: Call, usage: Usage | None, count_output: Callable[[], int]) -> None:
-    """Charge by ``usage``, or by the count where the vendor told none or nonsense; raises ApiError 503."""
+    """Charge by ``usage``, or by the count where the provider told none or nonsense; raises ApiError 503."""
     recorded, meters, counted = _metered(call, usage, count_output)
     order = _capture_order(call, recorded, meters, counted)
     charged = 0
@@ -102,15 +102,15 @@ def _metered(
         try:
             return usage, normalise(call.usage_format, usage), False
         except FieldError as error:
-            log.error("a vendor's usage is malformed: %s", error, extra=call.log_fields())
+            log.error("a provider's usage is malformed: %s", error, extra=call.log_fields())
     estimate = {"prompt_tokens": call.count_prompt(), "completion_tokens": count_output()}
-    recorded = {**estimate, "estimated": True, "vendor": usage}
+    recorded = {**estimate, "estimated": True, "provider": usage}
     return recorded, normalise(ESTIMATE_FORMAT, estimate), True
 
 
 def _capture_order(call: Call, recorded: Usage, meters: dict[str, int], counted: bool) -> CaptureOrder:
     if call.hold is None or call.channel is None:
-        raise RuntimeError("a call is captured only after its hold and its vendor")
+        raise RuntimeError("a call is captured only after its hold and its provider")
     return CaptureOrder(
         hold=call.hold,
         meters=meters,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.identity.directory import Directory
+from relay.identity.token_cache import TokenCache
+from relay.ledger.ledger import Ledger
 from relay.limits.shared import Limits
-from relay.money.door import Ledger
-from relay.money.prices import PriceBook
+from relay.price_book.cache import PriceBook
 from relay.providers.transport import Transport
 from relay.routing.channels import ChannelTable
 from relay.settings import Settings
@@ -19,7 +19,7 @@ class Services:
     """One of each a process."""
 
     settings: Settings
-    directory: Directory
+    tokens: TokenCache
     channels: ChannelTable
     limits: Limits
     prices: PriceBook

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from psycopg import AsyncConnection
 
 from relay.jobs.sweeper import sweep
-from relay.store import audit, ledger, upkeep
+from relay.store import audit, ledger, maintenance
 from relay.store.connection import connected
 
 TICK_SECONDS = 5.0
@@ -87,7 +87,7 @@ class Worker:
         self.jobs = [
             Job("sweep", timedelta(seconds=10), minutes, self._sweep),
             Job("roll_accounts", minutes, minutes, self._roll_accounts),
-            Job("roll_up", 5 * minutes, 30 * minutes, upkeep.roll_up_usage),
+            Job("roll_up", 5 * minutes, 30 * minutes, maintenance.roll_up_usage),
             Job("partitions", 6 * hours, hours, self._partitions),
             Job("recompute", 24 * hours, 2 * hours, self._recompute),
             Job("conserve", 6 * hours, hours, self._conserve),
@@ -122,9 +122,9 @@ class Worker:
     async def run_due(self, connection: AsyncConnection[Any]) -> None:
         """Run what is due and show the state of all jobs."""
         for job in self.jobs:
-            if await upkeep.claim(connection, job.name, job.lease):
+            if await maintenance.claim(connection, job.name, job.lease):
                 await self._run_one(connection, job)
-        self._metrics.show(await upkeep.list_jobs(connection))
+        self._metrics.show(await maintenance.list_jobs(connection))
 
     async def _run_one(self, connection: AsyncConnection[Any], job: Job) -> None:
         try:
@@ -133,9 +133,9 @@ class Worker:
             raise
         except Exception:
             log.exception("job %s failed", job.name)
-            await upkeep.fail(connection, job.name, min(job.every, timedelta(minutes=5)))
+            await maintenance.fail(connection, job.name, min(job.every, timedelta(minutes=5)))
         else:
-            await upkeep.finish(connection, job.name, job.every, result)
+            await maintenance.finish(connection, job.name, job.every, result)
 
     async def _sweep(self, connection: AsyncConnection[Any]) -> dict[str, Any]:
         holds, amount = await sweep(connection)
@@ -147,16 +147,16 @@ class Worker:
 
     async def _roll_accounts(self, connection: AsyncConnection[Any]) -> dict[str, Any]:
         total = 0
-        while rolled := await upkeep.roll_accounts(connection, ROLLED_AT_ONCE):
+        while rolled := await maintenance.roll_accounts(connection, ROLLED_AT_ONCE):
             total += rolled
             if rolled < ROLLED_AT_ONCE:
                 break
         return {"accounts": total}
 
     async def _partitions(self, connection: AsyncConnection[Any]) -> dict[str, Any]:
-        made = await upkeep.ensure_partitions(connection, MONTHS_AHEAD)
-        dropped = await upkeep.drop_partitions(connection, self._keep_months)
-        purged = await upkeep.purge_holds(connection, self._keep_days, 100_000)
+        made = await maintenance.ensure_partitions(connection, MONTHS_AHEAD)
+        dropped = await maintenance.drop_partitions(connection, self._keep_months)
+        purged = await maintenance.purge_holds(connection, self._keep_days, 100_000)
         return {"made": made, "dropped": dropped, "purged_holds": purged}
 
     async def _recompute(self, _: AsyncConnection[Any]) -> dict[str, Any]:

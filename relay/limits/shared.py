@@ -55,13 +55,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Pass:
-    """A call that was let in; hand it to leave() once, whatever happened."""
+class Slot:
+    """The place of a call that was let in; hand it to release() once, whatever happened."""
 
     token_id: int
     request_id: UUID
     local: bool
-    slot: bool
+    leased: bool
 
 
 @dataclass(slots=True)
@@ -105,12 +105,12 @@ class Limits:
             return "off"
         return "away" if self._away_until > time.monotonic() else "ok"
 
-    async def enter(
+    async def acquire(
         self, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID
-    ) -> Pass | Refused:
+    ) -> Slot | Refused:
         """Let a call in or say why not."""
         if rpm is None and concurrency is None:
-            return Pass(token_id, request_id, local=False, slot=False)
+            return Slot(token_id, request_id, local=False, leased=False)
         if self._redis is not None and self._away_until <= time.monotonic():
             try:
                 code = await self._ask(token_id, rpm, concurrency, request_id)
@@ -119,25 +119,25 @@ class Limits:
             else:
                 return self._verdict(code, token_id, concurrency is not None, request_id)
         mine = share(rpm, self._replicas), share(concurrency, self._replicas)
-        refused = self._local.enter(token_id, *mine, time.time())
-        return refused or Pass(token_id, request_id, local=True, slot=True)
+        refused = self._local.acquire(token_id, *mine, time.time())
+        return refused or Slot(token_id, request_id, local=True, leased=True)
 
-    def leave(self, admitted: Pass) -> None:
+    def release(self, slot: Slot) -> None:
         """The call has ended; frees its slot without waiting for Redis."""
-        if admitted.local:
-            self._local.leave(admitted.token_id)
-        elif admitted.slot:
-            self._running.pop(admitted.request_id, None)
-            self._spawn(self._free(admitted))
+        if slot.local:
+            self._local.release(slot.token_id)
+        elif slot.leased:
+            self._running.pop(slot.request_id, None)
+            self._spawn(self._free(slot))
 
-    def _verdict(self, code: int, token_id: int, slot: bool, request_id: UUID) -> Pass | Refused:
+    def _verdict(self, code: int, token_id: int, slot: bool, request_id: UUID) -> Slot | Refused:
         if code == -2:
             return Refused("concurrency_limit_exceeded", 1)
         if code == -1:
             return Refused("rate_limit_exceeded", WINDOW_SECONDS - time.time() % WINDOW_SECONDS)
         if slot:
             self._running[request_id] = token_id
-        return Pass(token_id, request_id, local=False, slot=slot)
+        return Slot(token_id, request_id, local=False, leased=slot)
 
     async def _ask(self, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID) -> int:
         now = time.time()
@@ -182,8 +182,8 @@ class Limits:
             if not waiting.answer.done():
                 waiting.answer.set_result(int(answer))
 
-    async def _free(self, admitted: Pass) -> None:
-        await self._quietly("ZREM", _running_key(admitted.token_id), admitted.request_id.hex)
+    async def _free(self, slot: Slot) -> None:
+        await self._quietly("ZREM", _running_key(slot.token_id), slot.request_id.hex)
 
     async def _renew(self) -> None:
         while True:

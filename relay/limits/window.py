@@ -40,12 +40,12 @@ def share(limit: int | None, replicas: int) -> int | None:
 
 
 class LocalLimits:
-    """Counts by token. Call enter() once a call, and leave() after each call that was let in."""
+    """Counts by token. Call acquire() once a call, and release() after each call that was let in."""
 
     def __init__(self) -> None:
         self._uses: dict[int, _Use] = {}
 
-    def enter(self, token_id: int, rpm: int | None, concurrency: int | None, now: float) -> Refused | None:
+    def acquire(self, token_id: int, rpm: int | None, concurrency: int | None, now: float) -> Refused | None:
         """Let a call in, or say why not. ``now``: Unix time."""
         use = self._at(token_id, now)
         if concurrency is not None and use.running >= concurrency:
@@ -56,7 +56,7 @@ class LocalLimits:
         use.running += 1
         return None
 
-    def leave(self, token_id: int) -> None:
+    def release(self, token_id: int) -> None:
         """A call has ended."""
         use = self._uses.get(token_id)
         if use is not None and use.running:

@@ -1,1 +1,1 @@
-"""The formats that vendors speak, and the one door to them."""
+"""How providers are reached: one transport, and where each kind of provider is sent to."""

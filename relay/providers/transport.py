@@ -1,8 +1,8 @@
-"""The one door to vendors. What lies behind it can be exchanged: callers know only this module's names.
+"""The one door to providers. What lies behind it can be exchanged: callers know only this module's names.
 
 A request is written at most once: whoever gets ``NotSent`` may try elsewhere, whoever gets ``Broken`` or
-``TimedOut`` must assume that the vendor did the work. Closing a reply that is not read to its end closes the
-connection, which is how a call is cancelled.
+``TimedOut`` must assume that the provider did the work. Closing a reply that is not read to its end closes
+the connection, which is how a call is cancelled.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Protocol, Self
 import aiohttp
 
 MAX_HEADER_BYTES = 16 << 10
-# We, not the vendor, must close what is idle: a request that crosses a vendor's close may have been executed,
-# so it cannot be sent again and fails. Common servers (Node.js, uvicorn) close after 5 seconds.
+# We, not the provider, must close what is idle: a request that crosses a provider's close may have been
+# executed, so it cannot be sent again and fails. Common servers (Node.js, uvicorn) close after 5 seconds.
 KEEPALIVE_SECONDS = 4.0
 READ_BUFFER_BYTES = 64 << 10
 
 
 class TransportError(Exception):
-    """A vendor could not be reached, or not to the end."""
+    """A provider could not be reached, or not to the end."""
 
 
 class NotSent(TransportError):
-    """Nothing was written: the vendor knows nothing of this call."""
+    """Nothing was written: the provider knows nothing of this call."""
 
 
 class Broken(TransportError):
@@ -37,7 +37,7 @@ class Broken(TransportError):
 
 
 class TimedOut(TransportError):
-    """The vendor was too slow after the request was written."""
+    """The provider was too slow after the request was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Timeouts:
 
 
 class Reply(Protocol):
-    """A vendor's answer whose body is read while it arrives. Use it as an async context manager."""
+    """A provider's answer whose body is read while it arrives. Use it as an async context manager."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,7 +73,7 @@ class Reply(Protocol):
 
 
 class Transport(Protocol):
-    """Sends requests to vendors over kept connections."""
+    """Sends requests to providers over kept connections."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """Send once and return when the answer's head is there; raises TransportError."""

@@ -1,1 +1,1 @@
-"""Which vendor account serves a call."""
+"""Which provider account serves a call."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg_pool import AsyncConnectionPool
 
-from relay.routing.seal import Seal
+from relay.routing.key_cipher import KeyCipher
 from relay.settings import SettingError
 from relay.store import channels as store
 from relay.store.changes import Changes
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """An account at a vendor. A higher ``priority`` goes first; ``weight`` shares among equals."""
+    """An account at a provider. A higher ``priority`` goes first; ``weight`` shares among equals."""
 
     id: int
     name: str
@@ -37,8 +37,8 @@ class Channel:
     priority: int
     weight: int
 
-    def upstream_model(self, model: str) -> str:
-        """What the vendor calls ``model``."""
+    def provider_model(self, model: str) -> str:
+        """What the provider calls ``model``."""
         return self.model_map.get(model, model)
 
 
@@ -67,8 +67,8 @@ def arrange(
 class ChannelTable:
     """All enabled channels, reloaded whenever one changes."""
 
-    def __init__(self, pool: AsyncConnectionPool, seal: Seal, metrics: Metrics) -> None:
-        self._pool, self._seal, self._metrics = pool, seal, metrics
+    def __init__(self, pool: AsyncConnectionPool, cipher: KeyCipher, metrics: Metrics) -> None:
+        self._pool, self._cipher, self._metrics = pool, cipher, metrics
         self._by_model: dict[str, list[Channel]] = {}
         self._known: frozenset[str] = frozenset()
         self._health: dict[int, _Health] = {}
@@ -126,7 +126,7 @@ class ChannelTable:
 
     def _channel(self, row: dict[str, Any]) -> Channel | None:
         try:
-            api_key = self._seal.open(row["api_key_sealed"])
+            api_key = self._cipher.decrypt(row["api_key_sealed"])
         except SettingError as error:
             log.error("a channel is left out: %s", error, extra={"channel": row["name"]})
             return None

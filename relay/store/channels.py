@@ -1,4 +1,4 @@
-"""SQL of channels: accounts at vendors. API keys come and go sealed."""
+"""SQL of channels: accounts at providers. API keys come and go sealed."""
 
 from __future__ import annotations
 

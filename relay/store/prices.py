@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
-
-from relay.money.admission import PriceVersion
-from relay.money.catalog import Catalog, FxRate, GroupMultiplier
-from relay.money.charge import Row
 
 DbRow = dict[str, Any]
 
@@ -33,10 +29,19 @@ from price_rows where version_id = any (%s) order by version_id, id
 """
 
 
-async def load_catalog(connection: AsyncConnection[Any], since: datetime) -> Catalog:
+class PriceRows(NamedTuple):
+    """Rows of everything published: versions with theirs in `rows`, group multipliers, exchange rates."""
+
+    revision: int
+    versions: list[DbRow]
+    groups: list[DbRow]
+    fx: list[DbRow]
+
+
+async def load_published(connection: AsyncConnection[Any], since: datetime) -> PriceRows:
     """Everything published that holds at `since` or later."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        # The revision first: what changes while we read moves it, and the catalog is loaded again.
+        # The revision first: what changes while we read moves it, and the prices are loaded again.
         await cursor.execute("select revision from revisions where topic = 'prices'")
         revision = (await cursor.fetchone() or {"revision": 0})["revision"]
         lately = "(valid_to is null or valid_to > %s)"
@@ -44,56 +49,25 @@ async def load_catalog(connection: AsyncConnection[Any], since: datetime) -> Cat
             f"select {_VERSION} from price_versions where status = 'published' and {lately}",  # noqa: S608
             (since,),
         )
-        versions = await cursor.fetchall()
-        await cursor.execute(_ROWS, ([version["id"] for version in versions],))
-        rows = _by_version(await cursor.fetchall())
+        versions = await _with_rows(cursor, await cursor.fetchall())
         await cursor.execute(f"select * from group_multipliers where {lately}", (since,))  # noqa: S608
-        groups = tuple(_group(row) for row in await cursor.fetchall())
+        groups = await cursor.fetchall()
         await cursor.execute(f"select * from fx_rates where {lately}", (since,))  # noqa: S608
-        fx = tuple(_fx(row) for row in await cursor.fetchall())
-    return Catalog(tuple(price_version(v, rows.get(v["id"], ())) for v in versions), groups, fx, revision)
+        return PriceRows(revision, versions, groups, await cursor.fetchall())
 
 
-def price_version(version: DbRow, rows: Sequence[Row]) -> PriceVersion:
-    """A row of price_versions with its rows."""
-    return PriceVersion(
-        id=version["id"],
-        model=version["model"],
-        side=version["side"],
-        provider=version["provider"],
-        customer_group=version["customer_group"],
-        currency=version["currency"],
-        valid_from=version["valid_from"],
-        valid_to=version["valid_to"],
-        quantum=version["quantum"],
-        minimum=version["minimum"],
-        free=version["free"],
-        rows=tuple(rows),
-    )
+async def _with_rows(cursor: AsyncCursor[DbRow], versions: list[DbRow]) -> list[DbRow]:
+    await cursor.execute(_ROWS, ([version["id"] for version in versions],))
+    rows: dict[int, list[DbRow]] = {}
+    for row in await cursor.fetchall():
+        rows.setdefault(row.pop("version_id"), []).append(row)
+    return [{**version, "rows": rows.get(version["id"], [])} for version in versions]
 
 
-def _by_version(rows: Sequence[DbRow]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        version = row.pop("version_id")
-        found.setdefault(version, []).append(Row(**row))
-    return found
-
-
-def _group(row: DbRow) -> GroupMultiplier:
-    value = Fraction(row["multiplier"])
-    return GroupMultiplier(
-        row["id"], row["customer_group"], row["for_group"], value, row["valid_from"], row["valid_to"]
-    )
-
-
-def _fx(row: DbRow) -> FxRate:
-    value = Fraction(row["numerator"], row["denominator"])
-    return FxRate(row["id"], row["currency"], value, row["valid_from"], row["valid_to"])
-
-
-async def insert_version(connection: AsyncConnection[Any], version: DbRow, rows: Sequence[Row]) -> int:
-    """Write a draft and return its id. `version`: the columns of price_versions that have no default."""
+async def insert_version(connection: AsyncConnection[Any], version: DbRow, rows: Sequence[DbRow]) -> int:
+    """Write a draft and return its id. `version`: the columns of price_versions that have no default;
+    `rows`: those of price_rows.
+    """
     async with connection.transaction():
         cursor = await connection.execute(
             _INSERT,
@@ -105,17 +79,11 @@ async def insert_version(connection: AsyncConnection[Any], version: DbRow, rows:
         async with connection.cursor() as writer:
             await writer.executemany(
                 "insert into price_rows (version_id, meter, unit_price, fallback, service_tier, context_from,"
-                " context_to) values (%s, %s, %s, %s, %s, %s, %s)",
-                [
-                    (made[0], r.meter, _whole(r), r.fallback, r.service_tier, r.context_from, r.context_to)
-                    for r in rows
-                ],
+                " context_to) values (%(version_id)s, %(meter)s, %(unit_price)s, %(fallback)s,"
+                " %(service_tier)s, %(context_from)s, %(context_to)s)",
+                [{**row, "version_id": made[0]} for row in rows],
             )
         return int(made[0])
-
-
-def _whole(row: Row) -> int | None:
-    return None if row.unit_price is None else int(row.unit_price)
 
 
 async def publish(connection: AsyncConnection[Any], version_id: int, *, supersede: bool) -> DbRow | None:
@@ -169,12 +137,7 @@ async def list_versions(
             " order by id desc",
             {"model": model, "status": status, "at": at, "id": version_id},
         )
-        versions = await cursor.fetchall()
-        await cursor.execute(_ROWS, ([version["id"] for version in versions],))
-        rows: dict[int, list[DbRow]] = {}
-        for row in await cursor.fetchall():
-            rows.setdefault(row.pop("version_id"), []).append(row)
-    return [{**version, "rows": rows.get(version["id"], [])} for version in versions]
+        return await _with_rows(cursor, await cursor.fetchall())
 
 
 async def delete_draft(connection: AsyncConnection[Any], version_id: int) -> bool:

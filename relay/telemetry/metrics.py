@@ -27,7 +27,7 @@ class Metrics:
         self._define_calls()
         self._define_times()
         self._define_money()
-        self._define_vendors()
+        self._define_providers()
         self._define_limits()
 
     def _define_calls(self) -> None:
@@ -59,14 +59,14 @@ class Metrics:
         )
         self.overhead = self._histogram(
             "relay_overhead_seconds",
-            "Time that a call spent here instead of at its vendor.",
+            "Time that a call spent here instead of at its provider.",
             OVERHEAD_BUCKETS,
         )
 
     def _define_money(self) -> None:
         self.tokens = self._counter("relay_tokens", "Metered units by meter.", ["model", "type"])
         self.revenue = self._counter("relay_revenue_usd", "Charged to customers.", ["model", "provider"])
-        self.cost = self._counter("relay_cost_usd", "Owed to vendors.", ["model", "provider"])
+        self.cost = self._counter("relay_cost_usd", "Owed to providers.", ["model", "provider"])
         self.estimated = self._counter(
             "relay_estimated_usage",
             "Calls billed on counted instead of reported usage.",
@@ -78,10 +78,10 @@ class Metrics:
             ["reason"],
         )
 
-    def _define_vendors(self) -> None:
-        self.upstream_errors = self._counter(
-            "relay_upstream_errors",
-            "Failed attempts at vendors.",
+    def _define_providers(self) -> None:
+        self.provider_errors = self._counter(
+            "relay_provider_errors",
+            "Failed attempts at providers.",
             ["provider", "channel", "class"],
         )
         self.channel_state = self._gauge(

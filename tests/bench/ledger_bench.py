@@ -26,10 +26,10 @@ import psycopg
 import uvloop
 
 from relay.app import new_request_id
-from relay.money.admission import Admission, PriceVersion, Tariff
-from relay.money.charge import Row
-from relay.money.door import Ledger
-from relay.money.orders import CallFacts, CaptureOrder, HoldOrder
+from relay.ledger.ledger import Ledger
+from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
+from relay.pricing.charge import Row
+from relay.pricing.tariff import Admission, PriceVersion, Tariff
 from tests.contract.postgres import initdb, make_database, prepare
 
 TICK = os.sysconf("SC_CLK_TCK")

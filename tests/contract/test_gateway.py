@@ -51,7 +51,7 @@ def relay(
 @pytest.fixture(scope="module")
 def replica(relay: Relay) -> Replica:
     return relay.replica(
-        RELAY_VENDOR_FIRST_BYTE_SECONDS="1", RELAY_VENDOR_IDLE_SECONDS="1", RELAY_MAX_BODY_BYTES="100000"
+        RELAY_PROVIDER_FIRST_BYTE_SECONDS="1", RELAY_PROVIDER_IDLE_SECONDS="1", RELAY_MAX_BODY_BYTES="100000"
     )
 
 

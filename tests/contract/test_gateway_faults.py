@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from relay.limits import shared
-from relay.limits.shared import Limits, Pass
+from relay.limits.shared import Limits, Slot
 from relay.telemetry.metrics import Metrics
 from tests.contract.conftest import Database, PostgresServer
 from tests.contract.relay_rig import (
@@ -125,10 +125,10 @@ def test_slots_of_a_dead_replica_are_freed(own_redis: Redis, monkeypatch: pytest
 
     async def scenario() -> None:
         dead, alive = (Limits(own_redis.url, None, 1, Metrics()) for _ in range(2))
-        assert isinstance(await dead.enter(7, None, 1, uuid4()), Pass)
-        assert not isinstance(await alive.enter(7, None, 1, uuid4()), Pass)
+        assert isinstance(await dead.acquire(7, None, 1, uuid4()), Slot)
+        assert not isinstance(await alive.acquire(7, None, 1, uuid4()), Slot)
         await asyncio.sleep(1.1)
-        assert isinstance(await alive.enter(7, None, 1, uuid4()), Pass)
+        assert isinstance(await alive.acquire(7, None, 1, uuid4()), Slot)
         await dead.close()
         await alive.close()
 
@@ -142,13 +142,13 @@ def test_slots_of_a_long_call_are_kept(own_redis: Redis, monkeypatch: pytest.Mon
     async def scenario() -> None:
         limits = Limits(own_redis.url, None, 1, Metrics())
         await limits.start()
-        admitted = await limits.enter(7, None, 1, uuid4())
-        assert isinstance(admitted, Pass)
+        slot = await limits.acquire(7, None, 1, uuid4())
+        assert isinstance(slot, Slot)
         await asyncio.sleep(2)
-        assert not isinstance(await limits.enter(7, None, 1, uuid4()), Pass)
-        limits.leave(admitted)
+        assert not isinstance(await limits.acquire(7, None, 1, uuid4()), Slot)
+        limits.release(slot)
         await asyncio.sleep(0.2)
-        assert isinstance(await limits.enter(7, None, 1, uuid4()), Pass)
+        assert isinstance(await limits.acquire(7, None, 1, uuid4()), Slot)
         await limits.close()
 
     asyncio.run(scenario())
@@ -196,7 +196,7 @@ def test_a_stream_beyond_the_grace_is_cut_and_charged_for_what_was_delivered(
 
 def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, vendor: Vendor) -> None:
     relay.settings |= {
-        "RELAY_VENDOR_TIMEOUT_SECONDS": "3",
+        "RELAY_PROVIDER_TIMEOUT_SECONDS": "3",
         "RELAY_SETTLE_SECONDS": "1",
         "RELAY_HOLD_MARGIN_SECONDS": "1",
     }

@@ -17,9 +17,9 @@ from uuid import UUID
 import psycopg
 
 from relay.app import new_request_id
-from relay.money.admission import Admission, Bound, PriceVersion, Tariff
-from relay.money.charge import Row
-from relay.money.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.pricing.charge import Row
+from relay.pricing.tariff import Admission, Bound, PriceVersion, Tariff
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 METERS = {"in_text": 700, "out_text": 300}

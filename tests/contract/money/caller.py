@@ -11,8 +11,8 @@ import sys
 from collections import Counter
 from typing import Any
 
-from relay.money.door import Ledger
-from relay.money.errors import BudgetExceeded, InsufficientCredit, MoneyError
+from relay.ledger.errors import BudgetExceeded, InsufficientCredit, LedgerError
+from relay.ledger.ledger import Ledger
 from tests.contract.money.books import METERS, capture, order
 
 
@@ -31,7 +31,7 @@ async def _caller(ledger: Ledger, plan: dict[str, Any], counts: Counter[str]) ->
             charge = await ledger.capture(capture(hold, dict(METERS)))
             counts["charged"] += charge
             counts["captured"] += 1
-        except MoneyError as failure:
+        except LedgerError as failure:
             counts[type(failure).__name__] += 1
 
 

@@ -11,12 +11,13 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from relay.money.charge import Terms
-from relay.money.credit import grant_credit
-from relay.money.door import Ledger
-from relay.money.errors import Conflict, FieldError, InsufficientCredit, UnknownHold
-from relay.money.orders import CallFacts, Hold
-from relay.money.settle import with_overage
+from relay.ledger.errors import InsufficientCredit, UnknownHold
+from relay.ledger.grants import grant_credit
+from relay.ledger.ledger import Ledger
+from relay.ledger.orders import CallFacts, Hold
+from relay.pricing.charge import Terms
+from relay.pricing.errors import Conflict, FieldError
+from relay.pricing.settlement import with_overage
 from tests.contract.money.books import CALL, METERS, Books, admission, capture, order, play
 
 

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from relay.jobs.sweeper import sweep
-from relay.money.door import Ledger
-from relay.money.errors import DuplicateRequest, InsufficientCredit
+from relay.ledger.errors import DuplicateRequest, InsufficientCredit
+from relay.ledger.ledger import Ledger
 from relay.store import ledger as store
 from tests.contract.money.books import CALL, REPOSITORY, Books, capture, order, play
 

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from relay.money.door import Ledger
-from relay.money.errors import LedgerUnavailable
+from relay.ledger.errors import LedgerUnavailable
+from relay.ledger.ledger import Ledger
 from tests.contract.money.books import CALL, Books, capture, order, play
 
 CALLS = 60

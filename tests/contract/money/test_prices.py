@@ -13,11 +13,12 @@ import pytest
 from psycopg import AsyncConnection, errors
 
 from relay.app import new_request_id
-from relay.money import publish
-from relay.money.door import Ledger
-from relay.money.errors import Conflict, FieldError, Unpriced
-from relay.money.orders import CaptureOrder, HoldOrder
-from relay.money.prices import PriceBook
+from relay.ledger.ledger import Ledger
+from relay.ledger.orders import CaptureOrder, HoldOrder
+from relay.price_book import publish
+from relay.price_book.cache import PriceBook
+from relay.price_book.load import load_catalog
+from relay.pricing.errors import Conflict, FieldError, Unpriced
 from relay.store import prices as store
 from relay.store.connection import connected
 from tests.contract.money.books import Books, play
@@ -162,7 +163,7 @@ def test_a_published_price_is_immutable(books: Books, change: str) -> None:
 def test_a_draft_may_change_until_it_is_published(books: Books) -> None:
     async def story(connection: AsyncConnection[Any]) -> None:
         draft = await publish.write_draft(connection, CHEAP)
-        assert (await store.load_catalog(connection, datetime.now(UTC))).versions == ()
+        assert (await load_catalog(connection, datetime.now(UTC))).versions == ()
         assert await store.delete_draft(connection, draft["id"])
         draft = await publish.write_draft(connection, CHEAP)
         assert (await publish.publish_draft(connection, draft["id"]))["status"] == "published"
@@ -178,7 +179,7 @@ def test_an_ended_price_leaves_the_model_unpriced(books: Books) -> None:
 
     async def story(connection: AsyncConnection[Any]) -> None:
         assert await store.end_version(connection, version["id"], None)
-        catalog = await store.load_catalog(connection, datetime.now(UTC) - timedelta(days=1))
+        catalog = await load_catalog(connection, datetime.now(UTC) - timedelta(days=1))
         with pytest.raises(Unpriced):
             catalog.admit("m", group="default", at=datetime.now(UTC) + timedelta(seconds=1))
         before = catalog.admit("m", group="default", at=version["valid_from"])
@@ -199,7 +200,7 @@ def test_groups_and_currencies_are_dated(books: Books) -> None:
             await connection.commit()
         await publish.publish_document(connection, {**CHEAP, "currency": "CNY"})
         await connection.commit()
-        catalog = await store.load_catalog(connection, datetime.now(UTC) - timedelta(days=1))
+        catalog = await load_catalog(connection, datetime.now(UTC) - timedelta(days=1))
         assert len(catalog.fx) == len(catalog.groups) == 2
         at = datetime.now(UTC) + timedelta(seconds=1)
         return catalog.admit("m", group="vip", at=at).charge({"in_text": 73_000_000}).amount

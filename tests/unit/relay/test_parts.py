@@ -14,13 +14,13 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay import errors
 from relay.app import new_request_id
-from relay.gateway import errors
-from relay.gateway.http import client_address
+from relay.asgi import client_address
 from relay.identity import tokens
 from relay.limits.window import LocalLimits, Refused, share
 from relay.routing.channels import Channel, arrange
-from relay.routing.seal import Seal
+from relay.routing.key_cipher import KeyCipher
 from relay.settings import Address, SettingError, Settings
 from relay.telemetry.logs import JsonFormatter, redact
 from relay.telemetry.metrics import Metrics
@@ -41,7 +41,7 @@ def test_settings_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
     [
         ("RELAY_REPLICAS", "0"),
         ("RELAY_REPLICAS", "three"),
-        ("RELAY_VENDOR_TIMEOUT_SECONDS", "nan"),
+        ("RELAY_PROVIDER_TIMEOUT_SECONDS", "nan"),
         ("RELAY_LISTEN", "8000"),
         ("RELAY_LISTEN", "host:99999"),
         ("RELAY_TRUSTED_PROXIES", "edge1"),
@@ -60,7 +60,7 @@ def test_a_missing_setting_is_named_with_its_remedy() -> None:
 
 def test_a_hold_outlives_the_longest_call() -> None:
     read = Settings.read({})
-    assert read.hold_seconds > read.vendor_timeout_seconds + read.settle_seconds
+    assert read.hold_seconds > read.provider_timeout_seconds + read.settle_seconds
 
 
 # ---------------------------------------------------------------------- tokens and seals
@@ -78,13 +78,13 @@ def test_tokens_have_256_random_bits_behind_a_public_prefix() -> None:
 
 def test_seal_rotates_keys() -> None:
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-    sealed = Seal(old).close("vendor key")
+    sealed = KeyCipher(old).encrypt("vendor key")
     assert "vendor key" not in sealed
-    assert Seal(f"{new},{old}").open(sealed) == "vendor key"
-    with pytest.raises(SettingError, match="does not open"):
-        Seal(new).open(sealed)
+    assert KeyCipher(f"{new},{old}").decrypt(sealed) == "vendor key"
+    with pytest.raises(SettingError, match="does not decrypt"):
+        KeyCipher(new).decrypt(sealed)
     with pytest.raises(SettingError, match="not a Fernet key"):
-        Seal("changeme")
+        KeyCipher("changeme")
 
 
 def test_request_ids_are_ordered_uuids_of_version_7() -> None:
@@ -129,16 +129,16 @@ def test_only_trusted_proxies_say_who_the_client_is() -> None:
 
 def test_rate_limit_lets_exactly_the_limit_into_a_minute() -> None:
     limits = LocalLimits()
-    answers = [limits.enter(1, 5, None, 120.0 + second) for second in range(10)]
+    answers = [limits.acquire(1, 5, None, 120.0 + second) for second in range(10)]
     assert [answer is None for answer in answers] == [True] * 5 + [False] * 5
     assert answers[5] == Refused("rate_limit_exceeded", 55.0)
-    assert limits.enter(2, 5, None, 120.0) is None
+    assert limits.acquire(2, 5, None, 120.0) is None
 
 
 @given(st.lists(st.floats(min_value=0, max_value=600), max_size=200), st.integers(1, 20))
 def test_no_window_of_a_minute_gets_twice_the_limit(times: list[float], limit: int) -> None:
     limits = LocalLimits()
-    let_in = [moment for moment in sorted(times) if limits.enter(1, limit, None, moment) is None]
+    let_in = [moment for moment in sorted(times) if limits.acquire(1, limit, None, moment) is None]
     for start in let_in:
         assert sum(start <= moment < start + 60 for moment in let_in) < 2 * limit + 1
     for minute in range(10):
@@ -147,11 +147,11 @@ def test_no_window_of_a_minute_gets_twice_the_limit(times: list[float], limit: i
 
 def test_concurrency_frees_on_leave() -> None:
     limits = LocalLimits()
-    assert limits.enter(1, None, 2, 0.0) is None
-    assert limits.enter(1, None, 2, 0.0) is None
-    assert limits.enter(1, None, 2, 0.0) == Refused("concurrency_limit_exceeded", 1)
-    limits.leave(1)
-    assert limits.enter(1, None, 2, 0.0) is None
+    assert limits.acquire(1, None, 2, 0.0) is None
+    assert limits.acquire(1, None, 2, 0.0) is None
+    assert limits.acquire(1, None, 2, 0.0) == Refused("concurrency_limit_exceeded", 1)
+    limits.release(1)
+    assert limits.acquire(1, None, 2, 0.0) is None
 
 
 @pytest.mark.parametrize(("limit", "replicas", "part"), [(None, 3, None), (1, 3, 1), (10, 3, 4), (9, 3, 3)])

@@ -1,0 +1,1 @@
+"""The administrators' commands, one module a noun."""

@@ -1,0 +1,130 @@
+"""Errors in the shape of OpenAI's API: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+NANODOLLARS = 1_000_000_000
+
+
+class ApiError(Exception):
+    """An answer with an HTTP error status; ``reason`` is the metric's label for what was refused."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        self.extra = dict(extra or {})
+
+    @property
+    def reason(self) -> str:
+        """A short stable word for logs and metrics."""
+        return self.code or f"http_{self.status}"
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        shape = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": shape | self.extra}
+
+
+def bad_request(param: str | None, message: str, code: str | None = None) -> ApiError:
+    """400: ``param`` names the field that is wrong."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def too_large(limit: int) -> ApiError:
+    """413: the body is above ``limit`` bytes."""
+    message = f"The request body is too large: at most {limit} bytes are accepted."
+    return ApiError(413, message, code="request_too_large", headers={"connection": "close"})
+
+
+def unsupported_media_type(given: str) -> ApiError:
+    """415: the body is not JSON."""
+    message = f"Unsupported content type '{given}': send 'Content-Type: application/json'."
+    return ApiError(415, message, code="unsupported_media_type")
+
+
+def unauthorized(message: str) -> ApiError:
+    """401."""
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def forbidden(message: str, code: str, param: str | None = None) -> ApiError:
+    """403."""
+    return ApiError(403, message, kind="permission_error", code=code, param=param)
+
+
+def unknown_model(model: str, reason: str = "does not exist") -> ApiError:
+    """404: no such model here."""
+    message = f"The model '{model}' {reason}. GET /v1/models lists what is available."
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
+def insufficient_credit(missing: int, topup_url: str) -> ApiError:
+    """402: ``missing`` nano-dollars would let this call through."""
+    amount = format(Decimal(missing) / NANODOLLARS, "f")
+    message = f"Insufficient credit: ${amount} more is needed for this call."
+    extra: dict[str, Any] = {"missing_nanodollars": missing, "missing_usd": amount}
+    if topup_url:
+        message += f" Top up at {topup_url}"
+        extra["topup_url"] = topup_url
+    return ApiError(402, message, kind="insufficient_quota", code="insufficient_credit", extra=extra)
+
+
+def budget_exceeded(scope: str, missing: int) -> ApiError:
+    """402: a budget of the token, account or platform is used up."""
+    message = f"The budget of the {scope} is used up: raise it or wait for its next period."
+    extra = {"missing_nanodollars": missing}
+    return ApiError(402, message, kind="insufficient_quota", code="budget_exceeded", extra=extra)
+
+
+def rate_limited(message: str, retry_after: float, code: str) -> ApiError:
+    """429: try again in ``retry_after`` seconds (rounded up)."""
+    seconds = max(1, -int(-retry_after // 1))
+    headers = {"retry-after": str(seconds)}
+    return ApiError(429, message, kind="rate_limit_error", code=code, headers=headers)
+
+
+def unavailable(message: str, code: str, retry_after: int = 2) -> ApiError:
+    """503: nothing was charged; try again."""
+    headers = {"retry-after": str(retry_after)}
+    return ApiError(503, message, kind="server_error", code=code, headers=headers)
+
+
+def bad_gateway(message: str = "The model's provider failed to answer. Nothing was charged.") -> ApiError:
+    """502."""
+    return ApiError(502, message, kind="server_error", code="provider_error")
+
+
+def broken_off() -> ApiError:
+    """502 inside a stream: the provider stopped before its end."""
+    return bad_gateway("The model's provider broke off. What was delivered is charged.")
+
+
+def stream_event(error: ApiError) -> bytes:
+    """An error inside a stream that has begun, as OpenAI's clients understand it."""
+    return b"data: " + orjson.dumps(error.body()) + b"\n\n"
+
+
+def gateway_timeout() -> ApiError:
+    """504."""
+    message = "The model's provider did not answer in time. Nothing was charged."
+    return ApiError(504, message, kind="server_error", code="provider_timeout")

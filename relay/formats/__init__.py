@@ -1,0 +1,1 @@
+"""What customers and providers speak. Pure: bytes in, bytes out."""

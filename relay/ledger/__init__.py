@@ -1,0 +1,1 @@
+"""Holds, captures, releases and grants; concurrent calls share commits."""

@@ -1,0 +1,144 @@
+"""Orders as the columns that the ledger's statements take."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+
+from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
+from relay.pricing.settlement import Settlement, with_overage
+from relay.store.ledger import booleans, numbers, texts, times, uuids
+
+
+class HoldItem(NamedTuple):
+    """A hold order and the number that tells its own retries from somebody else's request id."""
+
+    order: HoldOrder
+    attempt: int
+
+
+class SettleItem(NamedTuple):
+    """One capture or release as the database takes it. JSON columns are text."""
+
+    request_id: UUID
+    release: bool
+    reason: str
+    facts: CallFacts
+    charge: int = 0
+    overage_charge: int = 0
+    numerator: int = 0
+    denominator: int = 1
+    quantum: int = 1
+    minimum: int = 0
+    quotas_used: Mapping[str, int] | None = None
+    cost: int | None = None
+    meters: str = "{}"
+    raw_usage: str | None = None
+    sell: str | None = None
+    cost_side: str | None = None
+    unpriced: str | None = None
+
+
+def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
+    """A capture with everything that its charge was computed from."""
+    admission, charge = order.hold.admission, settlement.list_charge
+    tariff = admission.tariff
+    over = charge.amount
+    if order.hold.overage != 1:
+        over = with_overage(charge.exact, 0, order.hold.overage, tariff.terms)
+    return SettleItem(
+        request_id=order.hold.request_id,
+        release=False,
+        reason=order.facts.outcome,
+        facts=order.facts,
+        charge=charge.amount,
+        overage_charge=over,
+        numerator=charge.numerator,
+        denominator=charge.denominator,
+        quantum=tariff.terms.quantum,
+        minimum=tariff.terms.minimum if charge.numerator else 0,
+        quotas_used=settlement.quotas_used,
+        cost=order.cost.amount if order.cost else None,
+        meters=json_text(dict(settlement.meters)),
+        raw_usage=json_text(order.raw_usage) if order.raw_usage is not None else None,
+        sell=_evidence(tariff.evidence(settlement.meters, admission.service_tier), order.usage_format),
+        cost_side=order.cost.evidence if order.cost else None,
+        unpriced=json_text(charge.unpriced) if charge.unpriced else None,
+    )
+
+
+def _evidence(document: str, usage_format: str | None) -> str:
+    return f'{{"usage_format":"{usage_format}",{document[1:]}' if usage_format else document
+
+
+def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:
+    """A release: nothing is charged, the call is recorded."""
+    return SettleItem(request_id, True, reason or "released", facts)
+
+
+def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
+    """Parameters of relay.store.ledger.HOLD."""
+    orders = [item.order for item in items]
+    return [
+        uuids(order.request_id for order in orders),
+        numbers(item.attempt for item in items),
+        numbers(order.account_id for order in orders),
+        numbers(order.token_id for order in orders),
+        numbers(order.amount for order in orders),
+        numbers(order.covered_amount for order in orders),
+        texts(order.admission.model for order in orders),
+        texts(order.admission.customer_group for order in orders),
+        times(order.expires_at for order in orders),
+        _quotas(order.quotas for order in orders),
+    ]
+
+
+def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
+    """Parameters of relay.store.ledger.SETTLE."""
+    facts = [item.facts for item in items]
+    documents = {item.sell: 0 for item in items} | {item.cost_side: 0 for item in items}
+    documents.pop(None, None)
+    places: dict[str | None, int] = {document: n for n, document in enumerate(documents, 1)}
+    return [
+        uuids(item.request_id for item in items),
+        booleans(item.release for item in items),
+        numbers(item.charge for item in items),
+        numbers(item.overage_charge for item in items),
+        numbers(item.numerator for item in items),
+        numbers(item.denominator for item in items),
+        numbers(item.quantum for item in items),
+        numbers(item.minimum for item in items),
+        texts(item.reason for item in items),
+        texts(json_text(dict(item.quotas_used)) if item.quotas_used else None for item in items),
+        numbers(fact.channel_id for fact in facts),
+        texts(fact.outcome for fact in facts),
+        texts(fact.abort_rule for fact in facts),
+        booleans(fact.stream for fact in facts),
+        times(fact.started_at for fact in facts),
+        numbers(fact.duration_ms for fact in facts),
+        numbers(fact.first_byte_ms for fact in facts),
+        numbers(item.cost for item in items),
+        texts(item.meters for item in items),
+        texts(item.raw_usage for item in items),
+        texts(documents),
+        numbers(places.get(item.sell) for item in items),
+        numbers(places.get(item.cost_side) for item in items),
+        texts(item.unpriced for item in items),
+        texts(json_text(list(fact.attempts)) if fact.attempts else None for fact in facts),
+    ]
+
+
+def _quotas(quotas: Iterable[Mapping[str, int]]) -> str | None:
+    """The column of typed units as JSON; null as a whole where no member has any."""
+    documents = [json_text(dict(units)) if units else None for units in quotas]
+    return texts(documents) if any(documents) else None
+
+
+def json_text(value: Any) -> str:
+    """JSON that jsonb takes: no NUL characters; what cannot be written at all is kept as its description."""
+    try:
+        text = orjson.dumps(value, default=str).decode()
+    except (TypeError, ValueError) as error:
+        text = orjson.dumps({"unreadable": ascii(value)[:2000], "why": str(error)}).decode()
+    return text.replace("\\u0000", "\\ufffd") if "\\u0000" in text else text

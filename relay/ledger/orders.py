@@ -1,0 +1,110 @@
+"""What a caller hands to the ledger, and what it gets back.
+
+The life of a call::
+
+    admission = book.admit(model, group=account.group, at=now)     # raises Unpriced
+    bound = admission.bound(input_units=900, max_output=4096)       # n$ and typed units, at most
+    hold = await ledger.hold(HoldOrder.of(request_id, account_id, token_id, admission, bound, expires_at))
+    ...                                                             # call the provider
+    charged = await ledger.capture(CaptureOrder(hold, meters, raw_usage, facts, cost))  # before the last byte
+
+or, when nothing was delivered::
+
+    await ledger.release(hold.request_id, "provider answered 503", facts)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from typing import Any
+from uuid import UUID
+
+from relay.pricing.tariff import Admission, Bound, Cost
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOrder:
+    """Reserve the most that a call can cost. Amounts in n$; quotas in typed units (see QUOTA_METERS).
+
+    `amount` is held when the account's typed quotas do not cover `quotas` in full, else `covered_amount`.
+    `expires_at`: after it the sweeper ends the hold; give the longest call plus a minute.
+    """
+
+    request_id: UUID
+    account_id: int
+    token_id: int | None
+    amount: int
+    admission: Admission
+    expires_at: datetime
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    covered_amount: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        request_id: UUID,
+        account_id: int,
+        token_id: int | None,
+        admission: Admission,
+        bound: Bound,
+        expires_at: datetime,
+    ) -> "HoldOrder":
+        return cls(
+            request_id,
+            account_id,
+            token_id,
+            bound.amount,
+            admission,
+            expires_at,
+            bound.quotas,
+            bound.covered_amount,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A durable hold. `allotted`: typed units reserved; `overage`: multiplier of what no plan period pays."""
+
+    request_id: UUID
+    account_id: int
+    amount: int
+    admission: Admission
+    allotted: Mapping[str, int]
+    overage: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What the record of the call says besides money.
+
+    `outcome`: "ok", or what went wrong ("client_gone", "provider_error", "truncated", ...);
+    `abort_rule`: the rule that priced a stream that was cut short, else None;
+    `attempts`: one mapping an attempt at a provider, JSON-able (channel_id, outcome, status, cost, ms).
+    """
+
+    outcome: str = "ok"
+    channel_id: int | None = None
+    stream: bool = False
+    abort_rule: str | None = None
+    started_at: datetime | None = None
+    duration_ms: int | None = None
+    first_byte_ms: int | None = None
+    attempts: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOrder:
+    """Charge a held call for what was delivered.
+
+    `meters`: disjoint, see `normalise`; `raw_usage`: the provider's usage as it came; `cost`: the provider's,
+    `admission.cost(provider, meters)`, None if unknown; `usage_format`: of `normalise`, so that an audit
+    can derive the meters again.
+    """
+
+    hold: Hold
+    meters: Mapping[str, int]
+    raw_usage: Mapping[str, Any] | None
+    facts: CallFacts = CallFacts()
+    cost: Cost | None = None
+    usage_format: str | None = None

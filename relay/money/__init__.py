@@ -1,1 +1,0 @@
-"""Money: units, prices, meters, charges, holds and grants."""

@@ -1,0 +1,1 @@
+"""Prices in memory and how they are published."""

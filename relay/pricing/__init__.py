@@ -1,0 +1,1 @@
+"""Pure arithmetic of money: units, meters, usage, tariffs and charges."""

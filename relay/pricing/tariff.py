@@ -1,0 +1,247 @@
+"""A price frozen at admission: what a call may cost at most, what it costs, and the proof of it."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from typing import Any, Protocol
+
+import orjson
+
+from relay.pricing.charge import Charge, Row, Table, Terms, compute, resolve, select
+from relay.pricing.errors import Unpriced
+from relay.pricing.meter_names import QUOTA_METERS, TEXT_INPUT
+from relay.pricing.units import decimal_text, fraction_text
+
+PROMPT_METERS = {"text": TEXT_INPUT, "image": ("in_image",), "audio": ("in_audio",)}
+ANSWER_METERS = {"text": "out_text", "image": "out_image", "audio": "out_audio"}
+
+
+@dataclass(frozen=True, slots=True)
+class PriceVersion:
+    """A published price. `free`: charged nothing, and said so; quantum and minimum in n$."""
+
+    id: int
+    model: str
+    side: str
+    provider: str
+    customer_group: str
+    currency: str
+    valid_from: datetime
+    valid_to: datetime | None
+    quantum: int
+    minimum: int
+    free: bool
+    rows: tuple[Row, ...]
+
+    def valid_at(self, at: datetime) -> bool:
+        return self.valid_from <= at and (self.valid_to is None or at < self.valid_to)
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplier:
+    """A factor on the sum and where it comes from, e.g. Multiplier("group vip", Fraction("0.9"))."""
+
+    name: str
+    value: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The most that a call can cost, n$. `covered_amount`: what remains if typed quotas pay `quotas` in
+    full.
+    """
+
+    amount: int
+    covered_amount: int = 0
+    quotas: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The provider's charge in n$, exactly and rounded, and the JSON of the price that it follows."""
+
+    amount: int
+    exact: Fraction
+    evidence: str
+
+
+class Tariff:
+    """A price version with the multipliers and exchange rate of one customer at one time."""
+
+    def __init__(
+        self,
+        version: PriceVersion,
+        multipliers: Iterable[Multiplier] = (),
+        fx: Fraction = Fraction(1),
+    ) -> None:
+        self.version = version
+        self.multipliers = tuple(multipliers)
+        self.fx = fx
+        factors = [multiplier.value for multiplier in self.multipliers]
+        self.terms = Terms.of(factors, fx, version.quantum, version.minimum, version.free)
+        edges = {row.context_from for row in version.rows} | {row.context_to or 0 for row in version.rows}
+        self._edges = sorted(edges - {0})
+        self._tables: dict[tuple[int, str], tuple[Table, str]] = {}
+        self.whole_call = any(row.meter == "call" for row in version.rows)
+
+    def charge(self, meters: Mapping[str, int], service_tier: str = "") -> Charge:
+        """The exact charge of disjoint meters; a price per call counts the call itself."""
+        return compute(self.table(meters, service_tier), self.counted(meters), self.terms)
+
+    def counted(self, meters: Mapping[str, int]) -> Mapping[str, int]:
+        """The meters with the call itself, where the price has a row for it."""
+        return {**meters, "call": 1} if self.whole_call and "call" not in meters else meters
+
+    def table(self, meters: Mapping[str, int], service_tier: str = "") -> Table:
+        """The rows that hold for this prompt length and service tier."""
+        return self._selected(meters, service_tier)[0]
+
+    def evidence(self, meters: Mapping[str, int], service_tier: str = "") -> str:
+        """JSON of everything by value that a charge of these meters was computed from, but the meters."""
+        return self._selected(meters, service_tier)[1]
+
+    def longest_tables(self, length: int, service_tier: str = "") -> list[Table]:
+        """The tables of every prompt length up to `length`: a bound must cover them all."""
+        starts = [0, *(edge for edge in self._edges if edge <= length)]
+        return [self.table({"in_text": start}, service_tier) for start in starts]
+
+    def _selected(self, meters: Mapping[str, int], service_tier: str) -> tuple[Table, str]:
+        length = sum(quantity for meter, quantity in meters.items() if meter in _INPUT) if self._edges else 0
+        key = (bisect_right(self._edges, length), service_tier)
+        known = self._tables.get(key)
+        if known is None:
+            found = select(self.version.rows, length, service_tier)
+            known = self._tables[key] = (resolve(found), orjson.dumps(self._describe(found)).decode())
+        return known
+
+    def _describe(self, found: Table) -> dict[str, Any]:
+        version = self.version
+        return {
+            "version": version.id,
+            "model": version.model,
+            "side": version.side,
+            "currency": version.currency,
+            "rows": {meter: _row_json(row) for meter, row in found.items()},
+            "multipliers": [{"name": m.name, "value": decimal_text(m.value)} for m in self.multipliers],
+            "fx": fraction_text(self.fx),
+            "quantum": version.quantum,
+            "minimum": version.minimum,
+            "free": version.free,
+        }
+
+
+_INPUT = frozenset(("in_text", "cache_read", "cache_write_5m", "cache_write_1h", "in_image", "in_audio"))
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    price = row.unit_price
+    exact = price if price is None or isinstance(price, int) else fraction_text(price)
+    return {"unit_price": exact, "fallback": row.fallback}
+
+
+class CostBook(Protocol):
+    """Where an admission finds the provider's price, frozen like its own."""
+
+    def cost_tariff(self, model: str, provider: str, at: datetime) -> Tariff | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The sell price of one call, frozen. `at`: the moment of admission (aware)."""
+
+    model: str
+    customer_group: str
+    at: datetime
+    tariff: Tariff
+    costs: CostBook | None = None
+    service_tier: str = ""
+
+    @property
+    def free(self) -> bool:
+        """Said to be free: a hold is for nothing, the record is still kept."""
+        return self.tariff.version.free
+
+    def charge(self, meters: Mapping[str, int]) -> Charge:
+        """What these disjoint meters cost by the frozen price, before typed quotas and plan periods."""
+        return self.tariff.charge(meters, self.service_tier)
+
+    def cost(self, provider: str, meters: Mapping[str, int]) -> "Cost | None":
+        """What the provider takes for them by the cost price of `provider`; None: none is published."""
+        tariff = self.costs.cost_tariff(self.model, provider, self.at) if self.costs else None
+        if tariff is None:
+            return None
+        charge = tariff.charge(meters, self.service_tier)
+        return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
+
+    def hold_amount(self, *, input_units: int, max_output: int) -> int:
+        """n$ to hold for a text call: see `bound`."""
+        return self.bound(input_units=input_units, max_output=max_output).amount
+
+    def bound(
+        self,
+        *,
+        input_units: int = 0,
+        max_output: int = 0,
+        prompt: Iterable[str] = ("text",),
+        answer: str = "text",
+        others: Mapping[str, int] | None = None,
+    ) -> Bound:
+        """The most that a call can cost: the whole prompt at its dearest input meter and prompt length, the
+        maximum output, and `others` (images, ms, char, tool:* at most).
+
+        `prompt`: kinds of input in the request (text, image, audio); `answer`: kind of output.
+        Raises Unpriced when a meter that the call will use has neither a price nor a fallback.
+        """
+        if self.free:
+            return Bound(0)
+        others = dict(others or {})
+        inputs = [meter for kind in prompt for meter in PROMPT_METERS[kind]]
+        output = ANSWER_METERS[answer]
+        needed = [*inputs[: 1 if input_units else 0], *([output] if max_output else []), *others]
+        amount = covered = 0
+        for table in self.tariff.longest_tables(input_units, self.service_tier):
+            self._check_priced(table, needed)
+            dearest = max(inputs, key=lambda meter: _unit_price(table, meter), default="in_text")
+            most = {**others, dearest: input_units, output: max_output}
+            amount = max(amount, self._bounded(table, most))
+            covered = max(covered, self._bounded(table, _beyond_quotas(most)))
+        return Bound(amount, covered, _quota_bound(input_units, max_output, inputs, output, others))
+
+    def _bounded(self, table: Table, meters: Mapping[str, int]) -> int:
+        if not meters and not self.tariff.whole_call:
+            return 0
+        return compute(table, self.tariff.counted(meters), self.tariff.terms).amount
+
+    def _check_priced(self, table: Table, meters: Iterable[str]) -> None:
+        if self.tariff.whole_call:
+            return
+        for meter in meters:
+            if meter not in table:
+                raise Unpriced(self.model, meter)
+
+
+def _unit_price(table: Table, meter: str) -> Fraction | int:
+    row = table.get(meter)
+    return row.unit_price if row and row.unit_price is not None else -1
+
+
+_METER_UNIT = {meter: unit for unit, meters in QUOTA_METERS.items() for meter in meters}
+
+
+def _beyond_quotas(meters: Mapping[str, int]) -> dict[str, int]:
+    return {meter: quantity for meter, quantity in meters.items() if meter not in _METER_UNIT}
+
+
+def _quota_bound(
+    input_units: int, max_output: int, inputs: list[str], output: str, others: Mapping[str, int]
+) -> dict[str, int]:
+    quotas: dict[str, int] = {}
+    for unit in {_METER_UNIT[meter] for meter in inputs if meter in _METER_UNIT}:
+        quotas[unit] = input_units
+    for meter, quantity in [(output, max_output), *others.items()]:
+        unit = _METER_UNIT.get(meter, "")
+        if unit and quantity:
+            quotas[unit] = quotas.get(unit, 0) + quantity
+    return {unit: quantity for unit, quantity in quotas.items() if quantity}

@@ -1,0 +1,280 @@
+"""Providers' usage, normalised to disjoint meters: each unit that a provider counts lands in exactly one.
+
+Reasoning tokens are answer text: OpenAI, Anthropic count them in the output already, Gemini beside it.
+Sources: the providers' API references for their usage objects (tests/unit/pricing/test_usage.py has an
+example each).
+"""
+
+from collections.abc import Callable, Mapping
+from decimal import ROUND_CEILING, Decimal
+from typing import Any
+
+from relay.pricing.errors import FieldError
+
+Raw = Mapping[str, Any]
+
+_MODALITIES_IN = {"AUDIO": "in_audio", "IMAGE": "in_image", "VIDEO": "in_image"}
+_MODALITIES_OUT = {"AUDIO": "out_audio", "IMAGE": "out_image", "VIDEO": "out_image"}
+
+
+def normalise(fmt: str, raw: Raw) -> dict[str, int]:
+    """Disjoint meters (no zeros) of a provider's usage object, or of a response that contains one.
+
+    `fmt`: openai (chat, completions), openai_responses (or responses), anthropic, gemini, embeddings, images,
+    audio (transcription, translation, speech). Raises FieldError naming the field when it is malformed.
+    """
+    reader = FORMATS.get(ALIASES.get(fmt, fmt))
+    if reader is None:
+        raise FieldError("format", f"{fmt!r} is not a usage format", f"use one of {', '.join(FORMATS)}")
+    if not isinstance(raw, Mapping):
+        raise FieldError(fmt, "the usage is not an object", "pass the provider's usage as it came")
+    for wrapper in ("usage", "usageMetadata", "usage_metadata"):
+        if isinstance(raw.get(wrapper), Mapping):
+            raw = {**{key: value for key, value in raw.items() if key != wrapper}, **raw[wrapper]}
+    return {meter: quantity for meter, quantity in reader(raw).items() if quantity}
+
+
+def count(raw: Raw, *names: str) -> int:
+    """The first of these fields that is present and not null, as a count; 0 when none is."""
+    for name in names:
+        value = raw.get(name)
+        if value is None:
+            continue
+        if not _is_whole(value):
+            raise FieldError(name, f"{value!r} is not a whole number", "pass the provider's usage as it came")
+        if value < 0:
+            raise FieldError(name, f"{value} is negative", "pass the provider's usage as it came")
+        return int(value)
+    return 0
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer()
+    if isinstance(value, Decimal):
+        return value.is_finite() and value == value.to_integral_value()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def part(raw: Raw, *names: str) -> Raw:
+    """The first of these fields that is an object, or an empty one."""
+    for name in names:
+        value = raw.get(name)
+        if isinstance(value, Mapping):
+            return value
+        if value is not None:
+            raise FieldError(name, "it is not an object", "pass the provider's usage as it came")
+    return {}
+
+
+def _require(raw: Raw, *names: str) -> None:
+    if not any(raw.get(name) is not None for name in names):
+        raise FieldError(names[0], "the usage does not have it", "pass the provider's usage as it came")
+
+
+def _openai(raw: Raw) -> dict[str, int]:
+    """Chat completions, completions and responses: details are parts of the totals.
+
+    Cached tokens may be of any kind: they are taken from text first, what is left over from audio and images
+    (or by kind, where the provider says). A provider that reports more parts than the total counted them
+    beside it.
+    """
+    _require(raw, "prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
+    inputs = part(raw, "prompt_tokens_details", "input_tokens_details", "input_token_details")
+    prompt = count(raw, "prompt_tokens", "input_tokens")
+    cached = count(inputs, "cached_tokens") or count(raw, "prompt_cache_hit_tokens", "cached_tokens")
+    written = count(inputs, "cache_write_tokens", "cache_creation_tokens")
+    audio, image = count(inputs, "audio_tokens"), count(inputs, "image_tokens")
+    by_kind = part(inputs, "cached_tokens_details")
+    audio -= min(audio, count(by_kind, "audio_tokens"))
+    image -= min(image, count(by_kind, "image_tokens"))
+    text = prompt - cached - written - audio - image
+    audio, text = _absorb(audio, text)
+    image, text = _absorb(image, text)
+    return {
+        "in_text": max(text, 0),
+        "cache_read": cached,
+        "cache_write_5m": written,
+        "in_audio": audio,
+        "in_image": image,
+        **_openai_output(raw, prompt),
+        **_tools(raw),
+    }
+
+
+def _absorb(quantity: int, deficit: int) -> tuple[int, int]:
+    """Take from a meter what cached tokens of its kind have left as a deficit of text."""
+    taken = min(quantity, max(-deficit, 0))
+    return quantity - taken, deficit + taken
+
+
+def _openai_output(raw: Raw, prompt: int) -> dict[str, int]:
+    details = part(raw, "completion_tokens_details", "output_tokens_details", "output_token_details")
+    output = count(raw, "completion_tokens", "output_tokens")
+    reasoning = count(details, "reasoning_tokens")
+    if reasoning and count(raw, "total_tokens") == prompt + output + reasoning:
+        output += reasoning  # providers that count reasoning beside the completion say so by their total
+    audio, image = count(details, "audio_tokens"), count(details, "image_tokens")
+    return {"out_text": max(output - audio - image, 0), "out_audio": audio, "out_image": image}
+
+
+def _tools(raw: Raw) -> dict[str, int]:
+    """Uses of providers' built-in tools: Anthropic's server_tool_use, or the gateway's own count in
+    `tools`.
+    """
+    served = part(raw, "server_tool_use")
+    uses = {f"tool:{name.removesuffix('_requests')}": count(served, name) for name in served}
+    own = part(raw, "tools")
+    return {**uses, **{f"tool:{name.removeprefix('tool:')}": count(own, name) for name in own}}
+
+
+def _anthropic(raw: Raw) -> dict[str, int]:
+    """Messages: cache reads and writes stand beside input_tokens; writes may be split by lifetime."""
+    _require(raw, "input_tokens", "output_tokens")
+    split = part(raw, "cache_creation")
+    hour = count(split, "ephemeral_1h_input_tokens")
+    short = count(split, "ephemeral_5m_input_tokens")
+    written = max(count(raw, "cache_creation_input_tokens"), hour + short)
+    return {
+        "in_text": count(raw, "input_tokens"),
+        "cache_read": count(raw, "cache_read_input_tokens"),
+        "cache_write_5m": written - hour,
+        "cache_write_1h": hour,
+        "out_text": count(raw, "output_tokens"),
+        **_tools(raw),
+    }
+
+
+def _gemini(raw: Raw) -> dict[str, int]:
+    """generateContent: the cached part is inside promptTokenCount, thoughts and tool prompts are beside."""
+    raw = {_camel(name): value for name, value in raw.items()}
+    _require(raw, "promptTokenCount", "candidatesTokenCount", "totalTokenCount")
+    prompt, tool_prompt = count(raw, "promptTokenCount"), count(raw, "toolUsePromptTokenCount")
+    cached = count(raw, "cachedContentTokenCount")
+    kinds = _by_kind(raw, "promptTokensDetails", _MODALITIES_IN)
+    for meter, quantity in _by_kind(raw, "cacheTokensDetails", _MODALITIES_IN).items():
+        kinds[meter] = max(kinds.get(meter, 0) - quantity, 0)
+    for meter, quantity in _by_kind(raw, "toolUsePromptTokensDetails", _MODALITIES_IN).items():
+        kinds[meter] = kinds.get(meter, 0) + quantity
+    text = prompt + tool_prompt - cached - sum(kinds.values())
+    for meter in kinds:
+        kinds[meter], text = _absorb(kinds[meter], text)
+    return {
+        "in_text": max(text, 0),
+        "cache_read": cached,
+        **kinds,
+        **_gemini_output(raw, prompt + tool_prompt),
+    }
+
+
+def _gemini_output(raw: Raw, prompt: int) -> dict[str, int]:
+    answer, thoughts = (
+        count(raw, "candidatesTokenCount", "responseTokenCount"),
+        count(raw, "thoughtsTokenCount"),
+    )
+    total = count(raw, "totalTokenCount")
+    if not (thoughts and total == prompt + answer):  # else the thoughts are inside the candidates already
+        answer += thoughts
+    details = "candidatesTokensDetails" if "candidatesTokensDetails" in raw else "responseTokensDetails"
+    kinds = _by_kind(raw, details, _MODALITIES_OUT)
+    return {"out_text": max(answer - sum(kinds.values()), 0), **kinds}
+
+
+def _by_kind(raw: Raw, name: str, meters: Mapping[str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for detail in raw.get(name) or ():
+        if not isinstance(detail, Mapping):
+            raise FieldError(name, "it is not a list of objects", "pass the provider's usage as it came")
+        meter = meters.get(str(detail.get("modality")).upper())
+        if meter:
+            found[meter] = found.get(meter, 0) + count(detail, "tokenCount", "token_count")
+    return found
+
+
+def _camel(name: str) -> str:
+    """Google's own SDKs show the JSON names in snake case."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _embeddings(raw: Raw) -> dict[str, int]:
+    """Embeddings have input only; some providers give nothing but the total."""
+    _require(raw, "prompt_tokens", "input_tokens", "total_tokens")
+    details = part(raw, "prompt_tokens_details", "input_tokens_details")
+    audio, image = count(details, "audio_tokens"), count(details, "image_tokens")
+    total = count(raw, "prompt_tokens", "input_tokens", "total_tokens")
+    return {"in_text": max(total - audio - image, 0), "in_audio": audio, "in_image": image}
+
+
+def _images(raw: Raw) -> dict[str, int]:
+    """Images: tokens where the provider counts them (the answer is image unless it says text), else
+    pieces.
+    """
+    if raw.get("input_tokens") is None and raw.get("output_tokens") is None:
+        _require(raw, "n", "images", "image_count", "data")
+        listed = next((raw[name] for name in ("data", "images") if isinstance(raw.get(name), list)), None)
+        return {"image": len(listed) if listed is not None else count(raw, "n", "images", "image_count")}
+    meters = _openai(raw)
+    text = count(part(raw, "output_tokens_details", "output_token_details"), "text_tokens")
+    answer = meters.pop("out_text") + meters["out_image"]
+    return {**meters, "out_text": min(text, answer), "out_image": answer - min(text, answer)}
+
+
+def _audio(raw: Raw) -> dict[str, int]:
+    """Speech and transcription: seconds, characters, or tokens.
+
+    Tokens with input details (or type "tokens") are a transcription: the answer is text. Bare tokens are
+    speech synthesis: the answer is audio.
+    """
+    for name in ("characters", "character_count", "chars"):
+        if raw.get(name) is not None:
+            return {"char": count(raw, name)}
+    for name, thousandths in (("seconds", 1000), ("duration", 1000), ("duration_seconds", 1000), ("ms", 1)):
+        if raw.get(name) is not None:
+            return {"ms": _milliseconds(raw[name], name, thousandths)}
+    meters = _openai(raw)
+    details = part(raw, "input_token_details", "input_tokens_details", "prompt_tokens_details")
+    if not details and raw.get("type") != "tokens":
+        meters["out_audio"] += meters.pop("out_text")
+    return meters
+
+
+def _milliseconds(value: Any, name: str, factor: int) -> int:
+    """Whole milliseconds, a begun one counts."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25")
+    try:
+        exact = Decimal(str(value)) * factor
+    except ArithmeticError:
+        raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25") from None
+    if not exact.is_finite() or not 0 <= exact < 10**12:
+        raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25")
+    return int(exact.to_integral_value(ROUND_CEILING))
+
+
+FORMATS: dict[str, Callable[[Raw], dict[str, int]]] = {
+    "openai": _openai,
+    "openai_responses": _openai,
+    "responses": _openai,
+    "anthropic": _anthropic,
+    "gemini": _gemini,
+    "embeddings": _embeddings,
+    "images": _images,
+    "audio": _audio,
+}
+# What people call the same formats.
+ALIASES = {
+    "chat": "openai",
+    "openai_chat": "openai",
+    "completions": "openai",
+    "messages": "anthropic",
+    "anthropic_messages": "anthropic",
+    "google": "gemini",
+    "embedding": "embeddings",
+    "openai_embeddings": "embeddings",
+    "image": "images",
+    "openai_images": "images",
+    "openai_audio": "audio",
+    "transcription": "audio",
+    "speech": "audio",
+}
