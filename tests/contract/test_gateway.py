@@ -302,7 +302,7 @@ def test_nonsense_for_usage_is_counted_like_none(customer: Customer, vendor: Ven
     vendor.control(usage={"prompt_tokens": 5, "completion_tokens": -3})
     assert customer.post(question).status_code == 200
     assert customer.spent() == 2 * counted
-    told = [record["raw_usage"]["vendor"] for record in customer.relay.usage(customer.account)]
+    told = [record["raw_usage"]["provider"] for record in customer.relay.usage(customer.account)]
     assert any(usage and usage["completion_tokens"] == -3 for usage in told), "what it told is kept"
 
 

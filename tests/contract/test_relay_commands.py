@@ -57,7 +57,7 @@ def test_a_vendors_key_is_sealed_at_rest(relay: Relay, database: Database) -> No
     assert relay.command(*create, "--if-missing", stdin=VENDOR_KEY)["id"] == shown["id"]
     create[3] = "other"
     empty = relay.run(*create)
-    assert (empty.returncode, "pipe the vendor's API key" in empty.stderr) == (1, True)
+    assert (empty.returncode, "pipe the provider's API key" in empty.stderr) == (1, True)
 
 
 def test_what_is_missing_is_named(relay: Relay) -> None:
