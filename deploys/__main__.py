@@ -8,7 +8,7 @@ if {"plan", "apply"} & set(sys.argv[1:2]):
 
     monkey.patch_all()
 
-from deploys.cli import main
+from deploys.run.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,6 +48,6 @@ db = [
 ]
 # Monitoring, image registry, cache.
 ops = [("ops1", _node("192.0.2.41", 4, 8, 200))]
-# Groups of the sandbox only: an S3 store and a make-believe AI vendor. Production uses real ones.
+# Groups of the sandbox only: an S3 store and a fake AI provider. Production uses real ones.
 vault: list[str] = []
-vendor: list[str] = []
+provider: list[str] = []

@@ -39,4 +39,4 @@ db = [
 ]
 ops = [("ops1", _node(41, 4, 8, 100))]
 vault = [("vault1", _node(51, 2, 4, 100))]
-vendor = [("vendor1", _node(61, 2, 2, 20))]
+provider = [("provider1", _node(61, 2, 2, 20))]

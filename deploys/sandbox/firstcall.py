@@ -1,6 +1,6 @@
 """The first paid call: register, top up, call through the edge, and compare every book to the nano-dollar.
 
-The charge is worked out here a second time, from the vendor's books and the published price alone, so
+The charge is worked out here a second time, from the provider's books and the published price alone, so
 that an error in the relay's own arithmetic cannot agree with itself.
 """
 
@@ -20,7 +20,7 @@ from deploys.sandbox import remote
 from deploys.sandbox.remote import DOMAIN, relayctl
 
 MODEL = "fake-small"
-CHANNEL = "vendor1"
+CHANNEL = "provider1"
 USD_PER_MILLION_INPUT = Decimal("2.50")
 USD_PER_MILLION_OUTPUT = Decimal("10")
 GRANT_USD = Decimal("5.00")
@@ -60,11 +60,11 @@ def client(token: str, edge: str) -> openai.OpenAI:
 
 
 def open_channel() -> None:
-    """The vendor as a channel, with its price; what exists already is left alone."""
-    key = remote.run("vendor1", "cat", remote.KEY_FILE)
+    """The provider as a channel, with its price; what exists already is left alone."""
+    key = remote.run("provider1", "cat", remote.KEY_FILE)
     relayctl(
         *("channel", "create", "--if-missing", "--name", CHANNEL, "--provider", "openai"),
-        *("--base-url", f"{remote.VENDOR_URL}/v1", "--models", MODEL, "--api-key-stdin"),
+        *("--base-url", f"{remote.PROVIDER_URL}/v1", "--models", MODEL, "--api-key-stdin"),
         stdin=key,
     )
     if not relayctl("price", "list", "--model", MODEL):
@@ -108,11 +108,11 @@ def expected_charge(prompt_tokens: int, completion_tokens: int) -> int:
 
 
 def compare(customer: Customer, request_ids: list[str]) -> int:
-    """Vendor's books against usage, ledger and balance; return the total charge. Raises Mismatch."""
+    """Provider's books against usage, ledger and balance; return the total charge. Raises Mismatch."""
     who = ("--account", str(customer.account))
     # Each book is a command on a host, most of it waiting: read side by side.
     with ThreadPoolExecutor() as pool:
-        serving = pool.map(lambda one: remote.vendor(f"/books?request_id={one}")["calls"], request_ids)
+        serving = pool.map(lambda one: remote.provider(f"/books?request_id={one}")["calls"], request_ids)
         listing = pool.submit(relayctl, "usage", "list", *who)
         ledger = pool.submit(relayctl, "ledger", "list", *who)
         account = pool.submit(relayctl, "account", "show", str(customer.account)).result()
@@ -120,7 +120,7 @@ def compare(customer: Customer, request_ids: list[str]) -> int:
     total = 0
     for request_id, (served,) in zip(request_ids, serving, strict=True):
         charge = expected_charge(served["prompt_tokens"], served["completion_tokens"])
-        same(f"charge of call {request_id}", vendor_books=charge, usage_record=usage[request_id]["charge"])
+        same(f"charge of call {request_id}", provider_books=charge, usage_record=usage[request_id]["charge"])
         total += charge
     left = int(GRANT_USD * NANO) - total
     same("sum of the ledger", expected=left, ledger=sum(entry["amount"] for entry in ledger.result()))
@@ -152,7 +152,7 @@ def main() -> None:
         print(f"the first call failed: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     print(f"2 calls charged {total} n$ (${Decimal(total) / NANO:f})")
-    print("vendor's books, usage records, ledger and balance agree to the nano-dollar")
+    print("provider's books, usage records, ledger and balance agree to the nano-dollar")
     print_next_steps(customer, address)
 
 

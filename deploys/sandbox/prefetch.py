@@ -17,7 +17,7 @@ import importlib, json, sys
 found = {}
 for name in sys.argv[1:]:
     try:
-        module = importlib.import_module("deploys." + name)
+        module = importlib.import_module("deploys.roles." + name)
         lists = {key: value for key, value in vars(module).items() if key.endswith("PACKAGES")}
         root = lists.pop("IMAGE_PACKAGES", [])
         found[name] = [sorted({item for value in lists.values() for item in value}), sorted(set(root))]
@@ -42,13 +42,14 @@ class Wants:
 
 def collect(root: Path = ROOT) -> Wants:
     """Read every role; one that cannot be read is named and left out (its hosts fetch for themselves)."""
-    roles = [path.stem for path in sorted((root / "deploys").glob("*.py")) if declares(path.read_text())]
+    modules = sorted((root / "deploys" / "roles").glob("*.py"))
+    roles = [path.stem for path in modules if declares(path.read_text())]
     done = run([sys.executable, "-c", _READ_CONSTANTS, *roles], cwd=root)
     packages: dict[str, list[str]] = {}
     root_packages: dict[str, list[str]] = {}
     for role, found in json.loads(done.stdout.splitlines()[-1]).items():
         if isinstance(found, str):
-            warn(f"packages of deploys/{role}.py are not prefetched: {found}")
+            warn(f"packages of deploys/roles/{role}.py are not prefetched: {found}")
             continue
         packages.update({role: found[0]} if found[0] else {})
         root_packages.update({role: found[1]} if found[1] else {})

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".sandbox"
 CA_FILE = STATE / "ca.crt"
 DOMAIN = "sandbox.test"
-VENDOR_URL = f"https://vendor1.{DOMAIN}:9443"
-KEY_FILE = "/etc/vendor/api.key"
+PROVIDER_URL = f"https://provider1.{DOMAIN}:9443"
+KEY_FILE = "/etc/provider/api.key"
 
 
 class RemoteError(Exception):
@@ -56,9 +56,9 @@ def relayctl(*arguments: str, stdin: str = "", seconds: float = 60) -> Any:
     raise RemoteError("no app host answers: " + "; ".join(problems))
 
 
-def vendor(path: str, *curl_options: str) -> Any:
-    """Ask the fake vendor's own interface, on its host; the key never leaves it."""
-    options = shlex.join([*curl_options, VENDOR_URL + path])
+def provider(path: str, *curl_options: str) -> Any:
+    """Ask the fake provider's own interface, on its host; the key never leaves it."""
+    options = shlex.join([*curl_options, PROVIDER_URL + path])
     key = f'-H "authorization: Bearer $(cat {KEY_FILE})"'
     fetch = f"curl -sS --fail-with-body --cacert /etc/relay/tls/ca.crt {key} {options}"
-    return json.loads(run("vendor1", "sh", "-c", fetch))
+    return json.loads(run("provider1", "sh", "-c", fetch))

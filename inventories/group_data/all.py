@@ -1,4 +1,4 @@
-"""Every knob and its default. An environment's own file (sandbox.py, production.py) overrides these."""
+"""Every setting and its default. An environment's own file (sandbox.py, production.py) overrides these."""
 
 # --- environment -----------------------------------------------------------------------------------------
 # DNS domain of the fleet: hosts are NAME.domain, the API is api.domain.
@@ -49,7 +49,7 @@ edge_address_connections = 512
 # Largest request body, as nginx writes sizes.
 edge_body_max = "20m"
 # How long the relay may be silent within one call, as nginx writes times; above the relay's own time-out for
-# vendors, so that the relay's answer wins.
+# providers, so that the relay's answer wins.
 edge_read_timeout = "660s"
 # How long a reload lets running calls end: longer than the longest stream.
 edge_drain_timeout = "1h"

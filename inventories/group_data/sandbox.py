@@ -29,6 +29,6 @@ unattended_upgrades = False
 # Nobody sleeps beside the sandbox.
 alerts_required = False
 
-# The fake vendor answers at once; what a killed host left is swept within two minutes.
+# The fake provider answers at once; what a killed host left is swept within two minutes.
 relay_provider_timeout_seconds = 30
 relay_hold_margin_seconds = 15

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what the node exporter does not: who sets the clock, and whether updates are applied.
 
-    relay-host-figures --set-clock 1 --updates 1     # installed by deploys/base.py; a timer runs it
+    relay-host-figures --set-clock 1 --updates 1     # installed by deploys/roles/base.py; a timer runs it
 
 Writes a file that the node exporter passes on. A figure of 0 seconds says "none": no reboot is required, or
 no updates are wanted.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Restarts this host's Docker engine and ends when the swarm and its services are whole again.
 
-    relay-docker-restart                 # installed by deploys/docker.py, which runs it host after host
+    relay-docker-restart                 # installed by deploys/roles/docker.py, which runs it host after host
 
 It refuses (exit 1) while something else is missing, so that a host which did not come back is the last one
 that was restarted. A manager sees the whole swarm and drains its host first: calls then end within the grace

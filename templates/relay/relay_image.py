@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the relay's image on this host and pushes it to the fleet's registry. Installed by deploys/relay.py.
+"""Builds the relay's image on this host, pushes it to the fleet's registry. Installed by roles/relay.py.
 
     relay-image digest ops1.example:5000/relay:TAG          # prints sha256:… or nothing
     relay-image build ops1.example:5000/relay:TAG --context context.tar --base relay-base:TAG --packages a,b

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Brings the relay's stack to what its file says: schema first, then one replica after the other.
 
-    relay-roll IMAGE@sha256:…                  # installed by deploys/relay.py, which writes the stack file
+    relay-roll IMAGE@sha256:…               # installed by roles/relay.py, which writes the stack file
 
 Migrations run once, as the database's owner, with the new image, while the old one serves. A roll whose new
 replica does not become healthy is undone by Swarm; this then ends with 1 and says why.

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from deploys.cli import verdict
+from deploys.run.cli import verdict
 from tests.checklist import targets
 
 # A check that waited longer says so.
 SLOW_SECONDS = 10
 # Roles that an environment may do without, by the file of their checks.
-OPTIONAL = {"test_objectstore.py": "vault", "test_vendor.py": "vendor"}
+OPTIONAL = {"test_objectstore.py": "vault", "test_provider.py": "provider"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -22,7 +22,8 @@ from typing import Any
 import testinfra
 from pyinfra.context import ctx_inventory
 
-from deploys import environment, fleet
+from deploys.lib import fleet
+from deploys.run import environment
 
 ENVIRONMENT = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
 # Longer than a connection takes on a busy host; a firewall that drops packets costs all of it.
@@ -31,7 +32,7 @@ CONNECT_SECONDS = 1.5
 End = tuple[str, int]
 
 INVENTORY = environment.load(ENVIRONMENT)
-# For deploys.fleet, in this process, for good.
+# For deploys.lib.fleet, in this process, for good.
 ctx_inventory.set(INVENTORY)
 
 _OPTIONS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from deploys import fleet
-from deploys.base import TLS, UPLOADS
+from deploys.lib import fleet
+from deploys.roles.base import TLS, UPLOADS
 from tests.checklist.targets import address, hosts, reached, ssh
 
 testinfra_hosts = hosts("all")
@@ -27,7 +27,7 @@ def test_root_cannot_log_in(host: Any) -> None:
     assert ssh(host.backend.host.name, "-l", "root", "-o", "BatchMode=yes").returncode != 0
     settings = host.run("sshd -T").stdout.splitlines()
     assert "permitrootlogin no" in settings
-    assert f"allowusers {fleet.knob('ssh_user')}" in settings
+    assert f"allowusers {fleet.setting('ssh_user')}" in settings
 
 
 def test_firewall_refuses_by_default(host: Any) -> None:
@@ -47,13 +47,13 @@ def test_clock(host: Any) -> None:
     """The clock is right and watched."""
     assert host.run("systemctl is-active chrony").stdout.strip() == "active"
     assert abs(float(host.run("date +%s.%N").stdout) - time.time()) < 5
-    if fleet.knob("set_clock"):
+    if fleet.setting("set_clock"):
         assert "Normal" in host.run("chronyc tracking | grep Leap").stdout
 
 
 def test_security_updates(host: Any) -> None:
     """Security updates are installed every night, as the environment's setting says."""
-    wanted = int(fleet.knob("unattended_upgrades"))
+    wanted = int(fleet.setting("unattended_upgrades"))
     shown = host.run("apt-config dump APT::Periodic::Unattended-Upgrade").stdout
     assert shown.strip() == f'APT::Periodic::Unattended-Upgrade "{wanted}";'
     assert host.run("systemctl is-enabled apt-daily-upgrade.timer").stdout.strip() == "enabled"
@@ -62,7 +62,7 @@ def test_security_updates(host: Any) -> None:
 def test_journal_is_bounded(host: Any) -> None:
     """The journal cannot fill the disk."""
     settings = host.run("systemd-analyze cat-config systemd/journald.conf").stdout.splitlines()
-    assert f"SystemMaxUse={fleet.knob('journal_max_use')}" in settings
+    assert f"SystemMaxUse={fleet.setting('journal_max_use')}" in settings
 
 
 def test_names(host: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploys import fleet
+from deploys.lib import fleet
 from tests.checklist.targets import address, hosts, reaches
 
 testinfra_hosts = hosts("ops")

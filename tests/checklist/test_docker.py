@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from deploys import docker
+from deploys.roles import docker
 from tests.checklist.targets import address, hosts, names, reached
 
 testinfra_hosts = hosts("app")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploys import fleet
+from deploys.lib import fleet
 from tests.checklist.targets import address, hosts, reached
 
 testinfra_hosts = hosts("edge")
@@ -111,7 +111,7 @@ def test_without_a_key_the_api_says_so(host: Any) -> None:
 
 def test_rate_limit(host: Any) -> None:
     """A client over its rate gets 429 with Retry-After; another is served meanwhile."""
-    burst = fleet.knob("edge_client_rate") * 3 + fleet.knob("edge_client_burst")
+    burst = fleet.setting("edge_client_rate") * 3 + fleet.setting("edge_client_burst")
     statuses = curl(
         host, "-o /dev/null -w '%{http_code} ' -H 'authorization: Bearer flood'", f"/v1/models?n=[1-{burst}]"
     ).split()

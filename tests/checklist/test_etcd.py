@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from deploys import fleet
+from deploys.lib import fleet
 from tests.checklist.targets import address, hosts, on, reached
 
 testinfra_hosts = hosts("db")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploys import docker, fleet, monitoring
+from deploys.lib import fleet
+from deploys.roles import docker, monitoring
 from tests.checklist.targets import address, hosts, on, reached
 
 testinfra_hosts = hosts("ops")
@@ -151,7 +152,7 @@ def test_alerts_wake_somebody(host: Any) -> None:
     """Alerts go to a webhook, where the environment must have one."""
     receivers = yaml.safe_load(host.file("/etc/prometheus/alertmanager.yml").content_string)["receivers"]
     receiver = next(receiver for receiver in receivers if receiver["name"] == "on-call")
-    assert bool(receiver.get("webhook_configs")) or not fleet.knob("alerts_required")
+    assert bool(receiver.get("webhook_configs")) or not fleet.setting("alerts_required")
 
 
 def test_no_critical_alert_fires(host: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploys import fleet
+from deploys.lib import fleet
 from tests.checklist.targets import address, hosts, reached
 
 testinfra_hosts = hosts("vault")
@@ -44,7 +44,7 @@ def status(result: Any) -> str:
 def stored(host: Any) -> Iterator[tuple[str, str]]:
     """An object of this check: (path, content)."""
     content = f"{MARKER}{uuid.uuid4()}"
-    path = f"{fleet.knob('s3_bucket')}/checklist/{uuid.uuid4()}"
+    path = f"{fleet.setting('s3_bucket')}/checklist/{uuid.uuid4()}"
     digest = host.check_output(f"printf %s {content} | sha256sum").split()[0]
     options = f"-X PUT --header 'x-amz-content-sha256: {digest}' --header 'Content-Type: text/plain'"
     put = request(host, path, f"{options} --data-binary {content}")
@@ -76,7 +76,7 @@ def test_signature_is_required(host: Any, stored: tuple[str, str]) -> None:
 
 def test_least_privilege(host: Any) -> None:
     """The account for backups can use its bucket only: no other, no new one, not delete it."""
-    bucket = fleet.knob("s3_bucket")
+    bucket = fleet.setting("s3_bucket")
     assert status(request(host, "another-bucket", "-X PUT")) == "403"
     assert status(request(host, "another-bucket?list-type=2")) == "403"
     assert status(request(host, bucket, "-X DELETE")) == "403"

@@ -7,9 +7,9 @@ import shlex
 import time
 from typing import Any
 
-from deploys import fleet
-from deploys.patroni import missing
-from deploys.postgres import cluster_settings
+from deploys.lib import fleet
+from deploys.lib.patroni import missing
+from deploys.roles.postgres import cluster_settings
 from tests.checklist.targets import INVENTORY, address, hosts, on, reached, reaches
 
 testinfra_hosts = hosts("db")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploys.docker import REGISTRY_PORT, registry
+from deploys.roles.docker import REGISTRY_PORT, registry
 from tests.checklist.targets import address, hosts, names, reached
 
 testinfra_hosts = hosts("app")

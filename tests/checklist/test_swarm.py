@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from deploys import fleet, swarm
+from deploys.lib import fleet
+from deploys.roles import swarm
 from tests.checklist.targets import address, hosts, names, on, reached
 
 testinfra_hosts = hosts("app")

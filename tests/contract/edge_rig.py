@@ -17,8 +17,8 @@ from typing import Any
 
 import urllib3
 
-from deploys import pki
-from deploys.edge import EdgeSettings, render_edge
+from deploys.lib import pki
+from deploys.roles.edge import EdgeSettings, render_edge
 from tests.contract.conftest import free_port
 
 NAME = "api.edge.test"

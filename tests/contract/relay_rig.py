@@ -138,11 +138,11 @@ def running_vendor(
 ) -> Iterator[Vendor]:
     """Start a fake vendor; its books are ``directory/name.sqlite``. ``tls``: certificate, key, CA."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.vendor", "--port", str(port)]
+    command = [sys.executable, "-m", "deploys.sandbox.provider", "--port", str(port)]
     command += ["--books", str(directory / f"{name}.sqlite")]
     if tls is not None:
         command += ["--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
-    environment = os.environ | {"VENDOR_API_KEY": VENDOR_KEY}
+    environment = os.environ | {"PROVIDER_API_KEY": VENDOR_KEY}
     process = Process(command, directory / f"{name}.log", environment)
     url = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
     vendor = Vendor(url, process, tls[2] if tls else None)

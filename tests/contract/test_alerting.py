@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from deploys.guard import render
-from deploys.monitoring import rule_files
+from deploys.lib.config_files import render
+from deploys.roles.monitoring import rule_files
 from tests.contract.conftest import free_port
 
 # Prometheus drops an alert that comes before it knows its Alertmanager, and sends it again after a minute.

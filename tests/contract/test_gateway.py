@@ -122,7 +122,7 @@ def test_choices_multiply(customer: Customer) -> None:
 
 def test_a_missing_limit_is_held_and_sent(relay: Relay, replica: Replica, vendor: Vendor) -> None:
     sdk = Customer(relay, replica, "no-limit", "1.00").sdk
-    long = 'vendor:{"completion_tokens": 9000}'
+    long = 'provider:{"completion_tokens": 9000}'
     answer = sdk.chat.completions.create(model=MODEL, messages=asks(long))
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4096

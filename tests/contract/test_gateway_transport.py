@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploys import pki
+from deploys.lib import pki
 from relay.providers.transport import (
     MAX_HEADER_BYTES,
     AiohttpTransport,

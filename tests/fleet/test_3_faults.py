@@ -143,9 +143,9 @@ def settled(account: int, seconds: float = 300) -> dict[str, int]:
 
 
 def test_the_books_agree_afterwards(customers: Customers) -> None:
-    """Vendor's books, usage, ledger and balance, call by call, once the sweeper has ended what crashed."""
+    """Provider's books, usage, ledger and balance, call by call, once the sweeper has ended what crashed."""
     account = settled(customers.account)
-    served = {call["request_id"]: call for call in remote.vendor("/books")["calls"]}
+    served = {call["request_id"]: call for call in remote.provider("/books")["calls"]}
     records = relayctl("usage", "list", "--account", str(customers.account), "--limit", "100000")
     usage = {str(row["request_id"]): row for row in records}
     for call in customers.acknowledged:

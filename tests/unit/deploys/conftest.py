@@ -17,8 +17,9 @@ from pyinfra.api.util import get_file_io
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_inventory, ctx_state
 
-from deploys import environment, fleet
-from deploys import secrets as vault
+from deploys.lib import fleet
+from deploys.lib import secrets as vault
+from deploys.run import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,7 +53,7 @@ def _paths(directory: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sandbox_inventory(secrets_directory: Path) -> Iterator[Inventory]:
-    """The sandbox's inventory with secrets of its own, current for deploys.fleet."""
+    """The sandbox's inventory with secrets of its own, current for deploys.lib.fleet."""
     with environment.use("sandbox") as inventory:
         inventory.override_data = _paths(secrets_directory)
         yield inventory
@@ -62,8 +63,8 @@ def sandbox_inventory(secrets_directory: Path) -> Iterator[Inventory]:
 def fake_role(
     sandbox_inventory: Inventory, secrets_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> FakeRole:
-    """``fake_role(edge.edge, "edge1", responses={"uname": "Linux"}, data={"knob": 1})`` runs a role on a fake
-    host. `responses` are those of pyinfra's @fake connector; unmatched commands succeed with no output."""
+    """``fake_role(edge.edge, "edge1", responses={"uname": "Linux"}, data={"setting": 1})`` runs a role on a
+    fake host. `responses` are those of pyinfra's @fake connector; unmatched commands succeed in silence."""
     monkeypatch.chdir(ROOT)
 
     def run(role: Any, host_name: str, responses: Any = None, data: dict[str, Any] | None = None) -> Outcome:
@@ -99,7 +100,7 @@ def _fake_inventory(real: Inventory, responses: Any, overrides: dict[str, Any]) 
 def _record_files(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
     def put_file(self: Any, source: str | IO[Any], path: str, *_: Any, **__: Any) -> bool:
         with get_file_io(source) as content:
-            # deploys.guard moves a complete file into its place.
+            # deploys.lib.config_files moves a complete file into its place.
             outcome.files[path.removesuffix(".new")] = content.read().decode()
         return True
 

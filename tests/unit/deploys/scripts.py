@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from types import ModuleType
 
-from deploys import fleet
+from deploys.lib import fleet
 
 
 def load(path: str) -> ModuleType:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pyinfra.api.deploy import deploy
 
-from deploys import base, fleet
+from deploys.lib import fleet
+from deploys.roles import base
 from tests.unit.deploys.scripts import load
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from deploys import cache, fleet
+from deploys.lib import fleet
+from deploys.roles import cache
 from tests.unit.deploys.facts import LINUX
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from pyinfra.api.inventory import Inventory
 
-from deploys import docker, fleet
+from deploys.lib import fleet
+from deploys.roles import docker
 from tests.unit.deploys.facts import LINUX, existing, running
 from tests.unit.deploys.scripts import load
 
@@ -56,7 +57,7 @@ def test_a_swarm_refuses_live_restore() -> None:
 def test_pools_do_not_overlap() -> None:
     from ipaddress import ip_network
 
-    from deploys import swarm
+    from deploys.roles import swarm
 
     settings = docker.daemon()
     pools = [settings["bip"], settings["default-address-pools"][0]["base"], swarm.ADDRESS_POOL]

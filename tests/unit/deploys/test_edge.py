@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploys import edge, fleet
+from deploys.lib import fleet
+from deploys.roles import edge
 
 
 def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
@@ -20,9 +21,14 @@ def test_a_call_that_was_sent_is_never_repeated(fake_role: Any) -> None:
     assert retries == ["proxy_next_upstream error timeout;"]
 
 
-def test_knobs_reach_the_configuration(fake_role: Any) -> None:
-    knobs = {"edge_client_rate": 7, "edge_client_burst": 13, "edge_body_max": "3m", "edge_read_timeout": "9s"}
-    files = fake_role(edge.edge, "edge1", data=knobs).files
+def test_settings_reach_the_configuration(fake_role: Any) -> None:
+    settings = {
+        "edge_client_rate": 7,
+        "edge_client_burst": 13,
+        "edge_body_max": "3m",
+        "edge_read_timeout": "9s",
+    }
+    files = fake_role(edge.edge, "edge1", data=settings).files
     assert "zone=client:20m rate=7r/s" in files["/etc/nginx/relay/limits.conf"]
     assert "zone=client burst=13 nodelay" in files["/etc/nginx/relay/servers.conf"]
     assert "client_max_body_size 3m" in files["/etc/nginx/nginx.conf"]

@@ -9,8 +9,9 @@ import sys
 import pytest
 from pyinfra.api.inventory import Inventory
 
-from deploys import environment, fleet
-from deploys.errors import DeployError
+from deploys.lib import fleet
+from deploys.lib.errors import DeployError
+from deploys.run import environment
 
 
 def test_an_unknown_environment_is_an_error_with_the_known_ones() -> None:
@@ -64,14 +65,14 @@ def test_a_limit_that_means_nobody_is_an_error_with_the_valid_names(limit: str) 
 
 def test_environments_override_defaults(sandbox_inventory: Inventory) -> None:
     assert fleet.domain() == "sandbox.test"
-    assert fleet.knob("ssh_user") == "deploy"
+    assert fleet.setting("ssh_user") == "deploy"
 
 
 def test_unknown_names_are_errors(sandbox_inventory: Inventory) -> None:
     with pytest.raises(DeployError, match="no group 'bd'"):
         fleet.hosts("bd")
     with pytest.raises(DeployError, match=r"group_data/all\.py"):
-        fleet.knob("no_such_setting")
+        fleet.setting("no_such_setting")
 
 
 def test_nodes_know_their_names(sandbox_inventory: Inventory) -> None:

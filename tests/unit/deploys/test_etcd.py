@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploys import etcd
+from deploys.roles import etcd
 from tests.unit.deploys.facts import LINUX, running
 
 RUNNING = LINUX | running("etcd.service")

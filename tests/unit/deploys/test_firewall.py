@@ -6,7 +6,7 @@ from typing import Any
 
 from pyinfra.api.deploy import deploy
 
-from deploys import base, firewall
+from deploys.roles import base, firewall
 
 PRESENT = [
     "### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in",

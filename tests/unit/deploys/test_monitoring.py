@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deploys import fleet, monitoring, validate
+from deploys.lib import fleet
+from deploys.roles import monitoring
+from deploys.run import validate
 from tests.unit.programs import run
 
 
@@ -131,7 +133,7 @@ def test_each_set_of_files_has_a_record_of_its_own(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("settings", "said"),
     [
         ({"alerts_required": True, "alert_webhook_url": ""}, "alerts would reach nobody"),
         ({"alert_webhook_url": "on-call"}, "`alert_webhook_url` is not an http"),
@@ -139,8 +141,8 @@ def test_each_set_of_files_has_a_record_of_its_own(server: Any) -> None:
         ({"alerts_required": False, "alert_webhook_url": ""}, ""),
     ],
 )
-def test_alerts_must_reach_somebody(sandbox_inventory: Any, knobs: dict[str, Any], said: str) -> None:
-    sandbox_inventory.override_data = sandbox_inventory.override_data | knobs
+def test_alerts_must_reach_somebody(sandbox_inventory: Any, settings: dict[str, Any], said: str) -> None:
+    sandbox_inventory.override_data = sandbox_inventory.override_data | settings
     problems = list(validate.alerting())
     assert bool(problems) is bool(said)
     assert all(said in problem for problem in problems)

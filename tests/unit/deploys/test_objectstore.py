@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from deploys import fleet, objectstore
+from deploys.lib import fleet
+from deploys.roles import objectstore
 from tests.unit.deploys.facts import LINUX, existing, running
 
 RUNNING = LINUX | running("seaweedfs.service")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from deploys import pki
+from deploys.lib import pki
 
 SUBJECT = pki.host_subject("db1", "example.test", "192.0.2.31")
 

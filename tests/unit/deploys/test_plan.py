@@ -15,9 +15,10 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.operations import files, server
 
-from deploys import cli, environment, fleet, gates, lock, plan, stages, validate
-from deploys.errors import DeployError
-from deploys.stages import Stage
+from deploys.lib import fleet
+from deploys.lib.errors import DeployError
+from deploys.run import cli, environment, health_checks, lock, plan, stages, validate
+from deploys.run.stages import Stage
 
 PATH = "/etc/example"
 TEXT = "wanted\n"
@@ -61,7 +62,7 @@ def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     monkeypatch.setattr(plan, "STAGES", (Stage("example", "edge"),))
     monkeypatch.setattr(stages, "run", lambda _: example())
     monkeypatch.setattr(pyinfra, "is_cli", False)
-    monkeypatch.setattr(gates, "GATES", ())
+    monkeypatch.setattr(health_checks, "HEALTH_CHECKS", ())
     monkeypatch.setattr(FakeConnector, "run_shell_command", _shell(fake))
     monkeypatch.setattr(FakeConnector, "put_file", _put(fake))
     return fake
@@ -183,17 +184,17 @@ def test_a_second_run_waits_its_turn(tmp_path: Path) -> None:
 
 
 def test_a_gate_waits_and_then_opens(fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(health_checks, "PAUSE_SECONDS", 0.0)
     answers = iter([(False, "starting"), (True, "")])
-    gate = gates.Gate("example", "edge", "it serves", "check", first=True)
-    assert gates.wait(gate, fleet_of_two.inventory(), lambda *_: next(answers)) >= 0
+    check = health_checks.HealthCheck("example", "edge", "it serves", "check", first=True)
+    assert health_checks.wait(check, fleet_of_two.inventory(), lambda *_: next(answers)) >= 0
     assert next(answers, None) is None
 
 
 def test_a_gate_that_stays_shut_says_why(fleet_of_two: FakeFleet) -> None:
-    gate = gates.Gate("example", "edge", "it serves", "check", seconds=0)
+    check = health_checks.HealthCheck("example", "edge", "it serves", "check", seconds=0)
     with pytest.raises(DeployError, match=r"it serves\. @fake/edge1 says: broken"):
-        gates.wait(gate, fleet_of_two.inventory(), lambda *_: (False, "starting\nbroken\n"))
+        health_checks.wait(check, fleet_of_two.inventory(), lambda *_: (False, "starting\nbroken\n"))
 
 
 def test_a_gate_asks_every_host_unless_one_can_answer(fleet_of_two: FakeFleet) -> None:
@@ -203,13 +204,15 @@ def test_a_gate_asks_every_host_unless_one_can_answer(fleet_of_two: FakeFleet) -
         asked.append(host.name)
         return True, ""
 
-    gates.wait(gates.Gate("x", "edge", "", ""), fleet_of_two.inventory(), shell)
-    gates.wait(gates.Gate("x", "edge", "", "", first=True), fleet_of_two.inventory(), shell)
+    health_checks.wait(health_checks.HealthCheck("x", "edge", "", ""), fleet_of_two.inventory(), shell)
+    health_checks.wait(
+        health_checks.HealthCheck("x", "edge", "", "", first=True), fleet_of_two.inventory(), shell
+    )
     assert asked == ["@fake/edge1", "@fake/edge2", "@fake/edge1"]
 
 
 def test_every_stage_is_a_role_of_a_known_group() -> None:
     for stage in stages.STAGES:
         assert stage.group in (*validate.ROLES, "all")
-        assert (fleet.REPOSITORY / "deploys" / f"{stage.role}.py").exists()
-    assert {gate.role for gate in gates.GATES} <= {stage.role for stage in stages.STAGES}
+        assert (fleet.REPOSITORY / "deploys/roles" / f"{stage.role}.py").exists()
+    assert {check.role for check in health_checks.HEALTH_CHECKS} <= {stage.role for stage in stages.STAGES}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deploys import fleet, patroni, postgres
-from deploys.fleet import REPOSITORY
+from deploys.lib import fleet, patroni
+from deploys.lib.fleet import REPOSITORY
+from deploys.roles import postgres
 from tests.unit.deploys.facts import existing, running
 
 RELOAD = f"systemctl reload patroni.service && touch {postgres.LOADED}"

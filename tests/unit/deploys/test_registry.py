@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from pyinfra.api.inventory import Inventory
 
-from deploys import docker, fleet, registry
-from deploys.secrets import matches
+from deploys.lib import fleet
+from deploys.lib.secrets import matches
+from deploys.roles import docker, registry
 
 
 def test_it_serves_tls_and_wants_a_password(fake_role: Any) -> None:

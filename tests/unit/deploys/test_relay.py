@@ -14,7 +14,8 @@ import pytest
 import yaml
 from pyinfra.api.inventory import Inventory
 
-from deploys import fleet, relay, relay_image
+from deploys.lib import fleet, relay_image
+from deploys.roles import relay
 
 DIGEST = f"sha256:{'ab' * 32}"
 PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
@@ -60,13 +61,13 @@ def test_objects_are_named_by_their_content(sandbox_inventory: Inventory) -> Non
     assert first.startswith("relay_seal_key_")
 
 
-def test_the_stack_knows_the_vendor_and_trusts_the_edge(stack: dict[str, Any]) -> None:
+def test_the_stack_knows_the_provider_and_trusts_the_edge(stack: dict[str, Any]) -> None:
     service = stack["services"]["relay"]
-    assert service["extra_hosts"] == ["vendor1.sandbox.test:172.30.77.61"]
+    assert service["extra_hosts"] == ["provider1.sandbox.test:172.30.77.61"]
     assert service["environment"]["RELAY_TRUSTED_PROXIES"] == "172.30.77.11/32,172.30.77.12/32"
 
 
-def test_a_fleet_without_a_vendor_of_its_own(sandbox_inventory: Inventory) -> None:
+def test_a_fleet_without_a_provider_of_its_own(sandbox_inventory: Inventory) -> None:
     text, _ = relay.render(PINNED, relay.stack_values() | {"named_hosts": []})
     assert yaml.safe_load(text)["services"]["relay"]["extra_hosts"] == []
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deploys import pki
-from deploys.errors import DeployError
-from deploys.secrets import GENERATORS, SecretMissing, SecretStore, create_missing, matches
+from deploys.lib import pki
+from deploys.lib.errors import DeployError
+from deploys.lib.secrets import GENERATORS, SecretMissing, SecretStore, create_missing, matches
 
 SUBJECTS = [pki.host_subject("db1", "example.test", "192.0.2.31")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploys.services import Outdated
+from deploys.lib.services import Outdated
 
 STARTED = 1_700_000_000.5
 

@@ -12,7 +12,7 @@ from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.inventory import Inventory
 
-from deploys import swarm
+from deploys.roles import swarm
 
 INACTIVE = json.dumps({"LocalNodeState": "inactive", "ControlAvailable": False})
 MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pyinfra.api.inventory import Inventory
 
-from deploys import environment, fleet, pki, secrets, validate
-from deploys.errors import DeployError
+from deploys.lib import fleet, pki, secrets
+from deploys.lib.errors import DeployError
+from deploys.run import environment, validate
 
 Hosts = list[tuple[str, dict[str, Any]]]
 
@@ -33,7 +34,7 @@ def make(**changed: Any) -> Inventory:
         "db": group("db", 30, 3),
         "ops": group("ops", 40, 1),
         "vault": [],
-        "vendor": [],
+        "provider": [],
     }
     groups.update(changed)
     names = dict.fromkeys(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from deploys import cli
-from deploys.cli import Look, verdict
+from deploys.run import cli
+from deploys.run.cli import Look, verdict
 
 
 @pytest.mark.parametrize(

@@ -99,15 +99,15 @@ def test_a_role_declares_packages_at_its_top_level(source: str, expected: bool) 
 def test_lists_are_read_and_a_broken_role_is_named_and_left_out(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    deploys = tmp_path / "deploys"
-    deploys.mkdir()
-    (deploys / "__init__.py").touch()
-    (deploys / "edge.py").write_text(
+    roles = tmp_path / "deploys" / "roles"
+    roles.mkdir(parents=True)
+    (roles / "__init__.py").touch()
+    (roles / "edge.py").write_text(
         "V = 15\nPACKAGES = ['nginx', f'x-{V}']\nMORE_PACKAGES = ['curl', 'nginx']\n"
     )
-    (deploys / "relay.py").write_text("IMAGE_PACKAGES: list[str] = ['python3']\n")
-    (deploys / "half.py").write_text("PACKAGES = [undefined]\n")
-    (deploys / "other.py").write_text("raise SystemError('never imported')\n")
+    (roles / "relay.py").write_text("IMAGE_PACKAGES: list[str] = ['python3']\n")
+    (roles / "half.py").write_text("PACKAGES = [undefined]\n")
+    (roles / "other.py").write_text("raise SystemError('never imported')\n")
     template = tmp_path / "templates" / "postgres"
     template.mkdir(parents=True)
     (template / "requirements.txt").write_text("patroni==4.1.5\n")

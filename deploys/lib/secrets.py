@@ -1,0 +1,176 @@
+"""Secrets of an environment: made strong by one command, encrypted at rest with age, never printed.
+
+The file is an age-encrypted YAML mapping of names to values. Passwords and keys come from `GENERATORS`;
+the fleet's CA and certificates (deploys.lib.pki) live beside them: ``ca_cert``, ``tls_cert:<host>``, …
+"""
+
+from __future__ import annotations
+
+import os
+import secrets as random
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import bcrypt
+import pyrage
+import yaml
+from cryptography.fernet import Fernet
+
+from deploys.lib import pki
+from deploys.lib.errors import DeployError
+
+KEY_VARIABLE = "RELAY_SECRETS_KEY"
+MINIMUM_LENGTH = 20
+
+
+class SecretMissing(DeployError, KeyError):
+    """A secret that the environment does not have yet."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _password() -> str:
+    """256 bits, safe in URLs, shells and configuration files."""
+    return random.token_hex(32)
+
+
+def _access_key() -> str:
+    return "".join(random.choice(string.ascii_uppercase + string.digits) for _ in range(20))
+
+
+GENERATORS: Mapping[str, Callable[[], str]] = {
+    "postgres_replication_password": _password,
+    "postgres_rewind_password": _password,
+    "postgres_owner_password": _password,
+    "postgres_app_password": _password,
+    "postgres_exporter_password": _password,
+    "patroni_rest_password": _password,
+    "redis_password": _password,
+    "registry_password": _password,
+    "s3_access_key": _access_key,
+    "s3_secret_key": _password,
+    "s3_sse_key": _password,
+    "s3_admin_access_key": _access_key,
+    "s3_admin_secret_key": _password,
+    "relay_seal_key": lambda: Fernet.generate_key().decode(),
+    "relay_admin_token": _password,
+    "metrics_password": _password,
+    "provider_api_key": _password,
+}
+
+
+@dataclass(frozen=True)
+class SecretStore(Mapping[str, str]):
+    """The encrypted file and the identity that opens it."""
+
+    path: Path
+    key_path: Path
+
+    @classmethod
+    def at(cls, root: Path, secrets_file: str, key_file: str) -> SecretStore:
+        """Paths are relative to `root`; an empty `key_file` means the variable RELAY_SECRETS_KEY."""
+        if not secrets_file:
+            raise DeployError("the setting `secrets_file` is empty: set it in the environment's group_data")
+        key = key_file or os.environ.get(KEY_VARIABLE, "")
+        if not key:
+            raise DeployError(
+                f"{secrets_file} needs its key: set {KEY_VARIABLE} to the path of the age identity file"
+            )
+        return cls(root / secrets_file, root / Path(key).expanduser())
+
+    @property
+    def remedy(self) -> str:
+        """The command that creates what is missing."""
+        return "run `python -m deploys secrets ENVIRONMENT`"
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self.read()[name]
+        except KeyError:
+            raise SecretMissing(f"secret {name!r} is not in {self.path}: {self.remedy}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read())
+
+    def __len__(self) -> int:
+        return len(self.read())
+
+    def read(self) -> dict[str, str]:
+        """All secrets; an absent file is an empty mapping."""
+        if not self.path.exists():
+            return {}
+        if not self.key_path.exists():
+            raise DeployError(f"{self.path} cannot be opened: its key {self.key_path} does not exist")
+        return dict(_decrypt(self.path, self.key_path, self.path.stat().st_mtime_ns))
+
+    def write(self, values: Mapping[str, str]) -> None:
+        """Replaces the file in one step, readable by its owner only; makes the key with the first file."""
+        if not self.key_path.exists():
+            self._create_key()
+        recipient = _identity(self.key_path).to_public()
+        plain = yaml.safe_dump(dict(values), default_flow_style=False).encode()
+        _write_private(self.path, pyrage.encrypt(plain, [recipient]))
+
+    def _create_key(self) -> None:
+        if self.path.exists():
+            raise DeployError(f"{self.path} exists but its key {self.key_path} does not: restore the key")
+        _write_private(self.key_path, f"{pyrage.x25519.Identity.generate()}\n".encode())
+
+
+def create_missing(store: SecretStore, subjects: Iterable[pki.Subject], *, renew: bool = False) -> list[str]:
+    """Makes absent secrets and certificates, all certificates anew on `renew`; returns the names."""
+    values = store.read()
+    new = {name: make() for name, make in GENERATORS.items() if name not in values}
+    new |= _registry_hash(values | new)
+    new |= pki.missing(subjects, values, renew=renew)
+    if new:
+        store.write(values | new)
+    return list(new)
+
+
+def matches(password: str, password_hash: str) -> bool:
+    """Whether a bcrypt hash is that of a password."""
+    try:
+        return bcrypt.checkpw(password.encode(), password_hash.encode())
+    except ValueError:
+        return False
+
+
+def _registry_hash(values: Mapping[str, str]) -> dict[str, str]:
+    """The registry takes bcrypt hashes only; kept here, since every hashing gives another one."""
+    password = values["registry_password"]
+    if matches(password, values.get("registry_password_hash", "")):
+        return {}
+    return {"registry_password_hash": bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()}
+
+
+def _identity(key_path: Path) -> pyrage.x25519.Identity:
+    lines = [line.strip() for line in key_path.read_text().splitlines()]
+    text = next((line for line in lines if line.startswith("AGE-SECRET-KEY-")), None)
+    if text is None:
+        raise DeployError(f"{key_path} holds no age identity (a line AGE-SECRET-KEY-…)")
+    return pyrage.x25519.Identity.from_str(text)
+
+
+@lru_cache(maxsize=4)
+def _decrypt(path: Path, key_path: Path, _mtime_ns: int) -> dict[str, str]:
+    try:
+        plain = pyrage.decrypt(path.read_bytes(), [_identity(key_path)])
+    except pyrage.DecryptError as error:
+        raise DeployError(f"{path} cannot be opened with {key_path}: {error}") from None
+    return {str(name): str(value) for name, value in (yaml.safe_load(plain) or {}).items()}
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

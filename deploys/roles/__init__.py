@@ -1,0 +1,1 @@
+"""What a host becomes: one module a role."""

@@ -1,0 +1,162 @@
+"""Docker Engine from the distribution, and a firewall around the ports that it publishes.
+
+Docker answers packets to published ports before ufw sees them. The only chain that it leaves to others is
+DOCKER-USER, which ufw loads from its after.rules here: published ports are closed but to the hosts that
+PUBLISHED names.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Generator
+from io import StringIO
+from typing import Any
+
+from pyinfra.api.command import StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import operation
+from pyinfra.context import host
+from pyinfra.operations import apt, files, systemd
+
+from deploys.lib import fleet
+from deploys.lib.services import running
+from deploys.roles import base
+
+PACKAGES = ["docker.io"]
+
+# Which groups reach a published port: the edge calls the relay, monitoring also reads its metrics.
+PUBLISHED = {8000: ("edge", "ops"), 8001: ("ops",)}
+AFTER_RULES = "/etc/ufw/after.rules"
+REGISTRY_PORT = 5000
+METRICS_PORT = 9323
+RESTART = "/usr/local/sbin/relay-docker-restart"
+
+
+def registry() -> str:
+    """Where the fleet's images live: ``ops1.sandbox.test:5000``."""
+    return f"{fleet.hosts('ops')[0].fqdn}:{REGISTRY_PORT}"
+
+
+def daemon() -> dict[str, Any]:
+    """daemon.json. Live-restore would be refused by a swarm; the pools stay clear of those of swarm.py."""
+    return {
+        "log-driver": "json-file",
+        "log-opts": {"max-size": "20m", "max-file": "5"},
+        "bip": "10.203.0.1/24",
+        "default-address-pools": [{"base": "10.204.0.0/16", "size": 24}],
+        "live-restore": False,
+        # On every address, since the engine does not start when the one it is told is late; ufw guards it.
+        "metrics-addr": f"0.0.0.0:{METRICS_PORT}",
+    }
+
+
+def credentials() -> dict[str, Any]:
+    """Docker's own file of logins, for root."""
+    login = f"relay:{fleet.secret('registry_password')}"
+    return {"auths": {registry(): {"auth": base64.b64encode(login.encode()).decode()}}}
+
+
+def allowed() -> list[tuple[str, int]]:
+    """Who reaches which published port: (address, port)."""
+    return [
+        (node.address, port)
+        for port, groups in PUBLISHED.items()
+        for group in groups
+        for node in fleet.hosts(group)
+    ]
+
+
+def published_rules() -> str:
+    """The part of ufw's after.rules that guards published ports.
+
+    Only packets whose destination Docker rewrote (state DNAT) are looked at, by the port they were sent to.
+    """
+    lines = ["*filter", ":DOCKER-USER - [0:0]"]
+    for address, port in allowed():
+        lines.append(
+            f"-A DOCKER-USER -p tcp -s {address} -m conntrack --ctstate DNAT --ctdir ORIGINAL "
+            f"--ctorigdstport {port} -j RETURN"
+        )
+    lines += ["-A DOCKER-USER -m conntrack --ctstate DNAT --ctdir ORIGINAL -j DROP"]
+    lines += ["-A DOCKER-USER -j RETURN", "COMMIT"]
+    return "\n".join(lines)
+
+
+class GuardedPorts(FactBase[set[tuple[str, int]]]):
+    """What DOCKER-USER lets through: (address, port); empty when it does not drop the rest."""
+
+    def command(self) -> str:
+        return "iptables -S DOCKER-USER 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> set[tuple[str, int]]:
+        return set()
+
+    def process(self, output: list[str]) -> set[tuple[str, int]]:
+        if not any(line.endswith("--ctstate DNAT --ctdir ORIGINAL -j DROP") for line in output):
+            return set()
+        rules = (
+            re.search(r"-s ([0-9.]+)/32 .*--ctorigdstport ([0-9]+) .*-j RETURN", line) for line in output
+        )
+        return {(rule[1], int(rule[2])) for rule in rules if rule}
+
+
+@operation()
+def load_guard(changed: Callable[[], bool]) -> Generator[StringCommand, None, None]:
+    """Reloads ufw when its rules changed or when the kernel holds others."""
+    if changed() or host.get_fact(GuardedPorts) != set(allowed()):
+        yield StringCommand("ufw reload")
+
+
+@deploy("Docker")
+def docker() -> None:
+    """The docker role, for hosts that run containers."""
+    was_running = running("docker.service")
+    settings = files.put(
+        name="Write /etc/docker/daemon.json",
+        src=StringIO(json.dumps(daemon(), indent=2) + "\n"),
+        dest="/etc/docker/daemon.json",
+        mode="644",
+    )
+    apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
+    systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
+    files.put(name=f"Write {RESTART}", src="templates/docker/docker_restart.py", dest=RESTART, mode="755")
+    changed = fleet.changed(settings)
+    base.follow(
+        name="Restart Docker, host after host (/etc/docker/daemon.json)",
+        unit="docker",
+        command=RESTART,
+        paths=["/etc/docker/daemon.json"],
+        # Where it is only now installed, it has read the file.
+        changed=lambda: was_running and changed(),
+        _serial=True,
+    )
+    base.allow([METRICS_PORT], ["ops"])
+    guard()
+    trust_registry()
+
+
+def guard() -> None:
+    """Published ports are for those of PUBLISHED only."""
+    rules = files.block(
+        name=f"Guard published ports ({AFTER_RULES})",
+        path=AFTER_RULES,
+        content=published_rules(),
+        marker="# {mark} PUBLISHED PORTS OF DOCKER",
+    )
+    load_guard(name=f"Load the guard ({AFTER_RULES})", changed=fleet.changed(rules))
+
+
+def trust_registry() -> None:
+    """Root may pull from and push to the fleet's registry."""
+    path = f"/etc/docker/certs.d/{registry()}/ca.crt"
+    files.put(name=f"Write {path}", src=StringIO(fleet.secret("ca_cert")), dest=path, mode="644")
+    files.put(
+        name="Write /root/.docker/config.json",
+        src=StringIO(json.dumps(credentials(), indent="\t")),
+        dest="/root/.docker/config.json",
+        mode="600",
+    )

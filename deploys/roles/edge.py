@@ -1,0 +1,137 @@
+"""The edge: nginx ends TLS, limits clients and passes their calls on to the relay's nodes.
+
+The certificate comes from the fleet's own CA where the environment says so; elsewhere
+/etc/nginx/relay/tls/edge.crt and edge.key must be on the host already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from pyinfra.api.deploy import deploy
+from pyinfra.context import host
+from pyinfra.operations import apt, files, systemd
+
+from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.roles.base import allow
+
+PACKAGES = ["nginx", "prometheus-nginx-exporter"]
+
+CONFIG = "/etc/nginx"
+RELAY_PORT = 8000
+STATUS = "127.0.0.1:8080"
+# nginx.conf includes the others, which lie in the directory `relay` beside it.
+TEMPLATES = ("tls", "limits", "log", "errors", "headers", "upstream", "proxy", "servers")
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """What the templates of templates/edge need.
+
+    Upstreams are ``host:port``; rates are requests a second; times and sizes are written as nginx does.
+    """
+
+    names: list[str]
+    upstreams: list[str]
+    client_rate: int
+    client_burst: int
+    address_rate: int
+    address_burst: int
+    address_connections: int
+    body_max: str
+    read_timeout: str
+    drain_timeout: str
+    upstream_idle: str = "3s"
+    http_listen: str = "80"
+    https_listen: str = "443"
+    status_listen: str = STATUS
+    user: str = "www-data"
+    pid_file: str = "/run/nginx.pid"
+    log_dir: str = "/var/log/nginx"
+
+
+def render_edge(settings: EdgeSettings) -> dict[str, str]:
+    """The nginx configuration: text by path below the configuration's directory."""
+    values = asdict(settings)
+    included = {f"relay/{name}.conf": render(f"edge/{name}.conf.j2", **values) for name in TEMPLATES}
+    return included | {"nginx.conf": render("edge/nginx.conf.j2", **values)}
+
+
+def settings() -> EdgeSettings:
+    """The settings of the current environment."""
+    return EdgeSettings(
+        names=[f"api.{fleet.domain()}"],
+        upstreams=[f"{node.address}:{RELAY_PORT}" for node in fleet.hosts("app")],
+        client_rate=fleet.setting("edge_client_rate"),
+        client_burst=fleet.setting("edge_client_burst"),
+        address_rate=fleet.setting("edge_address_rate"),
+        address_burst=fleet.setting("edge_address_burst"),
+        address_connections=fleet.setting("edge_address_connections"),
+        body_max=fleet.setting("edge_body_max"),
+        read_timeout=fleet.setting("edge_read_timeout"),
+        drain_timeout=fleet.setting("edge_drain_timeout"),
+    )
+
+
+@deploy("Edge")
+def edge() -> None:
+    """The edge role, for hosts of the group `edge`."""
+    apt.packages(name="Install nginx", packages=PACKAGES, no_recommends=True)
+    directories()
+    dead_peers()
+    restart_policy()
+    nginx()
+    exporter()
+    allow([80, 443], None)
+    allow([9113], ["ops"])
+
+
+def directories() -> None:
+    """Where the configuration lies; keys are out of other accounts' reach from their first byte on."""
+    for path, mode in host.loop([(f"{CONFIG}/relay", "755"), (f"{CONFIG}/relay/tls", "700")]):
+        files.directory(name=f"Make {path}", path=path, user="root", group="root", mode=mode)
+
+
+def dead_peers() -> None:
+    """Kernel settings by which a connection to a dead host is found out."""
+    path = "/etc/sysctl.d/60-relay-edge.conf"
+    config = [ConfigFile(path, render("edge/sysctl.conf.j2"))]
+    guarded("systemd-sysctl", config, f"sysctl -q -p {path}", "restart", "edge-sysctl")
+
+
+def restart_policy() -> None:
+    """nginx comes back by itself."""
+    path = "/etc/systemd/system/nginx.service.d/relay.conf"
+    written = files.template(
+        name=f"Write {path}", src="templates/edge/nginx.service.conf.j2", dest=path, mode="644"
+    )
+    systemd.daemon_reload(name=f"Reload systemd ({path})", _if=fleet.changed(written))
+
+
+def nginx() -> None:
+    """The configuration, tested before it is used, and the service."""
+    texts = render_edge(settings())
+    config = [ConfigFile(f"{CONFIG}/{path}", text) for path, text in texts.items()]
+    guarded("nginx", [*certificate(), *config], check="nginx -t", action="reload", label="nginx")
+    systemd.service(name="Run nginx (nginx.service)", service="nginx", running=True, enabled=True)
+
+
+def certificate() -> list[ConfigFile]:
+    """The certificate and key that customers see, where the fleet's CA issues them."""
+    if not fleet.setting("edge_certificate_from_ca"):
+        return []
+    return [
+        ConfigFile(f"{CONFIG}/relay/tls/edge.crt", fleet.secret("tls_cert:edge")),
+        ConfigFile(f"{CONFIG}/relay/tls/edge.key", fleet.secret("tls_key:edge"), mode="600"),
+    ]
+
+
+def exporter() -> None:
+    """nginx's counters for Prometheus, on port 9113."""
+    service = "prometheus-nginx-exporter"
+    options = render("edge/exporter.j2", status=STATUS)
+    guarded(
+        service, [ConfigFile(f"/etc/default/{service}", options)], "true", "restart", f"{service}-options"
+    )
+    systemd.service(name=f"Run {service}", service=service, running=True, enabled=True)

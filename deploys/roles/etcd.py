@@ -1,0 +1,76 @@
+"""etcd: the quorum that holds Patroni's leader key. Mutual TLS; one member a database host."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+from pyinfra.api.operation import OperationMeta
+from pyinfra.context import host
+from pyinfra.operations import apt, files, server, systemd
+
+from deploys.lib import fleet
+from deploys.lib.services import outdated, running
+from deploys.roles.base import allow
+
+PACKAGES = ["etcd-server", "etcd-client"]
+CONFIGURATION = "/etc/default/etcd"
+OVERRIDE = "/etc/systemd/system/etcd.service.d/override.conf"
+CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
+
+# The next member is restarted only when this one serves again: two at once would lose the quorum.
+RESTART = (
+    "systemctl daemon-reload && systemctl restart etcd.service && "
+    "timeout 60 sh -c 'until relay-etcdctl --command-timeout=3s endpoint health --cluster; do sleep 1; done'"
+)
+
+
+@deploy("etcd")
+def etcd() -> None:
+    """A member of the cluster, on each host of group `db`. Its data is never touched."""
+    was_running = running("etcd.service")
+    stale = outdated("etcd.service", [CONFIGURATION, OVERRIDE])
+    # Account and configuration come before the package, whose installation starts the service.
+    server.user(
+        name="Let account etcd read the host's key (/etc/group)",
+        user="etcd",
+        home="/var/lib/etcd",
+        system=True,
+        groups=["ssl-cert"],
+        append=True,
+    )
+    configuration = _configuration()
+    override = files.put(
+        name=f"Write {OVERRIDE}",
+        src="templates/etcd/override.conf",
+        dest=OVERRIDE,
+        mode="644",
+    )
+    files.put(
+        name="Write /usr/local/sbin/relay-etcdctl",
+        src="templates/etcd/relay-etcdctl",
+        dest="/usr/local/sbin/relay-etcdctl",
+        mode="755",
+    )
+    allow([CLIENT_PORT, PEER_PORT], ["db"])
+    allow([METRICS_PORT], ["ops"])
+    apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
+    changed = fleet.changed(configuration, override)
+    server.shell(
+        name="Restart etcd (etcd.service)",
+        commands=[RESTART],
+        _if=lambda: was_running and (stale or changed()),
+        _serial=True,
+    )
+
+
+def _configuration() -> OperationMeta:
+    return files.template(
+        name=f"Write {CONFIGURATION}",
+        src="templates/etcd/etcd.env.j2",
+        dest=CONFIGURATION,
+        mode="644",
+        node=fleet.node_of(host),
+        members=fleet.hosts("db"),
+        heartbeat_ms=host.data.etcd_heartbeat_ms,
+        election_ms=host.data.etcd_election_ms,
+    )

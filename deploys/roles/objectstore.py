@@ -1,0 +1,153 @@
+"""SeaweedFS as the sandbox's S3: HTTPS, signed requests, encrypted objects, data kept over restarts.
+
+Production has an object store of its own elsewhere; this role is for hosts of group `vault`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from io import StringIO
+
+from pyinfra.api.command import StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import OperationMeta, operation
+from pyinfra.context import host
+from pyinfra.operations import apt, files, server
+
+from deploys.lib import fleet
+from deploys.lib.services import certificate_fingerprint, keep_running, running
+from deploys.lib.venv import virtualenv
+from deploys.roles.base import TLS, allow
+
+PACKAGES = ["curl", "python3-venv"]
+S3_PORT, METRICS_PORT = 8333, 9327
+UNIT = "seaweedfs.service"
+ETC = "/etc/seaweedfs"
+READ_BY_UNIT = [
+    f"/etc/systemd/system/{UNIT}",
+    f"{ETC}/environment",
+    f"{ETC}/identities.json",
+    "/opt/seaweedfs/requirements.txt",
+]
+
+
+class BucketDifferences(FactBase[list[str]]):
+    """What the bucket lacks, one line each; none before there is a store."""
+
+    def command(self) -> str:
+        return "relay-bucket check 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line]
+
+
+@operation()
+def bucket(due: bool) -> Generator[StringCommand, None, None]:
+    """Makes the bucket and its encryption where they are missing, or where `due` (a store that is new)."""
+    if not due and not host.get_fact(BucketDifferences):
+        host.noop("the bucket is as it should be")
+        return
+    yield StringCommand("relay-bucket apply")
+
+
+@deploy("Object store")
+def objectstore() -> None:
+    """The store, its two accounts (administrator, backup) and the bucket for backups."""
+    was_running = running(UNIT)
+    apt.packages(name="Install packages (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    server.user(  # noqa: S604 - an account's shell, not a command's
+        name="Make account seaweedfs (/etc/passwd)",
+        user="seaweedfs",
+        home="/var/lib/seaweedfs",
+        shell="/usr/sbin/nologin",
+        system=True,
+    )
+    program = virtualenv(
+        name="Install SeaweedFS (/opt/seaweedfs/requirements.txt)",
+        path="/opt/seaweedfs",
+        requirements="templates/objectstore/requirements.txt",
+    )
+    secrets_changed = secret_files()
+    unit = put_unit()
+    tool = put_tool()
+    allow([S3_PORT], ["db", "ops"])
+    allow([METRICS_PORT], ["ops"])
+    program_changed = fleet.changed(program, unit)
+    keep_running(UNIT, READ_BY_UNIT, lambda: program_changed() or secrets_changed())
+    bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or fleet.changed(tool)())
+
+
+def secret_files() -> Callable[[], bool]:
+    """Accounts and keys; returns whether the store must read them again."""
+    files.directory(name=f"Make {ETC}", path=ETC, user="root", group="root", mode="755")
+    environment = files.put(
+        name=f"Write {ETC}/environment",
+        src=StringIO(f"WEED_S3_SSE_KEY={fleet.secret('s3_sse_key')}\n"),
+        dest=f"{ETC}/environment",
+        user="root",
+        group="root",
+        mode="600",
+    )
+    identities = files.template(
+        name=f"Write {ETC}/identities.json",
+        src="templates/objectstore/identities.json.j2",
+        dest=f"{ETC}/identities.json",
+        user="seaweedfs",
+        group="seaweedfs",
+        mode="600",
+        bucket=host.data.s3_bucket,
+        access_key=fleet.secret("s3_access_key"),
+        secret_key=fleet.secret("s3_secret_key"),
+        admin_access_key=fleet.secret("s3_admin_access_key"),
+        admin_secret_key=fleet.secret("s3_admin_secret_key"),
+    )
+    administrator_key()
+    return fleet.changed(environment, identities)
+
+
+def administrator_key() -> None:
+    """The administrator's key as curl reads it, for root on this host only."""
+    key = f"{fleet.secret('s3_admin_access_key')}:{fleet.secret('s3_admin_secret_key')}"
+    files.put(
+        name=f"Write {ETC}/administrator.curl",
+        src=StringIO(f'user = "{key}"\naws-sigv4 = "aws:amz:us-east-1:s3"\n'),
+        dest=f"{ETC}/administrator.curl",
+        user="root",
+        group="root",
+        mode="600",
+    )
+
+
+def put_unit() -> OperationMeta:
+    """The systemd unit."""
+    return files.template(
+        name=f"Write /etc/systemd/system/{UNIT}",
+        src=f"templates/objectstore/{UNIT}.j2",
+        dest=f"/etc/systemd/system/{UNIT}",
+        mode="644",
+        node=fleet.node_of(host),
+        tls=TLS,
+        fingerprint=certificate_fingerprint(),
+        port=S3_PORT,
+        metrics_port=METRICS_PORT,
+        volume_mb=host.data.objectstore_volume_mb,
+        volumes=host.data.objectstore_volumes,
+    )
+
+
+def put_tool() -> OperationMeta:
+    """The command that makes the bucket."""
+    return files.template(
+        name="Write /usr/local/sbin/relay-bucket",
+        src="templates/objectstore/relay-bucket.j2",
+        dest="/usr/local/sbin/relay-bucket",
+        mode="755",
+        node=fleet.node_of(host),
+        port=S3_PORT,
+        bucket=host.data.s3_bucket,
+    )

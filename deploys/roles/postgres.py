@@ -1,0 +1,343 @@
+"""PostgreSQL under Patroni: one primary, streaming replicas, quorum-synchronous, promoted without a person.
+
+Settings of the cluster are in `cluster_settings`; their settings in inventories/group_data/all.py. A
+transaction is acknowledged when a replica has it on disk; with no replica left, writes stop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+from pyinfra.api.deploy import deploy
+from pyinfra.api.host import HostData
+from pyinfra.api.operation import OperationMeta
+from pyinfra.context import host
+from pyinfra.operations import apt, files, server, systemd
+
+from deploys.lib import fleet, patroni
+from deploys.lib.services import certificate_fingerprint, keep_running, outdated, running
+from deploys.lib.venv import virtualenv
+from deploys.roles.base import TLS, allow
+
+DEFAULT_VERSION = 15
+PACKAGES = [
+    "curl",
+    "postgresql-common",
+    f"postgresql-{DEFAULT_VERSION}",
+    "prometheus-postgres-exporter",
+    "python3-venv",
+]
+POSTGRES_PORT, REST_PORT, EXPORTER_PORT = 5432, 8008, 9187
+LIBRARY = "/usr/local/lib/relay"
+VENV = "/opt/patroni"
+STALE = "/run/relay-patroni-stale"
+# Touched when Patroni has read its configuration again.
+LOADED = "/run/relay-patroni-loaded"
+UNIT = "patroni.service"
+CONFIGURATION = "/etc/patroni/patroni.yml"
+# Secret of each role that database_setup.py makes.
+ROLE_SECRETS = {
+    "relay_owner": "postgres_owner_password",
+    "relay_app": "postgres_app_password",
+    "relay_exporter": "postgres_exporter_password",
+    "replicator": "postgres_replication_password",
+    "rewinder": "postgres_rewind_password",
+}
+# libpq gives up a dead host within seconds with these, and finds the primary among the hosts.
+CLIENT_OPTIONS = {
+    "target_session_attrs": "read-write",
+    "connect_timeout": "2",
+    "tcp_user_timeout": "3000",
+    "keepalives_idle": "1",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+}
+
+
+def dsn(user: str, ca_file: str = f"{TLS}/ca.crt") -> str:
+    """libpq connection string of a role, to whichever host is primary. It contains the role's password.
+
+    `ca_file` is the CA's path where the client runs.
+    """
+    options = {
+        "host": ",".join(node.address for node in fleet.hosts("db")),
+        "port": str(POSTGRES_PORT),
+        "dbname": "relay",
+        "user": user,
+        "password": fleet.secret(ROLE_SECRETS[user]),
+        "sslmode": "verify-ca",
+        "sslrootcert": ca_file,
+    }
+    return " ".join(f"{name}={value}" for name, value in (options | CLIENT_OPTIONS).items())
+
+
+@deploy("PostgreSQL")
+def postgres() -> None:
+    """A member of the cluster, on each host of group `db`; etcd runs there already."""
+    was_running = running(UNIT)
+    packages()
+    program = virtualenv(
+        name=f"Install Patroni ({VENV}/requirements.txt)",
+        path=VENV,
+        requirements="templates/postgres/requirements.txt",
+        build_requirements="templates/postgres/requirements-build.txt",
+    )
+    tools()
+    setup = setup_files()
+    configuration = configure()
+    unit = put_unit(UNIT)
+    allow([POSTGRES_PORT], ["db", "app"])
+    allow([REST_PORT], ["db", "ops"])
+    allow([EXPORTER_PORT], ["ops"])
+    systemd.service(name="Run Patroni (patroni.service)", service=UNIT, enabled=True)
+    server.shell(
+        name="Wait until PostgreSQL serves (patroni.service)",
+        commands=["relay-patroni wait"],
+        _if=lambda: not was_running,
+    )
+    patroni.database_setup(name="Set up roles and database (/etc/relay/database.json)", due=setup())
+    stale = outdated(UNIT, [f"/etc/systemd/system/{UNIT}", f"{VENV}/requirements.txt"])
+    renewed = fleet.changed(program, unit)
+    reload_or_restart(was_running, fleet.changed(configuration), lambda: stale or renewed())
+    if fleet.node_of(host) == fleet.hosts("db")[0]:
+        patroni.cluster_settings(
+            name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings(host.data)
+        )
+    heartbeat()
+    exporter()
+
+
+def packages() -> None:
+    """PostgreSQL of the distribution, without the cluster that its package would start."""
+    version = host.data.postgres_version
+    names = [name for name in PACKAGES if name != f"postgresql-{DEFAULT_VERSION}"]
+    apt.packages(name="Install PostgreSQL's tools (/var/lib/dpkg/status)", packages=names, no_recommends=True)
+    files.put(
+        name="Write /etc/postgresql-common/createcluster.conf",
+        src="templates/postgres/createcluster.conf",
+        dest="/etc/postgresql-common/createcluster.conf",
+        mode="644",
+    )
+    apt.packages(
+        name="Install PostgreSQL (/var/lib/dpkg/status)",
+        packages=[f"postgresql-{version}"],
+        no_recommends=True,
+    )
+
+
+def tools() -> None:
+    """Commands for operators and for the deploy itself."""
+    files.put(
+        name="Write /usr/local/bin/patronictl",
+        src="templates/postgres/patronictl",
+        dest="/usr/local/bin/patronictl",
+        mode="755",
+    )
+    files.template(
+        name="Write /usr/local/sbin/relay-patroni",
+        src="templates/postgres/relay-patroni.j2",
+        dest="/usr/local/sbin/relay-patroni",
+        mode="755",
+        node=fleet.node_of(host),
+        stale=STALE,
+        loop_wait=host.data.patroni_loop_wait,
+    )
+
+
+def setup_files() -> Callable[[], bool]:
+    """The program that makes roles and database, and their passwords; returns whether either changed."""
+    program = files.put(
+        name=f"Write {LIBRARY}/database_setup.py",
+        src="templates/postgres/database_setup.py",
+        dest=f"{LIBRARY}/database_setup.py",
+        mode="755",
+    )
+    passwords = {role: fleet.secret(name) for role, name in ROLE_SECRETS.items()}
+    written = files.put(
+        name="Write /etc/relay/database.json",
+        src=StringIO(json.dumps(passwords, indent=1) + "\n"),
+        dest="/etc/relay/database.json",
+        user="postgres",
+        group="postgres",
+        mode="600",
+    )
+    return fleet.changed(program, written)
+
+
+def configure() -> OperationMeta:
+    """Patroni's own configuration."""
+    return files.template(
+        name=f"Write {CONFIGURATION}",
+        src="templates/postgres/patroni.yml.j2",
+        dest=CONFIGURATION,
+        user="postgres",
+        group="postgres",
+        mode="600",
+        node=fleet.node_of(host),
+        members=fleet.hosts("db"),
+        tls=TLS,
+        fingerprint=certificate_fingerprint(),
+        version=host.data.postgres_version,
+        dynamic=cluster_settings(host.data),
+        access=access_rules(),
+        rest_password=fleet.secret("patroni_rest_password"),
+        replication_password=fleet.secret("postgres_replication_password"),
+        rewind_password=fleet.secret("postgres_rewind_password"),
+    )
+
+
+def cluster_settings(data: HostData) -> dict[str, Any]:
+    """Settings that all members share, kept in etcd. Times are seconds."""
+    return {
+        "ttl": data.patroni_ttl,
+        "loop_wait": data.patroni_loop_wait,
+        "retry_timeout": data.patroni_retry_timeout,
+        # A crashed primary is replaced at once instead of being waited for.
+        "primary_start_timeout": 0,
+        "synchronous_mode": "quorum",
+        "synchronous_mode_strict": data.postgres_synchronous_strict,
+        "synchronous_node_count": 1,
+        # While etcd is away the primary stays one if it still reaches every other member.
+        "failsafe_mode": True,
+        "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": parameters(data)},
+    }
+
+
+def parameters(data: HostData) -> dict[str, str | int]:
+    """postgresql.conf, the same on all members."""
+    return {
+        "max_connections": data.postgres_max_connections,
+        "shared_buffers": data.postgres_shared_buffers,
+        "effective_cache_size": data.postgres_effective_cache_size,
+        "work_mem": data.postgres_work_mem,
+        "maintenance_work_mem": data.postgres_maintenance_work_mem,
+        "max_wal_size": data.postgres_max_wal_size,
+        "fsync": "on",
+        "full_page_writes": "on",
+        "synchronous_commit": "on",
+        "checkpoint_completion_target": "0.9",
+        "wal_level": "replica",
+        "wal_log_hints": "on",
+        "wal_compression": "on",
+        "max_wal_senders": 10,
+        "max_replication_slots": 10,
+        # A replica that stays away longer is made anew rather than filling the primary's disk.
+        "max_slot_wal_keep_size": data.postgres_slot_wal_keep_size,
+        "wal_sender_timeout": "10s",
+        "wal_receiver_timeout": "10s",
+        # Frozen clients must not hold locks or old rows. No limit on statements: a COMMIT that is cancelled
+        # while it waits for its replica would be reported as done.
+        "idle_in_transaction_session_timeout": "60s",
+        "tcp_keepalives_idle": 10,
+        "tcp_keepalives_interval": 5,
+        "tcp_keepalives_count": 3,
+        "shared_preload_libraries": "pg_stat_statements",
+        "random_page_cost": "1.1",
+        "log_line_prefix": "%m [%p] %q%u@%d ",
+        "log_checkpoints": "on",
+        "log_lock_waits": "on",
+        "log_min_duration_statement": "1s",
+        # Values of statements may be customers' data or credentials: never in a log.
+        "log_parameter_max_length": 0,
+        "log_parameter_max_length_on_error": 0,
+    }
+
+
+def access_rules() -> list[str]:
+    """Lines of pg_hba.conf: who may connect to what, from where. Everything but the local socket is TLS."""
+    replication = ["127.0.0.1", *(node.address for node in fleet.hosts("db"))]
+    clients = [node.address for node in fleet.hosts("app")]
+    # Patroni asks the server on its own host over 127.0.0.1: without that line an old primary that comes back
+    # cannot learn its timeline and never rewinds.
+    return [
+        "local all postgres peer",
+        *(f"hostssl replication replicator {address}/32 scram-sha-256" for address in replication),
+        *(f"hostssl postgres rewinder {node.address}/32 scram-sha-256" for node in fleet.hosts("db")),
+        *(f"hostssl relay relay_app,relay_owner {address}/32 scram-sha-256" for address in clients),
+        "hostssl relay relay_exporter 127.0.0.1/32 scram-sha-256",
+    ]
+
+
+def reload_or_restart(was_running: bool, changed: Callable[[], bool], stale: Callable[[], bool]) -> None:
+    """A new configuration is reloaded; a new program or unit restarts one node after the other."""
+    unread = outdated(UNIT, [CONFIGURATION], LOADED)
+    server.shell(
+        name="Reload Patroni (/etc/patroni/patroni.yml)",
+        commands=[f"systemctl reload {UNIT} && touch {LOADED}"],
+        _if=lambda: was_running and (unread or changed()) and not stale(),
+    )
+    server.shell(
+        name="Mark Patroni for a restart (patroni.service)",
+        commands=[f"touch {STALE}"],
+        _if=lambda: was_running and stale(),
+    )
+    server.shell(
+        name="Restart Patroni on replicas (patroni.service)",
+        commands=["relay-patroni restart-replica"],
+        _if=lambda: was_running and stale(),
+        _serial=True,
+    )
+    server.shell(
+        name="Restart Patroni on the primary (patroni.service)",
+        commands=["relay-patroni restart-rest"],
+        _if=lambda: was_running and stale(),
+        _serial=True,
+    )
+
+
+def put_unit(name: str) -> OperationMeta:
+    """A unit file of this role."""
+    return files.put(
+        name=f"Write /etc/systemd/system/{name}",
+        src=f"templates/postgres/{name}",
+        dest=f"/etc/systemd/system/{name}",
+        mode="644",
+    )
+
+
+def heartbeat() -> None:
+    """The small write that tells an idle cluster's replicas that they are current."""
+    script = files.put(
+        name=f"Write {LIBRARY}/heartbeat.sql",
+        src="templates/postgres/heartbeat.sql",
+        dest=f"{LIBRARY}/heartbeat.sql",
+        mode="644",
+    )
+    unit = put_unit("relay-heartbeat.service")
+    keep_running(
+        "relay-heartbeat.service",
+        [f"{LIBRARY}/heartbeat.sql", "/etc/systemd/system/relay-heartbeat.service"],
+        fleet.changed(script, unit),
+    )
+
+
+def exporter() -> None:
+    """prometheus-postgres-exporter, with a role of its own that may only read statistics."""
+    password = files.put(
+        name="Write /etc/relay/postgres-exporter.password",
+        src=StringIO(fleet.secret("postgres_exporter_password")),
+        dest="/etc/relay/postgres-exporter.password",
+        user="prometheus",
+        group="prometheus",
+        mode="600",
+    )
+    queries = files.put(
+        name="Write /etc/relay/postgres-queries.yml",
+        src="templates/postgres/queries.yml",
+        dest="/etc/relay/postgres-queries.yml",
+        mode="644",
+    )
+    options = files.template(
+        name="Write /etc/default/prometheus-postgres-exporter",
+        src="templates/postgres/exporter.env.j2",
+        dest="/etc/default/prometheus-postgres-exporter",
+        mode="644",
+        node=fleet.node_of(host),
+        tls=TLS,
+    )
+    read = ["/etc/relay/postgres-exporter.password", "/etc/relay/postgres-queries.yml"]
+    read.append("/etc/default/prometheus-postgres-exporter")
+    keep_running("prometheus-postgres-exporter.service", read, fleet.changed(password, queries, options))

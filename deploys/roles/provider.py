@@ -1,0 +1,68 @@
+"""The fake AI provider of the sandbox: the program of deploys/sandbox/provider as a service, on port 9443."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyinfra.api.deploy import deploy
+from pyinfra.context import host
+from pyinfra.operations import apt, files, server, systemd
+
+from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.services import certificate_fingerprint
+from deploys.roles.base import allow
+
+PACKAGES = ["python3-starlette", "python3-uvicorn"]
+
+PORT = 9443
+SOURCE = fleet.REPOSITORY / "deploys/sandbox/provider"
+ACCOUNT = "provider"
+
+
+@deploy("Provider")
+def provider() -> None:
+    """The provider role, for hosts of the group `provider`."""
+    apt.packages(name="Install uvicorn", packages=PACKAGES, no_recommends=True)
+    server.user(  # noqa: S604 - a login shell, not a command
+        name=f"Make the account {ACCOUNT} (/etc/passwd)",
+        user=ACCOUNT,
+        system=True,
+        home="/var/lib/provider",
+        create_home=False,
+        shell="/usr/sbin/nologin",
+    )
+    for path in host.loop(["/opt/provider/provider", "/etc/provider"]):
+        files.directory(name=f"Make {path}", path=path, user="root", group="root", mode="755")
+    guarded(
+        "provider",
+        [*program(), api_key(), unit()],
+        check="cd /opt/provider && python3 -B -m provider --help >/dev/null && systemctl daemon-reload",
+        action="restart",
+        label="provider",
+    )
+    systemd.service(name="Run provider (provider.service)", service="provider", running=True, enabled=True)
+    allow([PORT], None)
+
+
+def program() -> list[ConfigFile]:
+    """The program's modules."""
+    return [ConfigFile(f"/opt/provider/provider/{path.name}", path.read_text()) for path in modules()]
+
+
+def modules() -> list[Path]:
+    """Source files of the program."""
+    return sorted(SOURCE.glob("*.py"))
+
+
+def api_key() -> ConfigFile:
+    """The key that customers of the provider show."""
+    return ConfigFile(
+        "/etc/provider/api.key", fleet.secret("provider_api_key") + "\n", mode="640", group=ACCOUNT
+    )
+
+
+def unit() -> ConfigFile:
+    """The service. Naming the certificate in it restarts the provider when the certificate is renewed."""
+    text = render("provider/provider.service.j2", port=PORT, certificate=certificate_fingerprint())
+    return ConfigFile("/etc/systemd/system/provider.service", text)

@@ -1,0 +1,267 @@
+"""The relay: its image, built from this repository on the first relay host, and its stack on the Swarm.
+
+The image is named by the hash of its sources and pinned by the digest that the registry answers; nothing is
+built, migrated or rolled while both are what runs. Secrets and the CA reach the replicas as Swarm secrets and
+configs that are named by their content, since Swarm never changes one in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from functools import cache
+from io import StringIO
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pyinfra.api.command import FileUploadCommand, PyinfraCommand, QuoteString, StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.exceptions import OperationError
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import operation
+from pyinfra.context import host, inventory, state
+from pyinfra.operations import apt, files
+
+from deploys.lib import fleet, relay_image
+from deploys.roles.base import UPLOADS
+from deploys.roles.docker import registry
+
+Commands = Generator[PyinfraCommand, None, None]
+
+# On the host that builds; IMAGE_PACKAGES are what the image's base holds.
+PACKAGES = ["mmdebstrap", "python3-venv"]
+IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
+
+STACK_FILE = "/etc/relay/stack.yml"
+CA_PATH = "/etc/relay/tls/ca.crt"
+SERVICE = "relay_relay"
+HASH_LENGTH = 12
+HEALTH_CHECK = (
+    "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
+    "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
+)
+
+
+class ImageDigest(FactBase[str]):
+    """Digest of an image in the fleet's registry; empty when it, or the registry, is not there."""
+
+    def command(self, reference: str) -> str:
+        return f"command -v relay-image >/dev/null && relay-image digest {reference} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: list[str]) -> str:
+        return output[0].strip()
+
+
+class SwarmObjects(FactBase[set[str]]):
+    """Names of the Swarm's ``secret`` or ``config`` objects."""
+
+    def command(self, kind: str) -> str:
+        listing = f"docker {kind} ls --format '{{{{.Name}}}}' 2>/dev/null"
+        return f"command -v docker >/dev/null && {listing} || true"
+
+    @staticmethod
+    def default() -> set[str]:
+        return set()
+
+    def process(self, output: list[str]) -> set[str]:
+        return set(output)
+
+
+class Deployed(FactBase[dict[str, Any]]):
+    """The service's specification as Swarm has it, and the state of its last update."""
+
+    def command(self) -> str:
+        inspection = f"docker service inspect {SERVICE} --format '{{{{json .}}}}' 2>/dev/null"
+        return f"command -v docker >/dev/null && {inspection} || true"
+
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(json.loads("".join(output) or "{}"))
+
+
+@operation()
+def image(reference: str, base: str) -> Commands:
+    """Builds and pushes the image when the registry does not have it."""
+    if host.get_fact(ImageDigest, reference=reference):
+        return
+    archive = f"{UPLOADS}/relay-context.tar"
+    if state.is_executing:
+        yield FileUploadCommand(relay_image.context(), archive, remote_temp_filename=f"{archive}.part")
+    packages = ",".join(IMAGE_PACKAGES)
+    yield StringCommand(
+        f"relay-image build {reference} --context {archive} --base {base} --packages {packages}"
+    )
+
+
+@operation()
+def swarm_object(kind: str, stored: str, content: str) -> Commands:
+    """A Swarm ``secret`` or ``config`` of that name; its content is never printed."""
+    if stored not in host.get_fact(SwarmObjects, kind=kind):
+        # Standard input always ends in a newline, which a password does not.
+        create = f"head -c {len(content.encode())} | docker {kind} create {stored} -"
+        yield StringCommand(create, _stdin=content)
+
+
+@operation()
+def roll(reference: str, values: Mapping[str, Any]) -> Commands:
+    """Writes the stack file for the image's digest, migrates the database and rolls the replicas."""
+    digest = host.get_fact(ImageDigest, reference=reference)
+    if not digest:
+        if state.is_executing:
+            raise OperationError(f"the registry does not have {reference}")
+        yield StringCommand("relay-roll", reference)
+        return
+    pinned = f"{reference.rsplit(':', 1)[0]}@{digest}"
+    stack, stack_hash = render(pinned, values)
+    deployed = host.get_fact(Deployed)
+    if not _runs(deployed, pinned, stack_hash, values["replicas"]):
+        yield FileUploadCommand(StringIO(stack), STACK_FILE)
+        yield StringCommand("relay-roll", QuoteString(pinned))
+
+
+def _runs(deployed: Mapping[str, Any], pinned: str, stack_hash: str, replicas: int) -> bool:
+    if not deployed:
+        return False
+    specification = deployed["Spec"]
+    return bool(
+        specification["Labels"].get("relay.stack") == stack_hash
+        and specification["TaskTemplate"]["ContainerSpec"]["Image"] == pinned
+        and specification["Mode"]["Replicated"]["Replicas"] == replicas
+    )
+
+
+def render(pinned: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The stack file for an image, and its hash, by which a running stack is recognised."""
+    template = _templates().get_template("stack.yml.j2")
+    bare = template.render(image=pinned, stack_hash="", **values)
+    stack_hash = hashlib.sha256(bare.encode()).hexdigest()
+    return template.render(image=pinned, stack_hash=stack_hash, **values), stack_hash
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(  # noqa: S701 - YAML, not HTML
+        loader=FileSystemLoader(fleet.REPOSITORY / "templates" / "relay"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def database_url(role: str) -> str:
+    """libpq connection string of ``app`` or ``owner``: whichever host is the primary now."""
+    members = ",".join(node.address for node in fleet.hosts("db"))
+    settings = {
+        "host": members,
+        "port": "5432",
+        "dbname": "relay",
+        "user": f"relay_{role}",
+        "password": fleet.secret(f"postgres_{role}_password"),
+        "sslmode": "verify-ca",
+        "sslrootcert": CA_PATH,
+        "target_session_attrs": "read-write",
+        "connect_timeout": "2",
+        "tcp_user_timeout": "3000",
+        "keepalives_idle": "1",
+        "keepalives_interval": "1",
+        "keepalives_count": "3",
+    }
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def secrets() -> dict[str, str]:
+    """Content of each secret of the stack, by the setting that reads it."""
+    cache_node = fleet.hosts("ops")[0]
+    return {
+        "database_url": database_url("app"),
+        "redis_url": f"rediss://:{fleet.secret('redis_password')}@{cache_node.address}:6379/0",
+        "seal_key": fleet.secret("relay_seal_key"),
+    }
+
+
+def named(prefix: str, content: str) -> str:
+    """Name of a Swarm object: its purpose and the hash of its content."""
+    return f"relay_{prefix}_{hashlib.sha256(content.encode()).hexdigest()[:HASH_LENGTH]}"
+
+
+def stack_values() -> dict[str, Any]:
+    """Everything that the stack file is rendered from but the image."""
+    stored = {name: named(name, content) for name, content in secrets().items()}
+    replicas = len(fleet.hosts("app"))
+    environment = {f"RELAY_{name.upper()}_FILE": f"/run/secrets/{name}" for name in stored} | {
+        "RELAY_CA_FILE": CA_PATH,
+        "RELAY_REPLICAS": str(replicas),
+        "RELAY_TRUSTED_PROXIES": ",".join(f"{node.address}/32" for node in fleet.hosts("edge")),
+        "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
+        "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),
+        "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.setting("relay_provider_timeout_seconds")),
+        "RELAY_HOLD_MARGIN_SECONDS": str(fleet.setting("relay_hold_margin_seconds")),
+        "RELAY_ADMIN_TOKEN_HASH": hashlib.sha256(fleet.secret("relay_admin_token").encode()).hexdigest(),
+    }
+    return {
+        "environment": environment,
+        "secrets": stored,
+        "ca_path": CA_PATH,
+        "health_check": HEALTH_CHECK,
+        "ca_config": named("ca", fleet.secret("ca_cert")),
+        "named_hosts": fleet.hosts("provider"),
+        "stop_grace": fleet.setting("relay_stop_grace"),
+        "replicas": replicas,
+        "memory": fleet.setting("relay_memory"),
+    }
+
+
+@deploy("Relay")
+def relay() -> None:
+    """The relay role, for relay hosts; the first one builds the image and rolls the stack."""
+    files.put(
+        name="Write /usr/local/sbin/relayctl",
+        src="templates/relay/relayctl",
+        dest="/usr/local/sbin/relayctl",
+        mode="755",
+    )
+    if host == inventory.groups["app"][0]:
+        tools()
+        build_and_roll()
+
+
+def tools() -> None:
+    """What builds and rolls."""
+    apt.packages(
+        name="Install what builds images (/usr/bin/mmdebstrap)", packages=PACKAGES, no_recommends=True
+    )
+    for tool in host.loop(("image", "roll")):
+        path = f"/usr/local/sbin/relay-{tool}"
+        files.put(name=f"Write {path}", src=f"templates/relay/relay_{tool}.py", dest=path, mode="755")
+    files.put(
+        name="Write /etc/relay/migrate.env",
+        src=StringIO(f"RELAY_MIGRATION_DATABASE_URL={database_url('owner')}\n"),
+        dest="/etc/relay/migrate.env",
+        mode="600",
+    )
+
+
+def build_and_roll() -> None:
+    """Image, secrets, stack."""
+    recipe = (*IMAGE_PACKAGES, fleet.setting("relay_base_epoch"))
+    base = f"relay-base:{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:HASH_LENGTH]}"
+    reference = f"{registry()}/relay:{relay_image.version(*recipe)}"
+    image(name="Build and push the relay's image (relay/)", reference=reference, base=base)
+    values = stack_values()
+    for name, content in host.loop(list(secrets().items())):
+        swarm_object(
+            name=f"Swarm secret {name}", kind="secret", stored=values["secrets"][name], content=content
+        )
+    swarm_object(
+        name="Swarm config ca", kind="config", stored=values["ca_config"], content=fleet.secret("ca_cert")
+    )
+    roll(name=f"Roll the relay ({STACK_FILE})", reference=reference, values=values)

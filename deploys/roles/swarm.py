@@ -1,0 +1,214 @@
+"""One Swarm of all relay hosts: the first few are managers, the rest workers.
+
+pyinfra has no operations for Swarm. These look at every node before they act, so that a rebuilt first host
+joins the swarm that its peers still run instead of starting a second one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pyinfra.api.command import MaskString, StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.exceptions import OperationError
+from pyinfra.api.facts import FactBase
+from pyinfra.api.host import Host
+from pyinfra.api.operation import operation
+from pyinfra.context import host, inventory, state
+
+from deploys.lib import fleet
+from deploys.roles import base
+
+Commands = Generator[StringCommand, None, None]
+
+MANAGEMENT_PORT = 2377
+GOSSIP_PORT = 7946
+VXLAN_PORT = 4789
+# Networks of stacks; clear of the machine's own and of docker.py's.
+ADDRESS_POOL = "10.201.0.0/16"
+# How long a node may take to join; one that is tried again leaves an entry behind that has no name.
+JOIN_PATIENCE = timedelta(minutes=1)
+# How long the managers may take to agree on a leader, and a node that has joined to say its name.
+LEADER_SECONDS = 60.0
+
+
+class SwarmState(FactBase[dict[str, Any]]):
+    """``docker info``'s view of the swarm on a host: LocalNodeState, ControlAvailable, NodeID, …"""
+
+    def command(self) -> str:
+        return "command -v docker >/dev/null && docker info --format '{{json .Swarm}}' 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(json.loads("".join(output) or "{}"))
+
+
+class JoinToken(FactBase[str]):
+    """The token that lets a node join as ``manager`` or ``worker``; empty while the swarm has no leader."""
+
+    def command(self, role: str) -> str:
+        return f"docker swarm join-token -q {role} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: list[str]) -> str:
+        return "".join(output).strip()
+
+
+class Nodes(FactBase[list[dict[str, Any]]]):
+    """Nodes of the swarm as a manager sees them: ID, Description, Spec, Status."""
+
+    def command(self) -> str:
+        return (
+            "command -v docker >/dev/null && docker node ls -q 2>/dev/null"
+            " | xargs -r docker node inspect --format '{{json .}}' || true"
+        )
+
+    @staticmethod
+    def default() -> list[dict[str, Any]]:
+        return []
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in output if line.startswith("{")]
+
+
+def first_manager() -> Host | None:
+    """A host whose swarm answers as a manager, or None while there is no swarm."""
+    for member in inventory.groups["app"]:
+        if member.get_fact(SwarmState).get("ControlAvailable"):
+            return member
+    return None
+
+
+@operation()
+def create() -> Commands:
+    """Starts the swarm on the first relay host when no host is in one."""
+    if host == inventory.groups["app"][0] and first_manager() is None:
+        yield StringCommand(
+            "docker swarm init --advertise-addr", host.data.address, "--default-addr-pool", ADDRESS_POOL
+        )
+
+
+@operation()
+def join(role: str) -> Commands:
+    """Joins the swarm as ``manager`` or ``worker``; a member that only waits for a leader is one."""
+    if host.get_fact(SwarmState).get("LocalNodeState", "inactive") != "inactive":
+        return
+    manager = first_manager()
+    if manager is None and state.is_executing:
+        raise OperationError("no relay host is a swarm manager yet: apply without --limit")
+    # Before the run there may be no swarm yet; the command is then only a sign of the change to come.
+    token = _token(manager, role) if manager else ""
+    address = f"{manager.data.address}:{MANAGEMENT_PORT}" if manager else ""
+    yield StringCommand(
+        "docker swarm join --advertise-addr", host.data.address, "--token", MaskString(token), address
+    )
+
+
+def _token(manager: Host, role: str) -> str:
+    """The token to join with. Each manager that joins makes the others elect anew for a moment."""
+    token: str = _until(lambda: manager.get_fact(JoinToken, role=role), bool)
+    if state.is_executing and not token:
+        raise OperationError("the swarm has no leader: see monitoring/runbooks/SwarmNoLeader.md")
+    return token
+
+
+def _until(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    """What `look` sees: a plan looks once, a run until it is good or LEADER_SECONDS have passed."""
+    end = time.monotonic() + LEADER_SECONDS
+    seen = look()
+    while state.is_executing and not good(seen) and time.monotonic() < end:
+        time.sleep(1)
+        seen = look()
+    return seen
+
+
+@operation()
+def label(wanted: dict[str, dict[str, str]]) -> Commands:
+    """Gives nodes their labels; forgets entries of nodes that never came or have a new identity."""
+    nodes = _settled(wanted)
+    if not nodes:
+        yield StringCommand("docker node ls")
+        return
+    yield from _forget(nodes, wanted)
+    for node in nodes:
+        labels = wanted.get(_hostname(node), {})
+        present = node["Spec"].get("Labels") or {}
+        changes = [f"--label-add {key}={value}" for key, value in labels.items() if present.get(key) != value]
+        changes += [f"--label-rm {key}" for key in present if key in KNOWN_LABELS and key not in labels]
+        if changes and node["Status"]["State"] == "ready":
+            yield StringCommand("docker node update", *changes, node["ID"])
+
+
+KNOWN_LABELS = ("relay", "dokploy")
+
+
+def _settled(wanted: Collection[str]) -> list[dict[str, Any]]:
+    """The nodes, once those just joined say their names, which may be a moment after `join` has returned."""
+    nodes: list[dict[str, Any]] = _until(
+        lambda: host.get_fact(Nodes), lambda nodes: _ready(nodes).issuperset(wanted)
+    )
+    return nodes
+
+
+def _ready(nodes: list[dict[str, Any]]) -> set[str]:
+    return {_hostname(node) for node in nodes if node["Status"]["State"] == "ready"}
+
+
+def _forget(nodes: list[dict[str, Any]], wanted: Collection[str]) -> Iterator[StringCommand]:
+    ready = _ready(nodes)
+    # An entry without a name may be of a relay host that still joins, unless every one is there.
+    nobody_joins = ready.issuperset(wanted)
+    for node in nodes:
+        twin = node["Status"]["State"] == "down" and _hostname(node) in ready
+        nobodys = not _hostname(node) and (nobody_joins or _old(node))
+        if twin or nobodys:
+            # After `swarm init --force-new-cluster` the earlier managers are none, whatever their role says.
+            if node.get("ManagerStatus"):
+                yield StringCommand("docker node demote", node["ID"])
+            yield StringCommand("docker node rm --force", node["ID"])
+
+
+def _hostname(node: dict[str, Any]) -> str:
+    return str(node["Description"].get("Hostname", ""))
+
+
+def _old(node: dict[str, Any]) -> bool:
+    """Whether no join that began with this entry can still be under way."""
+    created = datetime.fromisoformat(f"{node['CreatedAt'][:19]}+00:00")
+    return datetime.now(UTC) - created > JOIN_PATIENCE
+
+
+def labels() -> dict[str, dict[str, str]]:
+    """Labels of each relay host by name."""
+    dokploy = {node.name for node in fleet.hosts("dokploy")}
+    return {
+        node.name: {"relay": "true"} | ({"dokploy": "true"} if node.name in dokploy else {})
+        for node in fleet.hosts("app")
+    }
+
+
+def managers() -> list[fleet.Node]:
+    """The relay hosts that manage the swarm: an odd number."""
+    return fleet.hosts("app")[: int(fleet.setting("swarm_managers"))]
+
+
+@deploy("Swarm")
+def swarm() -> None:
+    """The swarm role, for relay hosts."""
+    base.allow([MANAGEMENT_PORT, GOSSIP_PORT], ["app"])
+    base.allow([GOSSIP_PORT, VXLAN_PORT], ["app"], proto="udp")
+    create(name="Start the swarm (/var/lib/docker/swarm)")
+    role = "manager" if fleet.node_of(host) in managers() else "worker"
+    join(name="Join the swarm (/var/lib/docker/swarm)", role=role)
+    if host == inventory.groups["app"][0]:
+        label(name="Label the nodes of the swarm", wanted=labels())

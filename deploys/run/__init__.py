@@ -1,0 +1,1 @@
+"""How a fleet is planned, applied and verified: what pyinfra alone lacks."""

@@ -1,0 +1,196 @@
+"""The command line: plan, apply, verify, secrets, sandbox."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deploys.lib import fleet
+from deploys.lib import secrets as vault
+from deploys.lib.errors import DeployError
+from deploys.run import environment
+
+CHECKERS = 6
+LOOK_AGAIN_SECONDS = 5
+# pytest's exit codes; nothing to run is usual with a limit to hosts that a file does not check.
+CHECKS_FAILED = 1
+NO_TESTS = 5
+
+EPILOG = """examples:
+  python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
+  python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
+  python -m deploys apply sandbox --limit edge    bring one group (or host) in line
+  python -m deploys verify sandbox                run the launch checklist
+  python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
+  python -m deploys sandbox up                    boot the sandbox's hosts
+"""
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Shows what apply would change."""
+    # Importing the runner starts pyinfra's machinery, which no other command needs.
+    from deploys.run import plan as runs
+
+    return runs.plan(arguments.environment, arguments.limit)
+
+
+def apply(arguments: argparse.Namespace) -> int:
+    """Applies the site."""
+    from deploys.run import plan as runs
+
+    return runs.apply(arguments.environment, arguments.limit)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Runs the launch checklist: 0 all true, 1 not. Looks again at what is not true for `--wait` seconds."""
+    with environment.use(arguments.environment) as inventory:
+        hosts = environment.select(inventory, arguments.limit)
+    settings = {
+        "RELAY_ENVIRONMENT": arguments.environment,
+        "RELAY_CHECK_HOSTS": ",".join(host.name for host in hosts),
+    }
+    start = time.monotonic()
+    look = _look(_files(), settings)
+    end = time.monotonic() + arguments.wait
+    while look.items and not broke_off(look.codes, look.counts) and time.monotonic() < end:
+        print(f"\nnot true yet: {len(look.failures)}; looking at that again", flush=True)
+        time.sleep(LOOK_AGAIN_SECONDS)
+        again = _look([look.items], settings)
+        # What was true counts as a share of its own: one that tells no counts must still be missed.
+        look = Look([0, *again.codes], [(look.passed, 0), *again.counts], again.failures, again.items)
+    true, words = verdict(look.codes, look.counts)
+    # Once more at the end: the lists above are long, and several lines may stand between ✘ and here.
+    print("".join(f"\n✘ {failure}" for failure in look.failures))
+    print(f"{arguments.environment}: {words} ({time.monotonic() - start:.0f} s)")
+    return 0 if true else 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at some checks: pytest's exit code of each share that ran, (passed, failed) of each that told
+    its counts, the failures in words and as pytest's names."""
+
+    codes: list[int]
+    counts: list[tuple[int, int]]
+    failures: list[str]
+    items: list[str]
+
+    @property
+    def passed(self) -> int:
+        return sum(passed for passed, _ in self.counts)
+
+
+def _look(shares: Sequence[Sequence[str]], settings: Mapping[str, str]) -> Look:
+    """Runs shares of the checklist side by side, since most of it is waiting."""
+    command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider"]
+    # Loading the plugins of other tests takes each share longer than collecting its checks.
+    command += ["-p", "testinfra.plugin"]
+    with tempfile.NamedTemporaryFile(mode="r", prefix="relay-checklist-") as tally:
+        own = {"RELAY_CHECK_TALLY": tally.name, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        environ = os.environ | settings | own
+        running = [
+            subprocess.Popen([*command, *share], cwd=fleet.REPOSITORY, env=environ) for share in shares
+        ]
+        codes = [process.wait() for process in running]
+        told = [json.loads(line) for line in tally]
+    return Look(
+        codes,
+        [(share["passed"], len(share["failures"])) for share in told],
+        [failure for share in told for failure in share["failures"]],
+        [item for share in told for item in share["items"]],
+    )
+
+
+def _files() -> list[list[str]]:
+    """The files of the checklist, dealt out to as many shares as run at once."""
+    files = sorted(map(str, (fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py")))
+    return [files[first::CHECKERS] for first in range(min(CHECKERS, len(files)))]
+
+
+def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bool, str]:
+    """Whether all is true, and the words for it, from each share's exit code and its (passed, failed)."""
+    passed, failed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    if broke_off(codes, counts):
+        return False, f"broke off after {passed + failed} checks, {failed} failed; the reason stands above"
+    if failed:
+        return False, f"{failed} of {passed + failed} checks failed"
+    return bool(passed), f"{passed} checks, all true" if passed else "no check applies to these hosts"
+
+
+def broke_off(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> bool:
+    """Whether a share ended otherwise than by its checks. Silence is not consent: each must tell counts."""
+    explained = {0, NO_TESTS, CHECKS_FAILED} if any(failed for _, failed in counts) else {0, NO_TESTS}
+    return len(counts) < len(codes) or not set(codes) <= explained
+
+
+def secrets(arguments: argparse.Namespace) -> int:
+    """Makes missing secrets, or shows one."""
+    with environment.use(arguments.environment):
+        if arguments.show:
+            print(fleet.secret(arguments.show))
+            return 0
+        store = fleet.store()
+        made = vault.create_missing(store, fleet.certificate_subjects(), renew=arguments.renew)
+    for name in made:
+        print(f"made {name}")
+    print(f"{store.path}: {len(made)} made, {len(store)} in all; opened by {store.key_path}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Commands and their options."""
+    layout = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="python -m deploys", description=__doc__, epilog=EPILOG, formatter_class=layout
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="plan|apply|verify|secrets|sandbox")
+    for run, text in (
+        (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
+        (apply, "make the fleet what the inventory says"),
+        (verify, "run the launch checklist against the fleet"),
+    ):
+        command = commands.add_parser(run.__name__, help=text, epilog=EPILOG, formatter_class=layout)
+        command.add_argument("environment", metavar="ENV", help="a file of inventories/, without .py")
+        command.add_argument(
+            "--limit", nargs="+", action="extend", default=[], metavar="HOST|GROUP", help="only these hosts"
+        )
+        command.set_defaults(run=run)
+    text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
+    commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
+    text = "make what is missing: passwords, keys, certificates"
+    command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
+    command.add_argument("environment", metavar="ENV")
+    command.add_argument("--renew", action="store_true", help="issue every certificate anew")
+    command.add_argument("--show", metavar="NAME", help="print the value of one secret")
+    command.set_defaults(run=secrets)
+    commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 done or clean, 2 drift, 1 error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["sandbox"]:
+        from deploys.sandbox.cli import main as sandbox
+
+        return int(sandbox(words[1:]) or 0)
+    try:
+        arguments = parser().parse_args(words)
+    except SystemExit as stop:
+        # argparse ends with 2, which means drift here.
+        return 1 if stop.code else 0
+    try:
+        return int(arguments.run(arguments))
+    except DeployError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 1

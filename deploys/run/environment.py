@@ -1,0 +1,100 @@
+"""Environments: which there are, and the pyinfra inventory of one.
+
+pyinfra's own loader lives in its command line, whose import replaces the standard library's sockets and
+threads (gevent). Tests and tools only want to know hosts, so the same rules are followed here: groups are
+module-level lists, group_data/NAME.py belongs to group NAME, the inventory file's name is the last group.
+"""
+
+from __future__ import annotations
+
+import ast
+import runpy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.context import ctx_inventory
+
+from deploys.lib.errors import DeployError
+from deploys.lib.fleet import REPOSITORY
+
+INVENTORIES = REPOSITORY / "inventories"
+
+
+def names() -> list[str]:
+    """Names of all environments: the files of inventories/."""
+    return sorted(path.stem for path in INVENTORIES.glob("*.py") if path.stem != "__init__")
+
+
+def load(name: str, directory: Path = INVENTORIES) -> Inventory:
+    """The inventory of an environment; an unknown or empty one is an error."""
+    if name not in names():
+        raise DeployError(f"no environment {name!r}; there are: {', '.join(names())}")
+    groups = _groups(directory / f"{name}.py")
+    hosts = list(dict.fromkeys(_host_name(entry) for group in groups.values() for entry in group))
+    if not hosts:
+        raise DeployError(f"environment {name!r} has no hosts: inventories/{name}.py lists none")
+    groups[name] = hosts
+    data = {path.stem: _settings(path) for path in sorted((directory / "group_data").glob("*.py"))}
+    everywhere = data.pop("all", {})
+    with_data = {group: (entries, data.get(group, {})) for group, entries in groups.items()}
+    return Inventory((hosts, everywhere), **with_data)
+
+
+@contextmanager
+def use(name: str) -> Iterator[Inventory]:
+    """The environment's inventory, current for deploys.lib.fleet inside the block. Connects to nothing."""
+    inventory = load(name)
+    before = ctx_inventory.get()
+    ctx_inventory.set(inventory)
+    try:
+        yield inventory
+    finally:
+        ctx_inventory.set(before)
+
+
+def select(inventory: Inventory, limits: Iterable[str]) -> list[Host]:
+    """Hosts that the limits (names of hosts or groups) mean, in inventory order; no limit means all."""
+    wanted: set[str] = set()
+    for limit in limits:
+        group = inventory.groups.get(limit, [])
+        matched = {host.name for host in group} | ({limit} & set(inventory.hosts))
+        if not matched:
+            raise DeployError(f"no host or group {limit!r}; {_valid(inventory)}")
+        wanted |= matched
+    return [host for host in inventory if not wanted or host.name in wanted]
+
+
+def _valid(inventory: Inventory) -> str:
+    groups = sorted(name for name, members in inventory.groups.items() if members)
+    return f"groups: {', '.join(groups)}; hosts: {', '.join(inventory.hosts)}"
+
+
+def _groups(path: Path) -> dict[str, list[Any]]:
+    values = runpy.run_path(str(path))
+    return {
+        name: value for name, value in values.items() if isinstance(value, list) and not name.startswith("_")
+    }
+
+
+def _host_name(entry: Any) -> str:
+    return str(entry[0] if isinstance(entry, tuple) else entry)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    values = runpy.run_path(str(path))
+    imported = _imported(path)
+    return {
+        name: value for name, value in values.items() if not name.startswith("__") and name not in imported
+    }
+
+
+def _imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+    return found

@@ -1,0 +1,146 @@
+"""`plan` and `apply`: the same stages, once to look and once to act."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyinfra.api.inventory import Inventory
+
+from deploys.lib import fleet
+from deploys.lib.errors import DeployError
+from deploys.run import environment, health_checks, lock, validate
+from deploys.run.runner import Change, Runner
+from deploys.run.stages import STAGES, Stage
+
+CLEAN, DRIFT = 0, 2
+
+
+@dataclass
+class Run:
+    """One run over an environment: its connection, its clock, and how many changes it found or made."""
+
+    inventory: Inventory
+    limited: bool
+    start: float = field(default_factory=time.monotonic)
+    changes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.start, 1)
+
+    def say(self, text: str) -> None:
+        """Prints a line with the seconds since the start."""
+        print(f"[{self.seconds:6.1f} s] {text}", flush=True)
+
+
+def plan(name: str, limits: Sequence[str]) -> int:
+    """Shows every pending change and changes nothing: 0 none, 2 some."""
+    with _run("plan", name, limits) as (run, runner):
+        changes = runner.prepare(STAGES)
+        run.changes = len(changes)
+        for change in changes:
+            print(f"{change.host}: {change.stage}: {change.operation}")
+        run.say(_foreseen(changes))
+        return DRIFT if changes else CLEAN
+
+
+def apply(name: str, limits: Sequence[str]) -> int:
+    """Makes the fleet what the inventory says, stage by stage, and waits for each stage's health."""
+    with _run("apply", name, limits) as (run, runner):
+        pending = runner.prepare(STAGES)
+        run.say(_foreseen(pending))
+        stale = {change.stage for change in pending}
+        # What follows a changed stage may depend on it, so it is looked at again.
+        acting = False
+        for stage in STAGES:
+            acting = acting or stage.role in stale
+            if acting:
+                _stage(run, runner, stage)
+            if not run.limited:
+                _gates(run, runner, stage)
+        run.changes = sum(runner.done.values())
+        _summary(run, runner)
+    return CLEAN
+
+
+def _stage(run: Run, runner: Runner, stage: Stage) -> None:
+    changes = runner.prepare([stage])
+    if not changes:
+        return
+    run.say(f"{stage.role}: {len(changes)} changes")
+    before = run.seconds
+    runner.execute()
+    run.say(f"{stage.role}: done in {run.seconds - before:.1f} s")
+
+
+def _gates(run: Run, runner: Runner, stage: Stage) -> None:
+    for check in health_checks.after(stage.role):
+        seconds = health_checks.wait(check, run.inventory, runner.shell)
+        run.say(f"{stage.role}: {check.what}" + (f" (after {seconds:.1f} s)" if seconds >= 1 else ""))
+
+
+def _foreseen(changes: Sequence[Change]) -> str:
+    if not changes:
+        return "nothing to change"
+    return f"{len(changes)} changes pending on {len({change.host for change in changes})} hosts"
+
+
+def _summary(run: Run, runner: Runner) -> None:
+    for host in runner.hosts:
+        print(f"  {host.name:<10} {runner.done[host.name]:>4} changes")
+    run.say(f"{run.changes} changes on {len(+runner.done)} hosts")
+
+
+@contextmanager
+def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, Runner]]:
+    with environment.use(name) as inventory:
+        hosts = environment.select(inventory, limits)
+        validate.check(inventory, name)
+        directory = Path(fleet.REPOSITORY, Path(fleet.setting("state_directory")).expanduser())
+        run = Run(inventory, limited=bool(limits))
+        about = {"command": command, "environment": name, "limit": list(limits)}
+        with lock.exclusive(directory), _log(directory, command), _audited(run, directory, about):
+            runner = Runner(inventory, hosts, run.say)
+            with runner.connected():
+                run.say(f"{len(hosts)} hosts of {name}: connected")
+                yield run, runner
+
+
+@contextmanager
+def _audited(run: Run, directory: Path, about: Mapping[str, object]) -> Iterator[None]:
+    result = "interrupted"
+    try:
+        yield
+        result = "done"
+    except DeployError as error:
+        result = f"failed: {str(error).splitlines()[0]}"
+        raise
+    finally:
+        lock.audit(directory, **about, result=result, changes=run.changes, seconds=run.seconds)
+
+
+@contextmanager
+def _log(directory: Path, command: str) -> Iterator[None]:
+    """pyinfra's own messages: all of them to a file, errors to the terminal as well."""
+    path = directory / "logs" / f"{command}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole, errors = logging.FileHandler(path, mode="w"), logging.StreamHandler()
+    errors.setLevel(logging.ERROR)
+    pyinfra, paramiko = logging.getLogger("pyinfra"), logging.getLogger("paramiko")
+    pyinfra.setLevel(logging.INFO)
+    # paramiko's tracebacks of refused connections would bury the line that names the host.
+    added: list[tuple[logging.Logger, logging.Handler]]
+    added = [(pyinfra, whole), (pyinfra, errors), (paramiko, whole)]
+    for logger, handler in added:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, handler in added:
+            logger.removeHandler(handler)
+        whole.close()

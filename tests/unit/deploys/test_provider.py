@@ -1,0 +1,35 @@
+"""The provider role on a fake host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploys.lib import fleet
+from deploys.roles import provider
+
+FACTS = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
+
+
+@pytest.fixture
+def outcome(fake_role: Any) -> Any:
+    return fake_role(provider.provider, "provider1", responses=FACTS)
+
+
+def test_the_whole_program_is_put_on_the_host(outcome: Any) -> None:
+    files = outcome.files
+    for path in provider.modules():
+        assert files[f"/opt/provider/provider/{path.name}"] == path.read_text()
+    assert "/opt/provider/provider/__main__.py" in files
+
+
+def test_the_key_is_readable_by_the_provider_only(outcome: Any, sandbox_inventory: Any) -> None:
+    assert outcome.files["/etc/provider/api.key"].strip() == fleet.secret("provider_api_key")
+    assert "install -o root -g provider -m 640 /dev/null /etc/provider/api.key.new" in outcome.commands
+
+
+def test_the_unit_shows_no_secret(outcome: Any, sandbox_inventory: Any) -> None:
+    unit = outcome.files["/etc/systemd/system/provider.service"]
+    assert "--api-key-file /etc/provider/api.key" in unit
+    assert fleet.secret("provider_api_key") not in unit
