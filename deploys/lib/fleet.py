@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyinfra.context import inventory
 
-from deploys.lib import pki
 from deploys.lib.errors import DeployError
 from deploys.lib.secrets import SecretStore
 
@@ -76,14 +75,6 @@ def store() -> SecretStore:
 def secret(name: str) -> str:
     """A secret's value; SecretMissing names the command that makes it."""
     return store()[name]
-
-
-def certificate_subjects() -> list[pki.Subject]:
-    """Who needs a certificate of the fleet's CA: each host, and the edge where it has no other."""
-    subjects = [pki.host_subject(node.name, domain(), node.address) for node in all_hosts()]
-    if setting("edge_certificate_from_ca"):
-        subjects.append(pki.edge_subject(domain()))
-    return subjects
 
 
 def changed(*operations: OperationMeta) -> Callable[[], bool]:

@@ -1,7 +1,7 @@
 """Secrets of an environment: made strong by one command, encrypted at rest with age, never printed.
 
-The file is an age-encrypted YAML mapping of names to values. Passwords and keys come from `GENERATORS`;
-the fleet's CA and certificates (deploys.lib.pki) live beside them: ``ca_cert``, ``tls_cert:<host>``, …
+The file is an age-encrypted YAML mapping of names to values. Roles declare passwords
+and keys; the fleet's CA and certificates (deploys.lib.pki) live beside them: ``ca_cert``, ``tls_cert:db1``, …
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets as random
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,34 +33,35 @@ class SecretMissing(DeployError, KeyError):
         return str(self.args[0])
 
 
-def _password() -> str:
+def password() -> str:
     """256 bits, safe in URLs, shells and configuration files."""
     return random.token_hex(32)
 
 
-def _access_key() -> str:
+def access_key() -> str:
+    """An S3 access key: 20 capitals and digits."""
     return "".join(random.choice(string.ascii_uppercase + string.digits) for _ in range(20))
 
 
-GENERATORS: Mapping[str, Callable[[], str]] = {
-    "postgres_replication_password": _password,
-    "postgres_rewind_password": _password,
-    "postgres_owner_password": _password,
-    "postgres_app_password": _password,
-    "postgres_exporter_password": _password,
-    "patroni_rest_password": _password,
-    "redis_password": _password,
-    "registry_password": _password,
-    "s3_access_key": _access_key,
-    "s3_secret_key": _password,
-    "s3_sse_key": _password,
-    "s3_admin_access_key": _access_key,
-    "s3_admin_secret_key": _password,
-    "relay_seal_key": lambda: Fernet.generate_key().decode(),
-    "relay_admin_token": _password,
-    "metrics_password": _password,
-    "provider_api_key": _password,
-}
+def fernet_key() -> str:
+    """A key of Fernet (AES-128-CBC with HMAC-SHA256), base64."""
+    return Fernet.generate_key().decode()
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret that a role declares, and what makes it."""
+
+    name: str
+    make: Callable[[], str] = password
+
+
+@dataclass(frozen=True)
+class BcryptHash:
+    """The bcrypt hash of secret `of`; kept beside it, since every hashing gives another one."""
+
+    name: str
+    of: str
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,23 @@ class SecretStore(Mapping[str, str]):
         _write_private(self.key_path, f"{pyrage.x25519.Identity.generate()}\n".encode())
 
 
-def create_missing(store: SecretStore, subjects: Iterable[pki.Subject], *, renew: bool = False) -> list[str]:
+def create_missing(
+    store: SecretStore,
+    declared: Sequence[Secret | BcryptHash],
+    subjects: Iterable[pki.Subject],
+    *,
+    renew: bool = False,
+) -> list[str]:
     """Makes absent secrets and certificates, all certificates anew on `renew`; returns the names."""
     values = store.read()
-    new = {name: make() for name, make in GENERATORS.items() if name not in values}
-    new |= _registry_hash(values | new)
+    new = {
+        secret.name: secret.make()
+        for secret in declared
+        if isinstance(secret, Secret) and secret.name not in values
+    }
+    for secret in declared:
+        if isinstance(secret, BcryptHash):
+            new |= _hashed(secret, values | new)
     new |= pki.missing(subjects, values, renew=renew)
     if new:
         store.write(values | new)
@@ -140,12 +153,11 @@ def matches(password: str, password_hash: str) -> bool:
         return False
 
 
-def _registry_hash(values: Mapping[str, str]) -> dict[str, str]:
-    """The registry takes bcrypt hashes only; kept here, since every hashing gives another one."""
-    password = values["registry_password"]
-    if matches(password, values.get("registry_password_hash", "")):
+def _hashed(secret: BcryptHash, values: Mapping[str, str]) -> dict[str, str]:
+    plain = values[secret.of]
+    if matches(plain, values.get(secret.name, "")):
         return {}
-    return {"registry_password_hash": bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()}
+    return {secret.name: bcrypt.hashpw(plain.encode(), bcrypt.gensalt(10)).decode()}
 
 
 def _identity(key_path: Path) -> pyrage.x25519.Identity:

@@ -12,6 +12,7 @@ from pyinfra.facts.systemd import SystemdStatus
 from pyinfra.operations import server, systemd
 
 from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile, guarded, render
 
 
 class Outdated(FactBase[bool]):
@@ -66,3 +67,10 @@ def keep_running(unit: str, paths: list[str], changed: Callable[[], bool]) -> No
         _if=lambda: stale or changed(),
     )
     systemd.service(name=f"Run {unit}", service=unit, enabled=True)
+
+
+def keep_running_with(unit: str, options: list[str]) -> None:
+    """A service of Debian's Prometheus packages with its command-line options, running."""
+    text = render("monitoring/options.j2", options=options)
+    guarded(unit, [ConfigFile(f"/etc/default/{unit}", text)], "true", "restart", f"{unit}-options")
+    systemd.service(name=f"Run {unit}", service=unit, running=True, enabled=True)

@@ -1,1 +1,68 @@
-"""What a host becomes: one module a role."""
+"""What a host becomes: one module a role.
+
+A role declares itself in its module (`ROLE`); its name in ORDER is all that is said of it elsewhere.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from deploys.lib import fleet, pki
+from deploys.lib.role import ALL, Opening, Role
+from deploys.lib.secrets import BcryptHash, Secret
+
+# The order in which a fleet is built.
+ORDER = (
+    "base",
+    "docker",
+    "registry",
+    "swarm",
+    "objectstore",
+    "provider",
+    "etcd",
+    "postgres",
+    "cache",
+    "relay",
+    "edge",
+    "node_exporter",
+    "monitoring",
+    "firewall",
+)
+
+
+def table() -> tuple[Role, ...]:
+    """Every role, in order."""
+    return tuple(import_module(f"deploys.roles.{name}").ROLE for name in ORDER)
+
+
+def run(role: Role) -> None:
+    """Calls the role on the current host, whatever the host's groups."""
+    getattr(import_module(f"deploys.roles.{role.name}"), role.name)()
+
+
+def members(role: Role) -> list[fleet.Node]:
+    """The hosts that get a role, in inventory order."""
+    nodes = fleet.all_hosts() if role.group == ALL else fleet.hosts(role.group)
+    return nodes[:1] if role.first_only else nodes
+
+
+def groups() -> list[str]:
+    """The groups that an inventory may have, in order of the roles."""
+    named = [name for role in table() for name in (role.group, *(part.name for part in role.subgroups))]
+    return [name for name in dict.fromkeys(named) if name != ALL]
+
+
+def openings(node: fleet.Node, *, published: bool) -> list[Opening]:
+    """What a host's roles open to others: through Docker where `published`, else by the host itself."""
+    mine = [role for role in table() if role.published == published and node in members(role)]
+    return [opening for role in mine for opening in role.all_openings()]
+
+
+def secrets() -> list[Secret | BcryptHash]:
+    """The secrets of all roles."""
+    return [secret for role in table() for secret in role.secrets]
+
+
+def certificate_subjects() -> list[pki.Subject]:
+    """Who needs a certificate of the fleet's CA."""
+    return [subject for role in table() for subject in role.certificates()]

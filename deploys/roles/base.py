@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from io import StringIO
 
 from pyinfra.api.command import StringCommand
@@ -12,8 +12,10 @@ from pyinfra.api.operation import OperationMeta, operation
 from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
-from deploys.lib import fleet
+from deploys.lib import fleet, pki
 from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.role import ALL, Opening, Role
+from deploys.roles import firewall
 
 Commands = Generator[StringCommand, None, None]
 
@@ -25,39 +27,14 @@ UPLOADS = "/var/lib/relay-deploy"
 FIGURES = "/usr/local/sbin/relay-host-figures"
 
 
-class FirewallRules(FactBase[set[str]]):
-    """Rules of ufw as ``proto port source``, for instance ``tcp 5432 172.30.77.21``; source ``any``."""
-
-    def command(self) -> str:
-        return "cat /etc/ufw/user.rules 2>/dev/null || true"
-
-    @staticmethod
-    def default() -> set[str]:
-        return set()
-
-    def process(self, output: list[str]) -> set[str]:
-        rules = set()
-        for line in output:
-            fields = line.split()
-            # ### tuple ### allow tcp 5432 0.0.0.0/0 any 172.30.77.21 in [comment=…]
-            if fields[:4] == ["###", "tuple", "###", "allow"]:
-                source = "any" if fields[8] in ("0.0.0.0/0", "::/0") else fields[8]
-                rules.add(f"{fields[4]} {fields[5]} {source}")
-        return rules
+def host_certificates() -> list[pki.Subject]:
+    """A certificate for each host."""
+    return [pki.host_subject(node.name, fleet.domain(), node.address) for node in fleet.all_hosts()]
 
 
-class FirewallEnabled(FactBase[bool]):
-    """Whether ufw is switched on and its rules are loaded."""
-
-    def command(self) -> str:
-        return "grep -qx ENABLED=yes /etc/ufw/ufw.conf && iptables -S ufw-user-input >&2 && echo on || true"
-
-    @staticmethod
-    def default() -> bool:
-        return False
-
-    def process(self, output: list[str]) -> bool:
-        return output == ["on"]
+ROLE = Role(
+    "base", ALL, openings=(Opening((22,), networks="ssh_allowed_from"),), certificates=host_certificates
+)
 
 
 class Newer(FactBase[bool]):
@@ -110,18 +87,6 @@ class PackageLists(FactBase[bool]):
 
 
 @operation()
-def open_ports(ports: list[int], addresses: list[str], proto: str = "tcp") -> Commands:
-    """Lets `addresses` (``any`` for everybody) reach `ports`."""
-    present = host.get_fact(FirewallRules)
-    for address in addresses:
-        for port in ports:
-            if f"{proto} {port} {address}" not in present:
-                yield StringCommand(
-                    "ufw", "allow", "proto", proto, "from", address, "to", "any", "port", str(port)
-                )
-
-
-@operation()
 def follow(unit: str, command: str, paths: list[str], changed: Callable[[], bool]) -> Commands:
     """Runs `command`, which makes a unit read its files again, when one of `paths` is newer than the unit."""
     if changed() or host.get_fact(Newer, unit=unit, paths=paths):
@@ -133,49 +98,6 @@ def trust_authority(changed: Callable[[], bool]) -> Commands:
     """Makes the trust store anew when the fleet's CA is newer."""
     if changed() or host.get_fact(UntrustedAuthority):
         yield StringCommand("update-ca-certificates")
-
-
-def allow(ports: list[int], sources: list[str] | None, proto: str = "tcp") -> None:
-    """Opens ports of the current host to the hosts of some groups; `sources` None means to everybody.
-
-    The firewall refuses everything else. Roles call this for their own ports.
-    """
-    addresses = ["any"] if sources is None else _addresses(sources)
-    wanted_rules().update(f"{proto} {port} {address}" for port in ports for address in addresses)
-    open_ports(
-        ports=ports,
-        addresses=addresses,
-        proto=proto,
-        name=f"Open {proto} {_listed(ports)} to {_listed(sources or ['everybody'])} (/etc/ufw/user.rules)",
-    )
-
-
-def wanted_rules() -> set[str]:
-    """What roles have opened on the current host so far, as FirewallRules writes it."""
-    rules: set[str] = host.connector_data.setdefault("wanted_rules", set())
-    return rules
-
-
-def _addresses(groups: Iterable[str]) -> list[str]:
-    found = {node.address for group in groups for node in fleet.hosts(group)}
-    return sorted(found)
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-@operation()
-def enable_firewall(ssh_sources: list[str]) -> Commands:
-    """Refuses incoming traffic by default and keeps SSH open, before anything is closed."""
-    rules = host.get_fact(FirewallRules)
-    for source in ssh_sources:
-        if f"tcp 22 {source}" not in rules:
-            yield StringCommand("ufw", "allow", "proto", "tcp", "from", source, "to", "any", "port", "22")
-    if not host.get_fact(FirewallEnabled):
-        yield StringCommand("ufw default deny incoming")
-        yield StringCommand("ufw default allow outgoing")
-        yield StringCommand("ufw --force enable")
 
 
 @operation()
@@ -201,9 +123,7 @@ def base() -> None:
     trust()
     accounts()
     ssh()
-    ssh_sources = host.data.ssh_allowed_from or ["any"]
-    wanted_rules().update(f"tcp 22 {source}" for source in ssh_sources)
-    enable_firewall(name="Refuse incoming traffic but SSH (/etc/ufw/ufw.conf)", ssh_sources=ssh_sources)
+    firewall.open_wanted()
     clock()
     updates()
     journal()

@@ -12,12 +12,25 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server
 
 from deploys.lib import fleet
+from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
+from deploys.lib.secrets import Secret
 from deploys.lib.services import certificate_fingerprint, keep_running
-from deploys.roles.base import TLS, allow
+from deploys.roles.base import TLS
 
 PACKAGES = ["prometheus-redis-exporter", "redis-server"]
 REDIS_PORT, EXPORTER_PORT = 6379, 9121
 LOCAL_URL = f"rediss://127.0.0.1:{REDIS_PORT}"
+
+ROLE = Role(
+    "cache",
+    "ops",
+    hosts=1,
+    health_checks=(HealthCheck("Redis runs", "systemctl is-active redis-server", first=True),),
+    scrapes=(Scrape("redis", EXPORTER_PORT),),
+    probes=(Probe("tls", REDIS_PORT),),
+    openings=(Opening((REDIS_PORT,), ("app",)),),
+    secrets=(Secret("redis_password"),),
+)
 
 
 def url() -> str:
@@ -38,8 +51,6 @@ def cache() -> None:
         append=True,
     )
     configuration = configure()
-    allow([REDIS_PORT], ["app"])
-    allow([EXPORTER_PORT], ["ops"])
     apt.packages(name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     keep_running("redis-server.service", ["/etc/redis/redis.conf"], fleet.changed(configuration))
     exporter()

@@ -1,8 +1,8 @@
 """Docker Engine from the distribution, and a firewall around the ports that it publishes.
 
 Docker answers packets to published ports before ufw sees them. The only chain that it leaves to others is
-DOCKER-USER, which ufw loads from its after.rules here: published ports are closed but to the hosts that
-PUBLISHED names.
+DOCKER-USER, which ufw loads from its after.rules here: published ports are closed but to those that their
+roles open them to.
 """
 
 from __future__ import annotations
@@ -21,18 +21,25 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt, files, systemd
 
+from deploys import roles
 from deploys.lib import fleet
+from deploys.lib.role import HealthCheck, Role, Scrape
 from deploys.lib.services import running
 from deploys.roles import base
 
 PACKAGES = ["docker.io"]
 
-# Which groups reach a published port: the edge calls the relay, monitoring also reads its metrics.
-PUBLISHED = {8000: ("edge", "ops"), 8001: ("ops",)}
 AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
 METRICS_PORT = 9323
 RESTART = "/usr/local/sbin/relay-docker-restart"
+
+ROLE = Role(
+    "docker",
+    "app",
+    health_checks=(HealthCheck("the engine answers", "docker info --format '{{.ServerVersion}}'"),),
+    scrapes=(Scrape("docker", METRICS_PORT),),
+)
 
 
 def registry() -> str:
@@ -59,23 +66,25 @@ def credentials() -> dict[str, Any]:
     return {"auths": {registry(): {"auth": base64.b64encode(login.encode()).decode()}}}
 
 
-def allowed() -> list[tuple[str, int]]:
-    """Who reaches which published port: (address, port)."""
+def allowed(node: fleet.Node) -> list[tuple[str, int]]:
+    """Who reaches which published port of a host: (address, port)."""
+    openings = roles.openings(node, published=True)
     return [
-        (node.address, port)
-        for port, groups in PUBLISHED.items()
-        for group in groups
-        for node in fleet.hosts(group)
+        (client.address, port)
+        for opening in openings
+        for port in opening.ports
+        for group in opening.groups or ()
+        for client in fleet.hosts(group)
     ]
 
 
-def published_rules() -> str:
+def published_rules(node: fleet.Node) -> str:
     """The part of ufw's after.rules that guards published ports.
 
     Only packets whose destination Docker rewrote (state DNAT) are looked at, by the port they were sent to.
     """
     lines = ["*filter", ":DOCKER-USER - [0:0]"]
-    for address, port in allowed():
+    for address, port in allowed(node):
         lines.append(
             f"-A DOCKER-USER -p tcp -s {address} -m conntrack --ctstate DNAT --ctdir ORIGINAL "
             f"--ctorigdstport {port} -j RETURN"
@@ -107,7 +116,7 @@ class GuardedPorts(FactBase[set[tuple[str, int]]]):
 @operation()
 def load_guard(changed: Callable[[], bool]) -> Generator[StringCommand, None, None]:
     """Reloads ufw when its rules changed or when the kernel holds others."""
-    if changed() or host.get_fact(GuardedPorts) != set(allowed()):
+    if changed() or host.get_fact(GuardedPorts) != set(allowed(fleet.node_of(host))):
         yield StringCommand("ufw reload")
 
 
@@ -134,17 +143,16 @@ def docker() -> None:
         changed=lambda: was_running and changed(),
         _serial=True,
     )
-    base.allow([METRICS_PORT], ["ops"])
     guard()
     trust_registry()
 
 
 def guard() -> None:
-    """Published ports are for those of PUBLISHED only."""
+    """Published ports are for those that their roles name."""
     rules = files.block(
         name=f"Guard published ports ({AFTER_RULES})",
         path=AFTER_RULES,
-        content=published_rules(),
+        content=published_rules(fleet.node_of(host)),
         marker="# {mark} PUBLISHED PORTS OF DOCKER",
     )
     load_guard(name=f"Load the guard ({AFTER_RULES})", changed=fleet.changed(rules))

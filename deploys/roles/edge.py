@@ -12,17 +12,36 @@ from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, files, systemd
 
-from deploys.lib import fleet
+from deploys.lib import fleet, pki
 from deploys.lib.config_files import ConfigFile, guarded, render
-from deploys.roles.base import allow
+from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.roles.relay import API_PORT
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
 
 CONFIG = "/etc/nginx"
-RELAY_PORT = 8000
+EXPORTER_PORT = 9113
 STATUS = "127.0.0.1:8080"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
 TEMPLATES = ("tls", "limits", "log", "errors", "headers", "upstream", "proxy", "servers")
+
+
+def public_certificates() -> list[pki.Subject]:
+    """The certificate that customers see, where the fleet's CA issues it."""
+    return [pki.edge_subject(fleet.domain())] if fleet.setting("edge_certificate_from_ca") else []
+
+
+ROLE = Role(
+    "edge",
+    "edge",
+    hosts=1,
+    size=Size(2, 4, 50),
+    health_checks=(HealthCheck("nginx runs", "systemctl is-active nginx"),),
+    scrapes=(Scrape("nginx", EXPORTER_PORT),),
+    probes=(Probe("edge", 443, "/healthz"),),
+    openings=(Opening((80, 443)),),
+    certificates=public_certificates,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ def settings() -> EdgeSettings:
     """The settings of the current environment."""
     return EdgeSettings(
         names=[f"api.{fleet.domain()}"],
-        upstreams=[f"{node.address}:{RELAY_PORT}" for node in fleet.hosts("app")],
+        upstreams=[f"{node.address}:{API_PORT}" for node in fleet.hosts("app")],
         client_rate=fleet.setting("edge_client_rate"),
         client_burst=fleet.setting("edge_client_burst"),
         address_rate=fleet.setting("edge_address_rate"),
@@ -83,8 +102,6 @@ def edge() -> None:
     restart_policy()
     nginx()
     exporter()
-    allow([80, 443], None)
-    allow([9113], ["ops"])
 
 
 def directories() -> None:
@@ -128,7 +145,7 @@ def certificate() -> list[ConfigFile]:
 
 
 def exporter() -> None:
-    """nginx's counters for Prometheus, on port 9113."""
+    """nginx's counters for Prometheus, on EXPORTER_PORT."""
     service = "prometheus-nginx-exporter"
     options = render("edge/exporter.j2", status=STATUS)
     guarded(

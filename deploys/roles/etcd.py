@@ -8,13 +8,25 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet
+from deploys.lib.role import HealthCheck, Opening, Role, Scrape
 from deploys.lib.services import outdated, running
-from deploys.roles.base import allow
 
 PACKAGES = ["etcd-server", "etcd-client"]
 CONFIGURATION = "/etc/default/etcd"
 OVERRIDE = "/etc/systemd/system/etcd.service.d/override.conf"
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
+
+ROLE = Role(
+    "etcd",
+    "db",
+    hosts=3,
+    odd=True,
+    health_checks=(
+        HealthCheck("every member is healthy", "relay-etcdctl endpoint health --cluster", first=True),
+    ),
+    scrapes=(Scrape("etcd", METRICS_PORT),),
+    openings=(Opening((CLIENT_PORT, PEER_PORT), ("db",)),),
+)
 
 # The next member is restarted only when this one serves again: two at once would lose the quorum.
 RESTART = (
@@ -50,8 +62,6 @@ def etcd() -> None:
         dest="/usr/local/sbin/relay-etcdctl",
         mode="755",
     )
-    allow([CLIENT_PORT, PEER_PORT], ["db"])
-    allow([METRICS_PORT], ["ops"])
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
     changed = fleet.changed(configuration, override)

@@ -1,4 +1,4 @@
-"""Monitoring: an exporter on every host; Prometheus, Alertmanager and probes on the hosts of group `ops`.
+"""Monitoring: Prometheus, Alertmanager and probes, on the hosts of group `ops`.
 
 The web pages of Prometheus and Alertmanager listen on loopback only:
 `ssh -L 9090:127.0.0.1:9090 -L 9093:127.0.0.1:9093 ops1`. Exporters are open to the hosts of `ops` alone.
@@ -12,21 +12,28 @@ from typing import Any
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files, systemd
+from pyinfra.operations import apt, files
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.config_files import ConfigFile, guarded, render
-from deploys.roles import docker
-from deploys.roles.base import allow
+from deploys.lib.role import ALL, MONITORS, HealthCheck, Probe, Role
+from deploys.lib.services import keep_running_with
 
-PACKAGES = ["prometheus-node-exporter"]
-SERVER_PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter"]
+PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter"]
 
 RULES = fleet.REPOSITORY / "monitoring/rules"
 CONFIG = "/etc/prometheus"
-# Groups of the inventory in the order in which a host's `group` label is chosen.
-GROUPS = ("edge", "app", "db", "ops", "vault", "provider")
 LOCAL = (("prometheus", 9090), ("alertmanager", 9093), ("blackbox", 9115))
+
+ROLE = Role(
+    "monitoring",
+    MONITORS,
+    hosts=1,
+    health_checks=(
+        HealthCheck("Prometheus runs", "systemctl is-active prometheus prometheus-alertmanager", first=True),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -48,54 +55,49 @@ class Job:
     tls: bool = False
 
 
-def targets(*groups: str) -> list[Target]:
-    """Hosts of some groups, as targets."""
-    return [Target(node.name, node.address, group) for group in groups for node in fleet.hosts(group)]
+def targets(role: Role) -> list[Target]:
+    """The hosts of a role, as targets."""
+    return [Target(node.name, node.address, _group(role, node)) for node in roles.members(role)]
+
+
+def _group(role: Role, node: fleet.Node) -> str:
+    """The label `group` of a host: the role's, or of a role that every host has, the host's first one."""
+    if role.group != ALL:
+        return role.group
+    return next((group for group in roles.groups() if node in fleet.hosts(group)), ALL)
 
 
 def jobs() -> list[Job]:
     """Everything that is scraped on other hosts, and on this one as on others."""
     return [
-        Job("node", 9100, targets(*GROUPS)),
-        Job("nginx", 9113, targets("edge")),
-        Job("relay", 8001, targets("app")),
-        Job("postgres", 9187, targets("db")),
-        Job("patroni", 8008, targets("db"), tls=True),
-        Job("etcd", 2381, targets("db")),
-        Job("redis", 9121, targets("ops")),
-        Job("objectstore", 9327, targets("vault")),
-        Job("docker", docker.METRICS_PORT, targets("app")),
+        Job(scrape.job, scrape.port, targets(role), scrape.tls)
+        for role in roles.table()
+        for scrape in role.scrapes
     ]
 
 
 def probes() -> list[dict[str, Any]]:
     """What the blackbox exporter asks: each edge as a customer would, the registry, TLS inside the fleet."""
-    edges = [{"name": node.name, "url": f"https://{node.address}/healthz"} for node in fleet.hosts("edge")]
-    registry = fleet.hosts("ops")[0]
-    images = {"name": registry.name, "url": f"https://{registry.address}:{docker.REGISTRY_PORT}/v2/"}
-    ports = (("db", 8008), ("ops", 6379), ("vault", 8333))
-    inside = [(node, port) for group, port in ports for node in fleet.hosts(group)]
-    listeners = [{"name": f"{node.name}:{port}", "url": f"{node.address}:{port}"} for node, port in inside]
-    return [
-        {"name": "edge_probe", "module": "edge", "targets": edges},
-        {"name": "registry_probe", "module": "registry", "targets": [images]},
-        {"name": "tls_probe", "module": "tls", "targets": listeners},
-    ]
+    found: dict[str, dict[str, Any]] = {}
+    for role in roles.table():
+        for probe in role.probes:
+            job = found.setdefault(probe.job, {"name": probe.job, "module": probe.module, "targets": []})
+            job["targets"] += [_probed(probe, node) for node in roles.members(role)]
+    return list(found.values())
+
+
+def _probed(probe: Probe, node: fleet.Node) -> dict[str, str]:
+    listener = f"{node.address}:{probe.port}"
+    if probe.path:
+        return {"name": node.name, "url": f"https://{listener}{probe.path}"}
+    # A host may have several listeners.
+    return {"name": f"{node.name}:{probe.port}", "url": listener}
 
 
 @deploy("Monitoring")
 def monitoring() -> None:
-    """The exporter of the machine on every host, the servers on those of group `ops`."""
-    apt.packages(name="Install prometheus-node-exporter", packages=PACKAGES, no_recommends=True)
-    service("prometheus-node-exporter", ["--collector.systemd", "--web.listen-address=:9100"])
-    allow([9100], ["ops"])
-    if "ops" in host.groups:
-        servers()
-
-
-def servers() -> None:
-    """Prometheus, Alertmanager and the blackbox exporter."""
-    apt.packages(name="Install Prometheus", packages=SERVER_PACKAGES, no_recommends=True)
+    """Prometheus, Alertmanager and the blackbox exporter, on the hosts of group `ops`."""
+    apt.packages(name="Install Prometheus", packages=PACKAGES, no_recommends=True)
     alertmanager()
     blackbox()
     prometheus()
@@ -113,7 +115,7 @@ def alertmanager() -> None:
     config = [ConfigFile(path, text, mode="640", group="prometheus")]
     unit = "prometheus-alertmanager"
     guarded(unit, config, f"amtool check-config {path}", "reload", "alertmanager")
-    service(unit, ["--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="])
+    keep_running_with(unit, ["--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="])
 
 
 def blackbox() -> None:
@@ -125,7 +127,7 @@ def blackbox() -> None:
     )
     check = f"{unit} --config.file={path} --config.check"
     guarded(unit, [ConfigFile(path, text)], check, "reload", "blackbox")
-    service(unit, [f"--config.file={path}", "--web.listen-address=127.0.0.1:9115"])
+    keep_running_with(unit, [f"--config.file={path}", "--web.listen-address=127.0.0.1:9115"])
 
 
 def prometheus() -> None:
@@ -140,7 +142,7 @@ def prometheus() -> None:
         "reload",
         "prometheus",
     )
-    service(
+    keep_running_with(
         "prometheus",
         [
             "--web.listen-address=127.0.0.1:9090",
@@ -168,11 +170,3 @@ def configuration() -> list[ConfigFile]:
         local_jobs=LOCAL,
     )
     return [*rules, ConfigFile(f"{CONFIG}/prometheus.yml", text)]
-
-
-def service(unit: str, options: list[str]) -> None:
-    """A service of Debian's Prometheus packages with its command-line options, running."""
-    path = f"/etc/default/{unit}"
-    text = render("monitoring/options.j2", options=options)
-    guarded(unit, [ConfigFile(path, text)], "true", "restart", f"{unit}-options")
-    systemd.service(name=f"Run {unit}", service=unit, running=True, enabled=True)

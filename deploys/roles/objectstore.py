@@ -16,9 +16,11 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server
 
 from deploys.lib import fleet
+from deploys.lib.role import Opening, Probe, Role, Scrape
+from deploys.lib.secrets import Secret, access_key
 from deploys.lib.services import certificate_fingerprint, keep_running, running
 from deploys.lib.venv import virtualenv
-from deploys.roles.base import TLS, allow
+from deploys.roles.base import TLS
 
 PACKAGES = ["curl", "python3-venv"]
 S3_PORT, METRICS_PORT = 8333, 9327
@@ -30,6 +32,21 @@ READ_BY_UNIT = [
     f"{ETC}/identities.json",
     "/opt/seaweedfs/requirements.txt",
 ]
+
+ROLE = Role(
+    "objectstore",
+    "vault",
+    scrapes=(Scrape("objectstore", METRICS_PORT),),
+    probes=(Probe("tls", S3_PORT),),
+    openings=(Opening((S3_PORT,), ("db", "ops")),),
+    secrets=(
+        Secret("s3_access_key", access_key),
+        Secret("s3_secret_key"),
+        Secret("s3_sse_key"),
+        Secret("s3_admin_access_key", access_key),
+        Secret("s3_admin_secret_key"),
+    ),
+)
 
 
 class BucketDifferences(FactBase[list[str]]):
@@ -75,8 +92,6 @@ def objectstore() -> None:
     secrets_changed = secret_files()
     unit = put_unit()
     tool = put_tool()
-    allow([S3_PORT], ["db", "ops"])
-    allow([METRICS_PORT], ["ops"])
     program_changed = fleet.changed(program, unit)
     keep_running(UNIT, READ_BY_UNIT, lambda: program_changed() or secrets_changed())
     bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or fleet.changed(tool)())

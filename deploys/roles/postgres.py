@@ -18,9 +18,11 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet, patroni
+from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
+from deploys.lib.secrets import Secret
 from deploys.lib.services import certificate_fingerprint, keep_running, outdated, running
 from deploys.lib.venv import virtualenv
-from deploys.roles.base import TLS, allow
+from deploys.roles.base import TLS
 
 DEFAULT_VERSION = 15
 PACKAGES = [
@@ -46,6 +48,27 @@ ROLE_SECRETS = {
     "replicator": "postgres_replication_password",
     "rewinder": "postgres_rewind_password",
 }
+_MEMBERS_RUN = (
+    "import json, sys; members = json.load(sys.stdin); "
+    "sys.exit(not (any(m['Role'] == 'Leader' for m in members) "
+    "and all(m['State'] in ('running', 'streaming') for m in members)))"
+)
+
+ROLE = Role(
+    "postgres",
+    "db",
+    health_checks=(
+        HealthCheck(
+            "one leader, every member streams",
+            f'patronictl list -f json | python3 -c "{_MEMBERS_RUN}" || {{ patronictl list; false; }}',
+            first=True,
+        ),
+    ),
+    scrapes=(Scrape("postgres", EXPORTER_PORT), Scrape("patroni", REST_PORT, tls=True)),
+    probes=(Probe("tls", REST_PORT),),
+    openings=(Opening((POSTGRES_PORT,), ("db", "app")), Opening((REST_PORT,), ("db",))),
+    secrets=(*map(Secret, ROLE_SECRETS.values()), Secret("patroni_rest_password")),
+)
 # libpq gives up a dead host within seconds with these, and finds the primary among the hosts.
 CLIENT_OPTIONS = {
     "target_session_attrs": "read-write",
@@ -89,9 +112,6 @@ def postgres() -> None:
     setup = setup_files()
     configuration = configure()
     unit = put_unit(UNIT)
-    allow([POSTGRES_PORT], ["db", "app"])
-    allow([REST_PORT], ["db", "ops"])
-    allow([EXPORTER_PORT], ["ops"])
     systemd.service(name="Run Patroni (patroni.service)", service=UNIT, enabled=True)
     server.shell(
         name="Wait until PostgreSQL serves (patroni.service)",

@@ -10,14 +10,17 @@ from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet
 from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.role import Opening, Role
+from deploys.lib.secrets import Secret
 from deploys.lib.services import certificate_fingerprint
-from deploys.roles.base import allow
 
 PACKAGES = ["python3-starlette", "python3-uvicorn"]
 
 PORT = 9443
 SOURCE = fleet.REPOSITORY / "deploys/sandbox/provider"
 ACCOUNT = "provider"
+
+ROLE = Role("provider", "provider", openings=(Opening((PORT,)),), secrets=(Secret("provider_api_key"),))
 
 
 @deploy("Provider")
@@ -42,7 +45,6 @@ def provider() -> None:
         label="provider",
     )
     systemd.service(name="Run provider (provider.service)", service="provider", running=True, enabled=True)
-    allow([PORT], None)
 
 
 def program() -> list[ConfigFile]:

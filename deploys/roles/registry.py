@@ -5,22 +5,34 @@ from __future__ import annotations
 from io import StringIO
 
 from pyinfra.api.deploy import deploy
-from pyinfra.context import host
 from pyinfra.operations import apt, files, systemd
 
 from deploys.lib import fleet
+from deploys.lib.role import HealthCheck, Opening, Probe, Role
+from deploys.lib.secrets import BcryptHash, Secret
 from deploys.roles import base
 from deploys.roles.docker import REGISTRY_PORT
 
 PACKAGES = ["docker-registry"]
 OVERRIDE = "/etc/systemd/system/docker-registry.service.d/relay.conf"
 
+ROLE = Role(
+    "registry",
+    "ops",
+    first_only=True,
+    health_checks=(HealthCheck("the registry runs", "systemctl is-active docker-registry"),),
+    probes=(Probe("registry", REGISTRY_PORT, "/v2/"),),
+    openings=(Opening((REGISTRY_PORT,), ("app",)),),
+    secrets=(
+        Secret("registry_password"),
+        BcryptHash("registry_password_hash", of="registry_password"),
+    ),
+)
+
 
 @deploy("Registry")
 def registry() -> None:
-    """The registry role, for ops hosts; only the first one serves."""
-    if fleet.node_of(host) != fleet.hosts("ops")[0]:
-        return
+    """The registry role, for the first of the ops hosts."""
     apt.packages(name="Install docker-registry", packages=PACKAGES, no_recommends=True)
     passwords = files.put(
         name="Write /etc/docker/registry/htpasswd",
@@ -51,4 +63,3 @@ def registry() -> None:
         paths=["/etc/docker/registry", OVERRIDE, f"{base.TLS}/host.crt"],
         changed=fleet.changed(passwords, settings, unit),
     )
-    base.allow([REGISTRY_PORT], ["app"])

@@ -24,6 +24,8 @@ from pyinfra.context import host, inventory, state
 from pyinfra.operations import apt, files
 
 from deploys.lib import fleet, relay_image
+from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
+from deploys.lib.secrets import Secret, fernet_key
 from deploys.roles.base import UPLOADS
 from deploys.roles.docker import registry
 
@@ -37,9 +39,30 @@ STACK_FILE = "/etc/relay/stack.yml"
 CA_PATH = "/etc/relay/tls/ca.crt"
 SERVICE = "relay_relay"
 HASH_LENGTH = 12
+API_PORT, METRICS_PORT = 8000, 8001
 HEALTH_CHECK = (
     "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
+)
+_REPLICAS = f"docker service ls --filter name={SERVICE} --format '{{{{.Replicas}}}}'"
+
+ROLE = Role(
+    "relay",
+    "app",
+    hosts=3,
+    size=Size(8, 16, 200),
+    health_checks=(
+        HealthCheck(
+            "every replica is healthy",
+            # "3/3 (max 1 per node)"
+            f"{_REPLICAS}; {_REPLICAS} | grep -Eq '^([1-9][0-9]*)/\\1( |$)'",
+            first=True,
+        ),
+    ),
+    scrapes=(Scrape("relay", METRICS_PORT),),
+    openings=(Opening((API_PORT,), ("edge", "ops")),),
+    published=True,
+    secrets=(Secret("relay_seal_key", fernet_key), Secret("relay_admin_token")),
 )
 
 

@@ -21,7 +21,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host, inventory, state
 
 from deploys.lib import fleet
-from deploys.roles import base
+from deploys.lib.role import HealthCheck, Opening, Role, Size, Subgroup
 
 Commands = Generator[StringCommand, None, None]
 
@@ -34,6 +34,21 @@ ADDRESS_POOL = "10.201.0.0/16"
 JOIN_PATIENCE = timedelta(minutes=1)
 # How long the managers may take to agree on a leader, and a node that has joined to say its name.
 LEADER_SECONDS = 60.0
+
+_NODES = "docker node ls --format '{{.Hostname}} {{.Status}}'"
+
+ROLE = Role(
+    "swarm",
+    "app",
+    subgroups=(Subgroup("dokploy", Size(4, 8, 100)),),
+    health_checks=(
+        HealthCheck("every node is ready", f"{_NODES} >/dev/null && ! {_NODES} | grep -v Ready", first=True),
+    ),
+    openings=(
+        Opening((MANAGEMENT_PORT, GOSSIP_PORT), ("app",)),
+        Opening((GOSSIP_PORT, VXLAN_PORT), ("app",), proto="udp"),
+    ),
+)
 
 
 class SwarmState(FactBase[dict[str, Any]]):
@@ -205,8 +220,6 @@ def managers() -> list[fleet.Node]:
 @deploy("Swarm")
 def swarm() -> None:
     """The swarm role, for relay hosts."""
-    base.allow([MANAGEMENT_PORT, GOSSIP_PORT], ["app"])
-    base.allow([GOSSIP_PORT, VXLAN_PORT], ["app"], proto="udp")
     create(name="Start the swarm (/var/lib/docker/swarm)")
     role = "manager" if fleet.node_of(host) in managers() else "worker"
     join(name="Join the swarm (/var/lib/docker/swarm)", role=role)

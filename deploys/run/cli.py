@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
@@ -137,7 +138,9 @@ def secrets(arguments: argparse.Namespace) -> int:
             print(fleet.secret(arguments.show))
             return 0
         store = fleet.store()
-        made = vault.create_missing(store, fleet.certificate_subjects(), renew=arguments.renew)
+        made = vault.create_missing(
+            store, roles.secrets(), roles.certificate_subjects(), renew=arguments.renew
+        )
     for name in made:
         print(f"made {name}")
     print(f"{store.path}: {len(made)} made, {len(store)} in all; opened by {store.key_path}")

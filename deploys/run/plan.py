@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pyinfra.api.inventory import Inventory
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.errors import DeployError
+from deploys.lib.role import Role
 from deploys.run import environment, health_checks, lock, validate
 from deploys.run.runner import Change, Runner
-from deploys.run.stages import STAGES, Stage
 
 CLEAN, DRIFT = 0, 2
 
@@ -41,7 +42,7 @@ class Run:
 def plan(name: str, limits: Sequence[str]) -> int:
     """Shows every pending change and changes nothing: 0 none, 2 some."""
     with _run("plan", name, limits) as (run, runner):
-        changes = runner.prepare(STAGES)
+        changes = runner.prepare(roles.table())
         run.changes = len(changes)
         for change in changes:
             print(f"{change.host}: {change.stage}: {change.operation}")
@@ -52,36 +53,36 @@ def plan(name: str, limits: Sequence[str]) -> int:
 def apply(name: str, limits: Sequence[str]) -> int:
     """Makes the fleet what the inventory says, stage by stage, and waits for each stage's health."""
     with _run("apply", name, limits) as (run, runner):
-        pending = runner.prepare(STAGES)
+        pending = runner.prepare(roles.table())
         run.say(_foreseen(pending))
         stale = {change.stage for change in pending}
         # What follows a changed stage may depend on it, so it is looked at again.
         acting = False
-        for stage in STAGES:
-            acting = acting or stage.role in stale
+        for role in roles.table():
+            acting = acting or role.name in stale
             if acting:
-                _stage(run, runner, stage)
+                _stage(run, runner, role)
             if not run.limited:
-                _gates(run, runner, stage)
+                _health(run, runner, role)
         run.changes = sum(runner.done.values())
         _summary(run, runner)
     return CLEAN
 
 
-def _stage(run: Run, runner: Runner, stage: Stage) -> None:
-    changes = runner.prepare([stage])
+def _stage(run: Run, runner: Runner, role: Role) -> None:
+    changes = runner.prepare([role])
     if not changes:
         return
-    run.say(f"{stage.role}: {len(changes)} changes")
+    run.say(f"{role.name}: {len(changes)} changes")
     before = run.seconds
     runner.execute()
-    run.say(f"{stage.role}: done in {run.seconds - before:.1f} s")
+    run.say(f"{role.name}: done in {run.seconds - before:.1f} s")
 
 
-def _gates(run: Run, runner: Runner, stage: Stage) -> None:
-    for check in health_checks.after(stage.role):
-        seconds = health_checks.wait(check, run.inventory, runner.shell)
-        run.say(f"{stage.role}: {check.what}" + (f" (after {seconds:.1f} s)" if seconds >= 1 else ""))
+def _health(run: Run, runner: Runner, role: Role) -> None:
+    for check in role.health_checks:
+        seconds = health_checks.wait(role, check, run.inventory, runner.shell)
+        run.say(f"{role.name}: {check.what}" + (f" (after {seconds:.1f} s)" if seconds >= 1 else ""))
 
 
 def _foreseen(changes: Sequence[Change]) -> str:

@@ -30,8 +30,8 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 
 from deploys.lib import fleet
 from deploys.lib.errors import DeployError
+from deploys.lib.role import Role
 from deploys.run import stages
-from deploys.run.stages import Stage
 
 # Global arguments of an operation that change what a fact's command sees.
 _FACT_CONTEXT = ("_sudo", "_sudo_user", "_su_user", "_env", "_chdir")
@@ -98,7 +98,7 @@ class Runner:
             finally:
                 disconnect_all(self.state)
 
-    def prepare(self, wanted: Iterable[Stage]) -> list[Change]:
+    def prepare(self, wanted: Iterable[Role]) -> list[Change]:
         """Loads the stages on their hosts and returns what would change, in the order of hosts and stages."""
         self._reset()
         wanted = list(wanted)
@@ -131,12 +131,12 @@ class Runner:
         ok, output = host.run_shell_command(StringCommand(command), _sudo=True)
         return ok, output.output
 
-    def _load(self, host: Host, wanted: list[Stage]) -> Exception | None:
+    def _load(self, host: Host, wanted: list[Role]) -> Exception | None:
         try:
             with ctx_config.use(self.state.config.copy()), ctx_host.use(host):
-                for stage in host.loop(wanted):
-                    with _labelled(host, stage):
-                        stages.run(stage)
+                for role in host.loop(wanted):
+                    with _labelled(host, role):
+                        stages.run(role)
         except Exception as error:
             return error
         return None
@@ -189,8 +189,8 @@ class Runner:
 
 
 @contextmanager
-def _labelled(host: Host, stage: Stage) -> Iterator[None]:
-    with host.deploy(stage.role, None, None, in_deploy=False):
+def _labelled(host: Host, role: Role) -> Iterator[None]:
+    with host.deploy(role.name, None, None, in_deploy=False):
         yield
 
 

@@ -1,46 +1,22 @@
-"""The order in which a fleet is built: one stage a role."""
+"""A fleet is built in stages, one a role, in the order of deploys.roles."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from importlib import import_module
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation
 from pyinfra.context import host
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A role and the group of hosts that get it. The role is the function ROLE of deploys/roles/ROLE.py."""
-
-    role: str
-    group: str
+from deploys import roles
+from deploys.lib import fleet
+from deploys.lib.role import Role
 
 
-STAGES = (
-    Stage("base", "all"),
-    Stage("docker", "app"),
-    Stage("registry", "ops"),
-    Stage("swarm", "app"),
-    Stage("objectstore", "vault"),
-    Stage("provider", "provider"),
-    Stage("etcd", "db"),
-    Stage("postgres", "db"),
-    Stage("cache", "ops"),
-    Stage("relay", "app"),
-    Stage("edge", "edge"),
-    Stage("monitoring", "all"),
-    Stage("firewall", "all"),
-)
-
-
-def run(stage: Stage) -> None:
-    """Calls the role on the current host when the host belongs to the stage's group."""
-    if stage.group != "all" and stage.group not in host.groups:
-        return
-    getattr(import_module(f"deploys.roles.{stage.role}"), stage.role)()
+def run(role: Role) -> None:
+    """Calls the role on the current host when the host is one of those that get it."""
+    if fleet.node_of(host) in roles.members(role):
+        roles.run(role)
 
 
 @operation()
@@ -52,6 +28,6 @@ def barrier() -> Generator[StringCommand, None, None]:
 
 def run_all() -> None:
     """Every stage, in order, on the current host."""
-    for stage in host.loop(STAGES):
-        barrier(name=f"Stage: {stage.role}")
-        run(stage)
+    for role in host.loop(roles.table()):
+        barrier(name=f"Stage: {role.name}")
+        run(role)

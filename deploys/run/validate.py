@@ -4,34 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from pyinfra.api.inventory import Inventory
 
+from deploys import roles
 from deploys.lib import fleet, pki, secrets
 from deploys.lib.errors import DeployError
+from deploys.lib.role import Role, Size
+from deploys.lib.secrets import Secret
 
-ROLES = ("edge", "app", "dokploy", "db", "ops", "vault", "provider")
-REQUIRED = ("edge", "app", "db", "ops")
-APP_NODES = 3
-ETCD_MEMBERS = 3
 WEAK_WORDS = ("password", "passw0rd", "changeme", "secret", "admin", "default", "123456", "qwerty")
 DISTINCT_CHARACTERS = 8
-
-
-@dataclass(frozen=True)
-class Size:
-    """CPUs, memory and disk in GB."""
-
-    cpus: int
-    memory_gb: int
-    disk_gb: int
-
-
-# The least of R-60: relay nodes, the node that carries Dokploy, edges.
-LEAST = {"app": Size(8, 16, 200), "dokploy": Size(4, 8, 100), "edge": Size(2, 4, 50)}
 
 
 def check(inventory: Inventory, name: str) -> None:
@@ -46,17 +31,17 @@ def check(inventory: Inventory, name: str) -> None:
 
 def hosts(inventory: Inventory, name: str) -> Iterator[str]:
     """Problems of the hosts and groups."""
-    known = {*ROLES, name}
+    known = roles.groups()
     for group in inventory.group_data:
-        if group not in known:
-            yield f"unknown role {group!r} in inventories/{name}.py; roles are {', '.join(ROLES)}"
-    for group in REQUIRED:
-        if not inventory.groups.get(group):
-            yield f"no host has the role {group!r}: add one to inventories/{name}.py"
+        if group not in (*known, name):
+            yield f"unknown role {group!r} in inventories/{name}.py; roles are {', '.join(known)}"
     yield from addresses(inventory)
-    yield from numbers(inventory)
-    for group, least in LEAST.items():
-        yield from sizes(inventory, group, least)
+    for role in roles.table():
+        yield from numbers(inventory, role, name)
+        yield from sizes(inventory, role.group, role.size)
+        for part in role.subgroups:
+            yield from outsiders(inventory, role, part.name)
+            yield from sizes(inventory, part.name, part.size)
 
 
 def addresses(inventory: Inventory) -> Iterator[str]:
@@ -74,22 +59,29 @@ def addresses(inventory: Inventory) -> Iterator[str]:
         yield from _not_an_address(node.name, node.data.get("address"))
 
 
-def numbers(inventory: Inventory) -> Iterator[str]:
-    """Quorums: an odd number of etcd members, at least three relay nodes."""
-    members = len(inventory.groups.get("db", []))
-    if members and (members % 2 == 0 or members < ETCD_MEMBERS):
-        yield f"{members} hosts in `db`: etcd needs an odd number, at least {ETCD_MEMBERS}"
-    nodes = inventory.groups.get("app", [])
-    if nodes and len(nodes) < APP_NODES:
-        yield f"{len(nodes)} hosts in `app`: the relay needs at least {APP_NODES}"
-    for host in inventory.groups.get("dokploy", []):
-        if host not in nodes:
-            yield f"host {host.name!r} is in `dokploy` but not in `app`: it must be one of the relay nodes"
+def numbers(inventory: Inventory, role: Role, name: str) -> Iterator[str]:
+    """Fewer hosts than the role needs, or an even number where it votes."""
+    count = len(inventory.groups.get(role.group, []))
+    if role.hosts and not count:
+        yield f"no host has the role {role.group!r}: add one to inventories/{name}.py"
+    elif count < role.hosts or (role.odd and count % 2 == 0):
+        odd = "an odd number, " if role.odd else ""
+        yield f"{count} hosts in `{role.group}`: {role.name} needs {odd}at least {role.hosts}"
 
 
-def sizes(inventory: Inventory, group: str, least: Size) -> Iterator[str]:
+def outsiders(inventory: Inventory, role: Role, part: str) -> Iterator[str]:
+    """Hosts of a subgroup that are not among the role's."""
+    for host in inventory.groups.get(part, []):
+        if host not in inventory.groups.get(role.group, []):
+            yield (
+                f"host {host.name!r} is in `{part}` but not in `{role.group}`: "
+                f"it must be one of the hosts of {role.name}"
+            )
+
+
+def sizes(inventory: Inventory, group: str, least: Size | None) -> Iterator[str]:
     """Hosts that are smaller than their role needs."""
-    for host in inventory.groups.get(group, []):
+    for host in inventory.groups.get(group, []) if least else []:
         for key in ("cpus", "memory_gb", "disk_gb"):
             has, needs = host.data.get(key), getattr(least, key)
             if has is None:
@@ -119,11 +111,12 @@ def credentials(inventory: Inventory, name: str) -> Iterator[str]:
     if not values:
         yield f"no secrets yet: {make}"
         return
-    for secret in secrets.GENERATORS:
-        yield from _weakness(secret, values.get(secret), make)
+    for secret in roles.secrets():
+        if isinstance(secret, Secret):
+            yield from _weakness(secret.name, values.get(secret.name), make)
+        elif not secrets.matches(values.get(secret.of, ""), values.get(secret.name, "")):
+            yield f"secret {secret.name!r} is missing or not that of {secret.of!r}: {make}"
     yield from _repeated(values)
-    if not secrets.matches(values.get("registry_password", ""), values.get("registry_password_hash", "")):
-        yield f"secret 'registry_password_hash' is missing or not that of 'registry_password': {make}"
     yield from certificates(values, name)
     key = next(iter(inventory)).data.get("ssh_key")
     if key and not Path(key).expanduser().exists():
@@ -141,7 +134,7 @@ def certificates(values: Mapping[str, str], name: str) -> Iterator[str]:
         yield (
             "the fleet's CA certificate is about to end: remove ca_cert and ca_key from the secrets, " + make
         )
-    for subject in fleet.certificate_subjects():
+    for subject in roles.certificate_subjects():
         certificate = values.get(subject.cert)
         if certificate is None or subject.private_key not in values:
             yield f"secret {subject.cert!r} or its key is missing: {make}"
@@ -170,8 +163,8 @@ def _weakness(name: str, value: str | None, make: str) -> Iterator[str]:
 
 
 def _repeated(values: Mapping[str, str]) -> Iterator[str]:
-    counts = Counter(values.get(name) for name in secrets.GENERATORS)
-    for value, count in counts.items():
+    names = [secret.name for secret in roles.secrets()]
+    for value, count in Counter(values.get(name) for name in names).items():
         if value and count > 1:
-            sharing = ", ".join(name for name in secrets.GENERATORS if values.get(name) == value)
+            sharing = ", ".join(name for name in names if values.get(name) == value)
             yield f"secrets {sharing} are the same: each needs a value of its own"

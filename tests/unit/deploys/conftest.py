@@ -17,6 +17,7 @@ from pyinfra.api.util import get_file_io
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_inventory, ctx_state
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.lib import secrets as vault
 from deploys.run import environment
@@ -43,7 +44,7 @@ def secrets_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("secrets")
     with environment.use("sandbox") as inventory:
         inventory.override_data = _paths(directory)
-        vault.create_missing(fleet.store(), fleet.certificate_subjects())
+        vault.create_missing(fleet.store(), roles.secrets(), roles.certificate_subjects())
     return directory
 
 

@@ -15,25 +15,6 @@ from deploys.roles import base
 from tests.unit.deploys.scripts import load
 
 
-@deploy("Ports")
-def _ports() -> None:
-    base.allow([5432], ["app"])
-
-
-def test_allow_opens_the_port_to_each_host_of_the_group(fake_role: Any) -> None:
-    commands = [line for line in fake_role(_ports, "db1").commands if line.startswith("ufw allow")]
-    assert commands == [
-        f"ufw allow proto tcp from 172.30.77.{last} to any port 5432" for last in (21, 22, 23)
-    ]
-
-
-def test_allow_leaves_rules_alone_that_are_there(fake_role: Any) -> None:
-    rules = [f"### tuple ### allow tcp 5432 0.0.0.0/0 any 172.30.77.{last} in" for last in (21, 22)]
-    outcome = fake_role(_ports, "db1", responses={"user.rules": rules})
-    commands = [line for line in outcome.commands if line.startswith("ufw allow")]
-    assert commands == ["ufw allow proto tcp from 172.30.77.23 to any port 5432"]
-
-
 def test_ssh_takes_keys_of_the_deploy_user_only(fake_role: Any) -> None:
     settings = fake_role(base.base, "db1").files["/etc/ssh/sshd_config.d/10-relay.conf"].splitlines()
     assert {
@@ -43,16 +24,6 @@ def test_ssh_takes_keys_of_the_deploy_user_only(fake_role: Any) -> None:
         "AuthenticationMethods publickey",
         "AllowUsers deploy",
     } <= set(settings)
-
-
-def test_the_firewall_opens_ssh_before_it_closes_the_rest(fake_role: Any) -> None:
-    commands = [line for line in fake_role(base.base, "db1").commands if line.startswith("ufw")]
-    assert commands == [
-        "ufw allow proto tcp from any to any port 22",
-        "ufw default deny incoming",
-        "ufw default allow outgoing",
-        "ufw --force enable",
-    ]
 
 
 def test_names_of_all_hosts(fake_role: Any) -> None:

@@ -61,16 +61,6 @@ def test_the_exporter_has_the_password_in_a_file_of_its_own(outcome: Any, sandbo
     assert f"chown prometheus:prometheus {path}" in outcome.commands
 
 
-def test_redis_is_open_to_the_relay_its_exporter_to_monitoring(outcome: Any) -> None:
-    opened = [
-        re.findall(r"from (\S+) to any port (\d+)", line)[0]
-        for line in outcome.commands
-        if "ufw allow" in line
-    ]
-    assert {source for source, port in opened if port == "6379"} == {f"172.30.77.{n}" for n in (21, 22, 23)}
-    assert {source for source, port in opened if port == "9121"} == {"172.30.77.41"}
-
-
 def test_an_exporter_that_its_package_started_is_restarted(outcome: Any) -> None:
     assert (
         "systemctl daemon-reload && systemctl restart prometheus-redis-exporter.service" in outcome.commands

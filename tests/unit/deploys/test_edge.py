@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploys.lib import fleet
 from deploys.roles import edge
 
 
@@ -57,13 +56,3 @@ def test_without_the_fleets_ca_the_certificate_is_left_to_the_host(fake_role: An
 def test_no_secret_in_the_names_of_operations(fake_role: Any) -> None:
     operations = " ".join(fake_role(edge.edge, "edge1").operations)
     assert "BEGIN" not in operations
-
-
-def test_ports(fake_role: Any, sandbox_inventory: Any) -> None:
-    opened = [line for line in fake_role(edge.edge, "edge1").commands if line.startswith("ufw allow")]
-    ops = fleet.hosts("ops")[0].address
-    assert opened == [
-        "ufw allow proto tcp from any to any port 80",
-        "ufw allow proto tcp from any to any port 443",
-        f"ufw allow proto tcp from {ops} to any port 9113",
-    ]

@@ -60,12 +60,3 @@ def test_a_running_member_restarts_when_its_configuration_changes(fake_role: Any
 
 def test_data_is_never_touched(outcome: Any) -> None:
     assert not [line for line in outcome.commands if re.search(r"\brm\b.*etcd", line)]
-
-
-def test_ports_are_open_to_database_hosts_and_monitoring_only(outcome: Any) -> None:
-    opened = {
-        tuple(re.findall(r"from (\S+) to any port (\d+)", c)[0]) for c in outcome.commands if "ufw allow" in c
-    }
-    database = {f"172.30.77.{last}" for last in (31, 32, 33)}
-    assert {source for source, port in opened if port in ("2379", "2380")} == database
-    assert {source for source, port in opened if port == "2381"} == {"172.30.77.41"}

@@ -15,13 +15,15 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.operations import files, server
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.errors import DeployError
-from deploys.run import cli, environment, health_checks, lock, plan, stages, validate
-from deploys.run.stages import Stage
+from deploys.lib.role import HealthCheck, Role
+from deploys.run import cli, environment, health_checks, lock, stages, validate
 
 PATH = "/etc/example"
 TEXT = "wanted\n"
+EXAMPLE = Role("example", "edge")
 
 
 @deploy("Example")
@@ -59,10 +61,9 @@ def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     fake.directory = tmp_path
     monkeypatch.setattr(environment, "load", lambda _: fake.inventory())
     monkeypatch.setattr(validate, "check", lambda *_: None)
-    monkeypatch.setattr(plan, "STAGES", (Stage("example", "edge"),))
+    monkeypatch.setattr(roles, "table", lambda: (EXAMPLE,))
     monkeypatch.setattr(stages, "run", lambda _: example())
     monkeypatch.setattr(pyinfra, "is_cli", False)
-    monkeypatch.setattr(health_checks, "HEALTH_CHECKS", ())
     monkeypatch.setattr(FakeConnector, "run_shell_command", _shell(fake))
     monkeypatch.setattr(FakeConnector, "put_file", _put(fake))
     return fake
@@ -183,36 +184,32 @@ def test_a_second_run_waits_its_turn(tmp_path: Path) -> None:
         pass
 
 
-def test_a_gate_waits_and_then_opens(fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_health_check_waits_and_then_passes(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(health_checks, "PAUSE_SECONDS", 0.0)
     answers = iter([(False, "starting"), (True, "")])
-    check = health_checks.HealthCheck("example", "edge", "it serves", "check", first=True)
-    assert health_checks.wait(check, fleet_of_two.inventory(), lambda *_: next(answers)) >= 0
+    check = HealthCheck("it serves", "check", first=True)
+    assert health_checks.wait(EXAMPLE, check, fleet_of_two.inventory(), lambda *_: next(answers)) >= 0
     assert next(answers, None) is None
 
 
-def test_a_gate_that_stays_shut_says_why(fleet_of_two: FakeFleet) -> None:
-    check = health_checks.HealthCheck("example", "edge", "it serves", "check", seconds=0)
+def test_a_health_check_that_keeps_failing_says_why(fleet_of_two: FakeFleet) -> None:
+    check = HealthCheck("it serves", "check", seconds=0)
     with pytest.raises(DeployError, match=r"it serves\. @fake/edge1 says: broken"):
-        health_checks.wait(check, fleet_of_two.inventory(), lambda *_: (False, "starting\nbroken\n"))
+        health_checks.wait(EXAMPLE, check, fleet_of_two.inventory(), lambda *_: (False, "starting\nbroken\n"))
 
 
-def test_a_gate_asks_every_host_unless_one_can_answer(fleet_of_two: FakeFleet) -> None:
+def test_a_health_check_asks_every_host_unless_one_can_answer(fleet_of_two: FakeFleet) -> None:
     asked: list[str] = []
 
     def shell(host: Any, _: str) -> tuple[bool, str]:
         asked.append(host.name)
         return True, ""
 
-    health_checks.wait(health_checks.HealthCheck("x", "edge", "", ""), fleet_of_two.inventory(), shell)
+    health_checks.wait(EXAMPLE, HealthCheck("", ""), fleet_of_two.inventory(), shell)
+    health_checks.wait(EXAMPLE, HealthCheck("", "", first=True), fleet_of_two.inventory(), shell)
     health_checks.wait(
-        health_checks.HealthCheck("x", "edge", "", "", first=True), fleet_of_two.inventory(), shell
+        Role("example", "edge", first_only=True), HealthCheck("", ""), fleet_of_two.inventory(), shell
     )
-    assert asked == ["@fake/edge1", "@fake/edge2", "@fake/edge1"]
-
-
-def test_every_stage_is_a_role_of_a_known_group() -> None:
-    for stage in stages.STAGES:
-        assert stage.group in (*validate.ROLES, "all")
-        assert (fleet.REPOSITORY / "deploys/roles" / f"{stage.role}.py").exists()
-    assert {check.role for check in health_checks.HEALTH_CHECKS} <= {stage.role for stage in stages.STAGES}
+    assert asked == ["@fake/edge1", "@fake/edge2", "@fake/edge1", "@fake/edge1"]

@@ -9,8 +9,14 @@ import pytest
 
 from deploys.lib import pki
 from deploys.lib.errors import DeployError
-from deploys.lib.secrets import GENERATORS, SecretMissing, SecretStore, create_missing, matches
+from deploys.lib.secrets import BcryptHash, Secret, SecretMissing, SecretStore, create_missing, matches
 
+# A hash may stand before what it is of.
+DECLARED: list[Secret | BcryptHash] = [
+    BcryptHash("registry_password_hash", of="registry_password"),
+    Secret("registry_password"),
+    Secret("redis_password"),
+]
 SUBJECTS = [pki.host_subject("db1", "example.test", "192.0.2.31")]
 
 
@@ -20,39 +26,38 @@ def store(tmp_path: Path) -> SecretStore:
 
 
 def test_everything_is_made_once(store: SecretStore) -> None:
-    made = create_missing(store, SUBJECTS)
-    assert {*GENERATORS, "registry_password_hash", "ca_cert", "ca_key", "tls_cert:db1", "tls_key:db1"} == {
-        *made
-    }
+    made = create_missing(store, DECLARED, SUBJECTS)
+    names = {secret.name for secret in DECLARED}
+    assert set(made) == {*names, "ca_cert", "ca_key", "tls_cert:db1", "tls_key:db1"}
     before = store.read()
-    assert create_missing(store, SUBJECTS) == []
+    assert create_missing(store, DECLARED, SUBJECTS) == []
     assert store.read() == before
 
 
 def test_only_what_is_missing_is_made(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     before = store.read()
     store.write({name: value for name, value in before.items() if name != "redis_password"})
-    assert create_missing(store, SUBJECTS) == ["redis_password"]
+    assert create_missing(store, DECLARED, SUBJECTS) == ["redis_password"]
     assert {**store.read(), "redis_password": before["redis_password"]} == before
 
 
 def test_a_new_host_gets_its_certificate(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     more = [*SUBJECTS, pki.host_subject("db2", "example.test", "192.0.2.32")]
-    assert create_missing(store, more) == ["tls_cert:db2", "tls_key:db2"]
+    assert create_missing(store, DECLARED, more) == ["tls_cert:db2", "tls_key:db2"]
 
 
 def test_renewal_keeps_the_ca(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     before = store.read()
-    assert create_missing(store, SUBJECTS, renew=True) == ["tls_cert:db1", "tls_key:db1"]
+    assert create_missing(store, DECLARED, SUBJECTS, renew=True) == ["tls_cert:db1", "tls_key:db1"]
     assert store["ca_cert"] == before["ca_cert"]
     assert store["tls_cert:db1"] != before["tls_cert:db1"]
 
 
 def test_the_file_is_encrypted_and_private(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     content = store.path.read_bytes()
     assert content.startswith(b"age-encryption.org/v1")
     assert store["redis_password"].encode() not in content
@@ -61,21 +66,21 @@ def test_the_file_is_encrypted_and_private(store: SecretStore) -> None:
 
 
 def test_a_missing_secret_names_the_remedy(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     with pytest.raises(SecretMissing, match="python -m deploys secrets"):
         store["tls_cert:db9"]
 
 
 def test_the_wrong_key_is_told(store: SecretStore, tmp_path: Path) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     other = SecretStore(tmp_path / "other.age", tmp_path / "other.key")
-    create_missing(other, SUBJECTS)
+    create_missing(other, DECLARED, SUBJECTS)
     with pytest.raises(DeployError, match="cannot be opened with"):
         SecretStore(store.path, other.key_path).read()
 
 
 def test_the_key_is_never_replaced(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     store.key_path.unlink()
     with pytest.raises(DeployError, match="restore the key"):
         store.write({})
@@ -89,6 +94,6 @@ def test_the_key_may_come_from_the_environment(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_registry_gets_a_hash_of_its_password(store: SecretStore) -> None:
-    create_missing(store, SUBJECTS)
+    create_missing(store, DECLARED, SUBJECTS)
     assert matches(store["registry_password"], store["registry_password_hash"])
     assert not matches("another", store["registry_password_hash"])

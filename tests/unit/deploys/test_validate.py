@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pyinfra.api.inventory import Inventory
 
+from deploys import roles
 from deploys.lib import fleet, pki, secrets
 from deploys.lib.errors import DeployError
 from deploys.run import environment, validate
@@ -63,7 +64,7 @@ def test_the_inventories_of_the_repository_are_good(name: str) -> None:
         ({"dokploy": ["app9"]}, "host 'app9' has no `address`"),
         ({"db": group("db", 30, 4)}, "4 hosts in `db`: etcd needs an odd number, at least 3"),
         ({"db": group("db", 30, 1)}, "1 hosts in `db`: etcd needs an odd number, at least 3"),
-        ({"app": group("app", 20, 2)}, "2 hosts in `app`: the relay needs at least 3"),
+        ({"app": group("app", 20, 2)}, "2 hosts in `app`: relay needs at least 3"),
         ({"dokploy": ["db1"]}, "'db1' is in `dokploy` but not in `app`"),
         (
             {"edge": [("edge1", node(11, cpus=1))]},
@@ -158,7 +159,7 @@ def test_a_certificate_about_to_end(
     sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pki, "LEAF_DAYS", 20)
-    subject = fleet.certificate_subjects()[0]
+    subject = roles.certificate_subjects()[0]
     short = dict(zip((subject.cert, subject.private_key), _issue(subject, values), strict=True))
     told = problems(sandbox_inventory, tmp_path, values | short)
     assert len(told) == 1
@@ -184,7 +185,8 @@ def test_a_lost_key_of_the_secrets_is_told(
 
 
 def test_generated_secrets_are_strong() -> None:
-    for name, make_secret in secrets.GENERATORS.items():
-        first, second = make_secret(), make_secret()
-        assert first != second
-        assert len(first) >= secrets.MINIMUM_LENGTH, name
+    for secret in roles.secrets():
+        if isinstance(secret, secrets.Secret):
+            first, second = secret.make(), secret.make()
+            assert first != second
+            assert len(first) >= secrets.MINIMUM_LENGTH, secret.name
