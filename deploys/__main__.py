@@ -9,6 +9,7 @@ if {"plan", "apply"} & set(sys.argv[1:2]):
     monkey.patch_all()
 
 from deploys.run.cli import main
+from deploys.sandbox.cli import main as sandbox
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(sandbox(sys.argv[2:]) if sys.argv[1:2] == ["sandbox"] else main())

@@ -179,13 +179,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 done or clean, 2 drift, 1 error."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["sandbox"]:
-        from deploys.sandbox.cli import main as sandbox
-
-        return int(sandbox(words[1:]) or 0)
     try:
-        arguments = parser().parse_args(words)
+        arguments = parser().parse_args(argv)
     except SystemExit as stop:
         # argparse ends with 2, which means drift here.
         return 1 if stop.code else 0
