@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
-from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape
-from deploys.lib.services import outdated, running
 
 PACKAGES = ["etcd-server", "etcd-client"]
-CONFIGURATION = "/etc/default/etcd"
-OVERRIDE = "/etc/systemd/system/etcd.service.d/override.conf"
+OVERRIDE = f"{SYSTEMD_UNITS}etcd.service.d/override.conf"
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
 
 ROLE = Role(
@@ -30,7 +28,7 @@ ROLE = Role(
 
 # The next member is restarted only when this one serves again: two at once would lose the quorum.
 RESTART = (
-    "systemctl daemon-reload && systemctl restart etcd.service && "
+    "systemctl restart etcd.service && "
     "timeout 60 sh -c 'until relay-etcdctl --command-timeout=3s endpoint health --cluster; do sleep 1; done'"
 )
 
@@ -38,8 +36,6 @@ RESTART = (
 @deploy("etcd")
 def etcd() -> None:
     """A member of the cluster, on each host of group `db`. Its data is never touched."""
-    was_running = running("etcd.service")
-    stale = outdated("etcd.service", [CONFIGURATION, OVERRIDE])
     # Account and configuration come before the package, whose installation starts the service.
     server.user(
         name="Let account etcd read the host's key (/etc/group)",
@@ -49,13 +45,8 @@ def etcd() -> None:
         groups=["ssl-cert"],
         append=True,
     )
-    configuration = _configuration()
-    override = files.put(
-        name=f"Write {OVERRIDE}",
-        src="templates/etcd/override.conf",
-        dest=OVERRIDE,
-        mode="644",
-    )
+    member = configuration()
+    written = member.write()
     files.put(
         name="Write /usr/local/sbin/relay-etcdctl",
         src="templates/etcd/relay-etcdctl",
@@ -64,23 +55,18 @@ def etcd() -> None:
     )
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
-    changed = fleet.changed(configuration, override)
-    server.shell(
-        name="Restart etcd (etcd.service)",
-        commands=[RESTART],
-        _if=lambda: was_running and (stale or changed()),
-        _serial=True,
-    )
+    member.load(written, serial=True)
 
 
-def _configuration() -> OperationMeta:
-    return files.template(
-        name=f"Write {CONFIGURATION}",
-        src="templates/etcd/etcd.env.j2",
-        dest=CONFIGURATION,
-        mode="644",
+def configuration() -> Configuration:
+    """A member; one that changes is restarted alone, for two at once would lose the quorum."""
+    text = render(
+        "etcd/etcd.env.j2",
         node=fleet.node_of(host),
         members=fleet.hosts("db"),
         heartbeat_ms=host.data.etcd_heartbeat_ms,
         election_ms=host.data.etcd_election_ms,
     )
+    override = (fleet.REPOSITORY / "templates/etcd/override.conf").read_text()
+    files = [ConfigFile("/etc/default/etcd", text), ConfigFile(OVERRIDE, override)]
+    return Configuration("etcd.service", files, action=RESTART)
