@@ -157,6 +157,7 @@ def clock() -> None:
             ConfigFile("/etc/default/chrony", options),
             ConfigFile("/etc/chrony/sources.d/relay.sources", servers),
         ],
+        check="chronyd -p >/dev/null",
     ).keep()
 
 
