@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape
 
 PACKAGES = ["etcd-server", "etcd-client"]
@@ -47,12 +47,7 @@ def etcd() -> None:
     )
     member = configuration()
     written = member.write()
-    files.put(
-        name="Write /usr/local/sbin/relay-etcdctl",
-        src="templates/etcd/relay-etcdctl",
-        dest="/usr/local/sbin/relay-etcdctl",
-        mode="755",
-    )
+    place(ConfigFile("/usr/local/sbin/relay-etcdctl", source("etcd/relay-etcdctl"), mode="755"))
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
     member.load(written, serial=True)
@@ -67,6 +62,5 @@ def configuration() -> Configuration:
         heartbeat_ms=host.data.etcd_heartbeat_ms,
         election_ms=host.data.etcd_election_ms,
     )
-    override = (fleet.REPOSITORY / "templates/etcd/override.conf").read_text()
-    files = [ConfigFile("/etc/default/etcd", text), ConfigFile(OVERRIDE, override)]
+    files = [ConfigFile("/etc/default/etcd", text), ConfigFile(OVERRIDE, source("etcd/override.conf"))]
     return Configuration("etcd.service", files, action=RESTART)

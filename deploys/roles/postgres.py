@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import StringIO
 from typing import Any
 
 from pyinfra.api.deploy import deploy
@@ -16,10 +15,10 @@ from pyinfra.api.host import HostData
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
 from pyinfra.facts.files import File
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet, patroni
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
@@ -80,10 +79,10 @@ CLIENT_OPTIONS = {
 }
 
 
-def dsn(user: str, ca_file: str = f"{TLS}/ca.crt") -> str:
+def dsn(user: str) -> str:
     """libpq connection string of a role, to whichever host is primary. It contains the role's password.
 
-    `ca_file` is the CA's path where the client runs.
+    The CA is where it is on every host; containers have it at the same path.
     """
     options = {
         "host": ",".join(node.address for node in fleet.hosts("db")),
@@ -92,7 +91,7 @@ def dsn(user: str, ca_file: str = f"{TLS}/ca.crt") -> str:
         "user": user,
         "password": fleet.secret(ROLE_SECRETS[user]),
         "sslmode": "verify-ca",
-        "sslrootcert": ca_file,
+        "sslrootcert": f"{TLS}/ca.crt",
     }
     return " ".join(f"{name}={value}" for name, value in (options | CLIENT_OPTIONS).items())
 
@@ -134,12 +133,8 @@ def packages() -> None:
     version = host.data.postgres_version
     names = [name for name in PACKAGES if name != f"postgresql-{DEFAULT_VERSION}"]
     apt.packages(name="Install PostgreSQL's tools (/var/lib/dpkg/status)", packages=names, no_recommends=True)
-    files.put(
-        name="Write /etc/postgresql-common/createcluster.conf",
-        src="templates/postgres/createcluster.conf",
-        dest="/etc/postgresql-common/createcluster.conf",
-        mode="644",
-    )
+    settings = source("postgres/createcluster.conf")
+    place(ConfigFile("/etc/postgresql-common/createcluster.conf", settings))
     apt.packages(
         name="Install PostgreSQL (/var/lib/dpkg/status)",
         packages=[f"postgresql-{version}"],
@@ -149,41 +144,26 @@ def packages() -> None:
 
 def tools() -> None:
     """Commands for operators and for the deploy itself."""
-    files.put(
-        name="Write /usr/local/bin/patronictl",
-        src="templates/postgres/patronictl",
-        dest="/usr/local/bin/patronictl",
-        mode="755",
-    )
-    files.template(
-        name="Write /usr/local/sbin/relay-patroni",
-        src="templates/postgres/relay-patroni.j2",
-        dest="/usr/local/sbin/relay-patroni",
-        mode="755",
+    relay_patroni = render(
+        "postgres/relay-patroni.j2",
         node=fleet.node_of(host),
         stale=STALE,
         loop_wait=host.data.patroni_loop_wait,
+    )
+    place(
+        ConfigFile("/usr/local/bin/patronictl", source("postgres/patronictl"), mode="755"),
+        ConfigFile("/usr/local/sbin/relay-patroni", relay_patroni, mode="755"),
     )
 
 
 def setup_files() -> Callable[[], bool]:
     """The program that makes roles and database, and their passwords; returns whether either changed."""
-    program = files.put(
-        name=f"Write {LIBRARY}/database_setup.py",
-        src="templates/postgres/database_setup.py",
-        dest=f"{LIBRARY}/database_setup.py",
-        mode="755",
-    )
     passwords = {role: fleet.secret(name) for role, name in ROLE_SECRETS.items()}
-    written = files.put(
-        name="Write /etc/relay/database.json",
-        src=StringIO(json.dumps(passwords, indent=1) + "\n"),
-        dest="/etc/relay/database.json",
-        user="postgres",
-        group="postgres",
-        mode="600",
+    text = json.dumps(passwords, indent=1) + "\n"
+    return place(
+        ConfigFile(f"{LIBRARY}/database_setup.py", source("postgres/database_setup.py"), mode="755"),
+        ConfigFile("/etc/relay/database.json", text, mode="640", group="postgres"),
     )
-    return fleet.changed(program, written)
 
 
 def configuration() -> Configuration:
@@ -210,16 +190,11 @@ def service() -> Configuration:
     """Patroni's program and unit. They need a restart, which is only marked here: replicas go first."""
     return Configuration(
         UNIT,
-        [template(UNIT, f"{SYSTEMD_UNITS}{UNIT}")],
+        [ConfigFile(f"{SYSTEMD_UNITS}{UNIT}", source(f"postgres/{UNIT}"))],
         action=f"touch {STALE}",
         reads=[installed(VENV, REQUIREMENTS)],
         label="patroni-program",
     )
-
-
-def template(name: str, path: str) -> ConfigFile:
-    """A file of templates/postgres as it is."""
-    return ConfigFile(path, (fleet.REPOSITORY / "templates/postgres" / name).read_text())
 
 
 def cluster_settings(data: HostData) -> dict[str, Any]:
@@ -320,7 +295,10 @@ def heartbeat() -> Configuration:
     unit = "relay-heartbeat.service"
     return Configuration(
         unit,
-        [template("heartbeat.sql", f"{LIBRARY}/heartbeat.sql"), template(unit, f"{SYSTEMD_UNITS}{unit}")],
+        [
+            ConfigFile(f"{LIBRARY}/heartbeat.sql", source("postgres/heartbeat.sql")),
+            ConfigFile(f"{SYSTEMD_UNITS}{unit}", source(f"postgres/{unit}")),
+        ],
     )
 
 
@@ -332,7 +310,7 @@ def exporter() -> Configuration:
         "prometheus-postgres-exporter.service",
         [
             ConfigFile("/etc/relay/postgres-exporter.password", password, mode="640", group="prometheus"),
-            template("queries.yml", "/etc/relay/postgres-queries.yml"),
+            ConfigFile("/etc/relay/postgres-queries.yml", source("postgres/queries.yml")),
             ConfigFile("/etc/default/prometheus-postgres-exporter", options),
         ],
         label="postgres-exporter",

@@ -10,23 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Mapping
-from functools import cache
 from io import StringIO
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra.api.command import FileUploadCommand, PyinfraCommand, QuoteString, StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 from pyinfra.context import host, inventory
-from pyinfra.operations import apt, files
+from pyinfra.operations import apt
 
 from deploys.lib import fleet, relay_image
+from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.secrets import Secret, fernet_key
+from deploys.roles import cache, postgres
 from deploys.roles.base import UPLOADS
 from deploys.roles.docker import registry
 
@@ -36,8 +36,8 @@ Commands = Generator[PyinfraCommand, None, None]
 PACKAGES = ["mmdebstrap", "python3-venv"]
 IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 
-STACK_FILE = "/etc/relay/stack.yml"
-CA_PATH = "/etc/relay/tls/ca.crt"
+STACK_FILE, STACK_TEMPLATE = "/etc/relay/stack.yml", "relay/stack.yml.j2"
+CA_PATH = f"{TLS}/ca.crt"
 SERVICE = "relay_relay"
 HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
@@ -144,7 +144,7 @@ def roll(reference: str, values: Mapping[str, Any]) -> Commands:
         yield StringCommand("relay-roll", reference)
         return
     pinned = f"{reference.rsplit(':', 1)[0]}@{digest}"
-    stack, stack_hash = render(pinned, values)
+    stack, stack_hash = stack_file(pinned, values)
     deployed = host.get_fact(Deployed)
     if not _runs(deployed, pinned, stack_hash, values["replicas"]):
         yield FileUploadCommand(StringIO(stack), STACK_FILE)
@@ -162,52 +162,18 @@ def _runs(deployed: Mapping[str, Any], pinned: str, stack_hash: str, replicas: i
     )
 
 
-def render(pinned: str, values: Mapping[str, Any]) -> tuple[str, str]:
+def stack_file(pinned: str, values: Mapping[str, Any]) -> tuple[str, str]:
     """The stack file for an image, and its hash, by which a running stack is recognised."""
-    template = _templates().get_template("stack.yml.j2")
-    bare = template.render(image=pinned, stack_hash="", **values)
+    bare = render(STACK_TEMPLATE, image=pinned, stack_hash="", **values)
     stack_hash = hashlib.sha256(bare.encode()).hexdigest()
-    return template.render(image=pinned, stack_hash=stack_hash, **values), stack_hash
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(  # noqa: S701 - YAML, not HTML
-        loader=FileSystemLoader(fleet.REPOSITORY / "templates" / "relay"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
-def database_url(role: str) -> str:
-    """libpq connection string of ``app`` or ``owner``: whichever host is the primary now."""
-    members = ",".join(node.address for node in fleet.hosts("db"))
-    settings = {
-        "host": members,
-        "port": "5432",
-        "dbname": "relay",
-        "user": f"relay_{role}",
-        "password": fleet.secret(f"postgres_{role}_password"),
-        "sslmode": "verify-ca",
-        "sslrootcert": CA_PATH,
-        "target_session_attrs": "read-write",
-        "connect_timeout": "2",
-        "tcp_user_timeout": "3000",
-        "keepalives_idle": "1",
-        "keepalives_interval": "1",
-        "keepalives_count": "3",
-    }
-    return " ".join(f"{key}={value}" for key, value in settings.items())
+    return render(STACK_TEMPLATE, image=pinned, stack_hash=stack_hash, **values), stack_hash
 
 
 def secrets() -> dict[str, str]:
     """Content of each secret of the stack, by the setting that reads it."""
-    cache_node = fleet.hosts("ops")[0]
     return {
-        "database_url": database_url("app"),
-        "redis_url": f"rediss://:{fleet.secret('redis_password')}@{cache_node.address}:6379/0",
+        "database_url": postgres.dsn("relay_app"),
+        "redis_url": cache.url(),
         "seal_key": fleet.secret("relay_seal_key"),
     }
 
@@ -247,12 +213,7 @@ def stack_values() -> dict[str, Any]:
 @deploy("Relay")
 def relay() -> None:
     """The relay role, for relay hosts; the first one builds the image and rolls the stack."""
-    files.put(
-        name="Write /usr/local/sbin/relayctl",
-        src="templates/relay/relayctl",
-        dest="/usr/local/sbin/relayctl",
-        mode="755",
-    )
+    place(ConfigFile("/usr/local/sbin/relayctl", source("relay/relayctl"), mode="755"))
     if host == inventory.groups["app"][0]:
         tools()
         build_and_roll()
@@ -263,14 +224,11 @@ def tools() -> None:
     apt.packages(
         name="Install what builds images (/usr/bin/mmdebstrap)", packages=PACKAGES, no_recommends=True
     )
-    for tool in host.loop(("image", "roll")):
-        path = f"/usr/local/sbin/relay-{tool}"
-        files.put(name=f"Write {path}", src=f"templates/relay/relay_{tool}.py", dest=path, mode="755")
-    files.put(
-        name="Write /etc/relay/migrate.env",
-        src=StringIO(f"RELAY_MIGRATION_DATABASE_URL={database_url('owner')}\n"),
-        dest="/etc/relay/migrate.env",
-        mode="600",
+    owner = f"RELAY_MIGRATION_DATABASE_URL={postgres.dsn('relay_owner')}\n"
+    place(
+        ConfigFile("/usr/local/sbin/relay-image", source("relay/relay_image.py"), mode="755"),
+        ConfigFile("/usr/local/sbin/relay-roll", source("relay/relay_roll.py"), mode="755"),
+        ConfigFile("/etc/relay/migrate.env", owner, mode="600"),
     )
 
 
