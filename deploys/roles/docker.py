@@ -24,6 +24,7 @@ from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.config_files import ConfigFile, Configuration, place, source
 from deploys.lib.role import HealthCheck, Role, Scrape
+from deploys.lib.timing import seconds
 
 PACKAGES = ["docker.io"]
 
@@ -31,6 +32,8 @@ AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
 METRICS_PORT = 9323
 RESTART = "/usr/local/sbin/relay-docker-restart"
+# What Docker itself needs to stop containers, beyond their grace.
+DRAIN_MARGIN_SECONDS = 20
 # Engines older than 23 cannot test their settings.
 VALIDATE = (
     "! dockerd --help | grep -q -- --validate || dockerd --validate --config-file=/etc/docker/daemon.json"
@@ -141,7 +144,8 @@ def configuration() -> Configuration:
         "docker",
         [ConfigFile("/etc/docker/daemon.json", json.dumps(daemon(), indent=2) + "\n")],
         check=VALIDATE,
-        action=RESTART,
+        # Calls may end within the grace of their stack.
+        action=f"{RESTART} --drain-seconds {seconds('relay_stop_grace') + DRAIN_MARGIN_SECONDS:g}",
     )
 
 

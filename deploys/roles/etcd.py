@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, server, systemd
@@ -9,10 +11,21 @@ from pyinfra.operations import apt, server, systemd
 from deploys.lib import fleet
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape
+from deploys.lib.timing import relation
 
 PACKAGES = ["etcd-server", "etcd-client"]
 OVERRIDE = f"{SYSTEMD_UNITS}etcd.service.d/override.conf"
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
+
+
+def problems() -> Iterator[str]:
+    """etcd itself refuses less than five heartbeats; ten keep a slow disk from costing an election."""
+    yield from relation(
+        "etcd_election_ms",
+        {"etcd_heartbeat_ms": 10},
+        "etcd would elect a new leader whenever a heartbeat is late",
+    )
+
 
 ROLE = Role(
     "etcd",
@@ -24,6 +37,7 @@ ROLE = Role(
     ),
     scrapes=(Scrape("etcd", METRICS_PORT),),
     openings=(Opening((CLIENT_PORT, PEER_PORT), ("db",)),),
+    problems=problems,
 )
 
 # The next member is restarted only when this one serves again: two at once would lose the quorum.

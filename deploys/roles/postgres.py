@@ -7,7 +7,7 @@ transaction is acknowledged when a replica has it on disk; with no replica left,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyinfra.api.deploy import deploy
@@ -22,6 +22,7 @@ from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configurati
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
+from deploys.lib.timing import relation
 from deploys.lib.venv import installed, virtualenv
 
 DEFAULT_VERSION = 15
@@ -53,6 +54,29 @@ _MEMBERS_RUN = (
     "and all(m['State'] in ('running', 'streaming') for m in members)))"
 )
 
+
+def problems() -> Iterator[str]:
+    """Relations that Patroni's documentation states, and those between Patroni, etcd and the relay."""
+    yield from relation("patroni_ttl", {}, "Patroni takes no shorter lease", more=20)
+    yield from relation("patroni_loop_wait", {}, "Patroni looks no more often", more=1)
+    yield from relation("patroni_retry_timeout", {}, "Patroni takes no shorter one", more=3)
+    yield from relation(
+        "patroni_ttl",
+        {"patroni_loop_wait": 1, "patroni_retry_timeout": 2},
+        "a primary that still retries would lose its lease, and two hosts could believe to be the primary",
+    )
+    yield from relation(
+        "patroni_retry_timeout",
+        {"etcd_election_ms": 2},
+        "an election of etcd would cost a healthy primary its lease",
+    )
+    yield from relation(
+        "relay_settle_seconds",
+        {"patroni_ttl": 1, "patroni_loop_wait": 2},
+        "the relay would give up its captures before a dead primary is replaced",
+    )
+
+
 ROLE = Role(
     "postgres",
     "db",
@@ -67,6 +91,7 @@ ROLE = Role(
     probes=(Probe("tls", REST_PORT),),
     openings=(Opening((POSTGRES_PORT,), ("db", "app")), Opening((REST_PORT,), ("db",))),
     secrets=(*map(Secret, ROLE_SECRETS.values()), Secret("patroni_rest_password")),
+    problems=problems,
 )
 # libpq gives up a dead host within seconds with these, and finds the primary among the hosts.
 CLIENT_OPTIONS = {

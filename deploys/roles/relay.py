@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from io import StringIO
 from typing import Any
 
@@ -26,6 +26,7 @@ from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.secrets import Secret, fernet_key
+from deploys.lib.timing import relation, seconds
 from deploys.roles import cache, postgres
 from deploys.roles.base import UPLOADS
 from deploys.roles.docker import registry
@@ -41,11 +42,30 @@ CA_PATH = f"{TLS}/ca.crt"
 SERVICE = "relay_relay"
 HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
+# The least that a hold outlives its call: clocks differ, and a hold is written before its call begins.
+HOLD_MARGIN_SECONDS = 10
 HEALTH_CHECK = (
     "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
 )
 _REPLICAS = f"docker service ls --filter name={SERVICE} --format '{{{{.Replicas}}}}'"
+
+
+def problems() -> Iterator[str]:
+    """A replica that is stopped may end its calls and write down what they cost."""
+    yield from relation(
+        "relay_stop_grace",
+        {"relay_drain_seconds": 1, "relay_grace_seconds": 1, "relay_settle_seconds": 1},
+        "Docker would kill replicas that still have captures to write",
+    )
+    yield from relation(
+        "relay_hold_margin_seconds",
+        {},
+        "the sweeper would end holds of calls that are about to be settled "
+        "(a hold lives `relay_provider_timeout_seconds` + `relay_settle_seconds` + this)",
+        more=HOLD_MARGIN_SECONDS,
+    )
+
 
 ROLE = Role(
     "relay",
@@ -64,6 +84,7 @@ ROLE = Role(
     openings=(Opening((API_PORT,), ("edge", "ops")),),
     published=True,
     secrets=(Secret("relay_seal_key", fernet_key), Secret("relay_admin_token")),
+    problems=problems,
 )
 
 
@@ -194,7 +215,10 @@ def stack_values() -> dict[str, Any]:
         "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
         "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),
         "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.setting("relay_provider_timeout_seconds")),
+        "RELAY_SETTLE_SECONDS": str(fleet.setting("relay_settle_seconds")),
         "RELAY_HOLD_MARGIN_SECONDS": str(fleet.setting("relay_hold_margin_seconds")),
+        "RELAY_DRAIN_SECONDS": str(fleet.setting("relay_drain_seconds")),
+        "RELAY_GRACE_SECONDS": str(fleet.setting("relay_grace_seconds")),
         "RELAY_ADMIN_TOKEN_HASH": hashlib.sha256(fleet.secret("relay_admin_token").encode()).hexdigest(),
     }
     return {
@@ -204,7 +228,7 @@ def stack_values() -> dict[str, Any]:
         "health_check": HEALTH_CHECK,
         "ca_config": named("ca", fleet.secret("ca_cert")),
         "named_hosts": fleet.hosts("provider"),
-        "stop_grace": fleet.setting("relay_stop_grace"),
+        "stop_grace": f"{seconds('relay_stop_grace'):g}s",
         "replicas": replicas,
         "memory": fleet.setting("relay_memory"),
     }

@@ -38,6 +38,17 @@ LEADER_SECONDS = 60.0
 
 _NODES = "docker node ls --format '{{.Hostname}} {{.Status}}'"
 
+
+def problems() -> Iterator[str]:
+    """Managers vote, and are the first of the relay hosts."""
+    managers, nodes = int(fleet.setting("swarm_managers")), len(fleet.hosts("app"))
+    if managers % 2 == 0 or not 0 < managers <= nodes:
+        yield (
+            f"`swarm_managers` is {managers}, but must be odd and at most {nodes}, the hosts in `app`: "
+            f"set it to {min(3, nodes - (nodes + 1) % 2)}, or add hosts"
+        )
+
+
 ROLE = Role(
     "swarm",
     "app",
@@ -49,6 +60,7 @@ ROLE = Role(
         Opening((MANAGEMENT_PORT, GOSSIP_PORT), ("app",)),
         Opening((GOSSIP_PORT, VXLAN_PORT), ("app",), proto="udp"),
     ),
+    problems=problems,
 )
 
 
