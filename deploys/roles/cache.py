@@ -10,7 +10,7 @@ from pyinfra.context import host
 from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet
-from deploys.lib.config_files import TLS, ConfigFile, Configuration, render, trusted_authority
+from deploys.lib.config_files import TLS, ConfigFile, Configuration, render, trusted_authorities
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
 
@@ -81,6 +81,6 @@ def exporter() -> Configuration:
             ConfigFile("/etc/relay/redis-exporter.json", password, mode="640", group="prometheus"),
             ConfigFile("/etc/default/prometheus-redis-exporter", options),
         ],
-        reads=[trusted_authority()],
+        reads=trusted_authorities(),
         label="redis-exporter",
     )
