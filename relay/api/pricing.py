@@ -39,6 +39,7 @@ from relay.identity.token_cache import TokenCache
 from relay.price_book import publish
 from relay.price_book.cache import PriceBook
 from relay.price_book.load import load_catalog
+from relay.pricing.bound import MaxUsage
 from relay.pricing.catalog import Catalog
 from relay.pricing.errors import Conflict, FieldError, Unpriced
 from relay.pricing.quote import derivation, read_meters
@@ -135,7 +136,7 @@ class PricingApi:
         if request is None:
             return derivation(admission, read_meters(document))
         chat = parse_chat(json.dumps({"model": model, **request}, default=str).encode(), self._settings)
-        bound = admission.bound(input_units=chat.input_bound, max_output=chat.max_output)
+        bound = admission.bound(MaxUsage(chat.input_bound, chat.max_output))
         meters = {"in_text": prompt_estimate(chat.messages), "out_text": chat.max_output}
         return {**derivation(admission, meters), "estimated": True, "hold_nanodollars": bound.amount}
 

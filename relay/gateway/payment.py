@@ -25,6 +25,7 @@ from relay.ledger.errors import (
     UnknownHold,
 )
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import FieldError, Unpriced
 from relay.pricing.usage import normalise
 
@@ -59,11 +60,12 @@ async def hold(call: Call) -> Hold:
 
 def _hold_order(call: Call) -> HoldOrder:
     request, caller = call.request, call.caller
-    bound = call.admission.bound(
+    most = MaxUsage(
         input_units=request.input_bound,
         max_output=request.max_output,
         prompt=("text", "image") if request.images else ("text",),
     )
+    bound = call.admission.bound(most)
     expires = call.started_at + timedelta(seconds=call.services.settings.hold_seconds)
     return HoldOrder.of(call.request_id, caller.account_id, caller.token_id, call.admission, bound, expires)
 

@@ -1,6 +1,8 @@
 """Orders as the columns that the ledger's statements take."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -9,6 +11,9 @@ import orjson
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
 from relay.pricing.settlement import Settlement, with_overage
 from relay.store.ledger import booleans, numbers, texts, times, uuids
+
+MAX_NESTING = 100
+MAX_INTEGER = 10**1000  # a numeric of PostgreSQL holds 10**131072
 
 
 class HoldItem(NamedTuple):
@@ -136,9 +141,29 @@ def _quotas(quotas: Iterable[Mapping[str, int]]) -> str | None:
 
 
 def json_text(value: Any) -> str:
-    """JSON that jsonb takes: no NUL characters; what cannot be written at all is kept as its description."""
+    """JSON that jsonb takes, whatever a provider sent; what jsonb cannot hold is replaced by its like."""
     try:
         text = orjson.dumps(value, default=str).decode()
-    except (TypeError, ValueError) as error:
-        text = orjson.dumps({"unreadable": ascii(value)[:2000], "why": str(error)}).decode()
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(_plain(value, MAX_NESTING), ensure_ascii=False)
     return text.replace("\\u0000", "\\ufffd") if "\\u0000" in text else text
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Integers of any usual size, no lone surrogates, no endless nesting."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) <= MAX_INTEGER else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, Mapping) and depth:
+        return {_text(key): _plain(inner, depth - 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and depth:
+        return [_plain(inner, depth - 1) for inner in value]
+    if isinstance(value, float) and isfinite(value):
+        return value
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    shown = "nested too deep" if isinstance(value, Mapping | list | tuple) else str(value)
+    return shown.encode("utf-8", "replace").decode()

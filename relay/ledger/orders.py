@@ -3,7 +3,7 @@
 The life of a call::
 
     admission = book.admit(model, group=account.group, at=now)     # raises Unpriced
-    bound = admission.bound(input_units=900, max_output=4096)       # n$ and typed units, at most
+    bound = admission.bound(MaxUsage(900, 4096))       # n$ and typed units, at most
     hold = await ledger.hold(HoldOrder.of(request_id, account_id, token_id, admission, bound, expires_at))
     ...                                                             # call the provider
     charged = await ledger.capture(CaptureOrder(hold, meters, raw_usage, facts, cost))  # before the last byte
@@ -20,7 +20,8 @@ from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
-from relay.pricing.tariff import Admission, Bound, Cost
+from relay.pricing.bound import Bound
+from relay.pricing.tariff import Admission, Cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ import uvloop
 from relay.app import new_request_id
 from relay.ledger.ledger import Ledger
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
+from relay.pricing.bound import MaxUsage
 from relay.pricing.charge import Row
 from relay.pricing.tariff import Admission, PriceVersion, Tariff
 from tests.contract.postgres import initdb, make_database, prepare
@@ -172,7 +173,7 @@ class Callers:
 
     async def _pair(self, request_id: UUID, account: int, quotas: bool) -> None:
         now = datetime.now(UTC)
-        bound = self._admission.bound(input_units=900, max_output=400)
+        bound = self._admission.bound(MaxUsage(input_units=900, max_output=400))
         order = HoldOrder(
             request_id,
             account,

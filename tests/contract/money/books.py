@@ -18,8 +18,9 @@ import psycopg
 
 from relay.app import new_request_id
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.pricing.bound import Bound
 from relay.pricing.charge import Row
-from relay.pricing.tariff import Admission, Bound, PriceVersion, Tariff
+from relay.pricing.tariff import Admission, PriceVersion, Tariff
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 METERS = {"in_text": 700, "out_text": 300}

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 
+from relay.pricing.bound import MaxUsage
 from relay.pricing.catalog import Catalog, FxRate, GroupMultiplier, matches
 from relay.pricing.charge import Row
 from relay.pricing.errors import Unpriced
@@ -179,16 +180,16 @@ def test_a_bound_takes_the_dearest_input_and_tier() -> None:
         Row("out_text", 15 * 10**9),
     )
     admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
-    assert admission.hold_amount(input_units=1000, max_output=100) == 1000 * 4000 + 100 * 15000
-    assert admission.hold_amount(input_units=2000, max_output=0) == 2000 * 6000
-    spoken = admission.bound(input_units=1000, max_output=100, prompt=("text", "audio"))
+    assert admission.bound(MaxUsage(input_units=1000, max_output=100)).amount == 1000 * 4000 + 100 * 15000
+    assert admission.bound(MaxUsage(input_units=2000, max_output=0)).amount == 2000 * 6000
+    spoken = admission.bound(MaxUsage(input_units=1000, max_output=100, prompt=("text", "audio")))
     assert spoken.amount == 1000 * 40000 + 100 * 15000
 
 
 def test_a_bound_knows_what_quotas_may_cover() -> None:
     rows = (Row("in_text", 10**9), Row("out_text", 10**9), Row("tool:web_search", 10**13))
     admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
-    bound = admission.bound(input_units=10, max_output=5, others={"tool:web_search": 2})
+    bound = admission.bound(MaxUsage(input_units=10, max_output=5, others={"tool:web_search": 2}))
     assert bound.quotas == {"text_tokens": 15}
     assert bound.covered_amount == 20_000_000
     assert bound.amount == 20_000_000 + 15_000
@@ -197,11 +198,11 @@ def test_a_bound_knows_what_quotas_may_cover() -> None:
 def test_a_meter_without_price_is_refused_before_the_call() -> None:
     admission = Catalog((version(1, "m", rows=(Row("in_text", 10**9),)),)).admit("m", group="", at=NOW)
     with pytest.raises(Unpriced, match="out_text"):
-        admission.bound(input_units=10, max_output=5)
+        admission.bound(MaxUsage(input_units=10, max_output=5))
     with pytest.raises(Unpriced, match="image"):
-        admission.bound(input_units=10, others={"image": 1})
+        admission.bound(MaxUsage(input_units=10, others={"image": 1}))
 
 
 def test_a_minimum_is_held_too() -> None:
     admission = Catalog((version(1, "m", minimum=5000),)).admit("m", group="", at=NOW)
-    assert admission.hold_amount(input_units=1, max_output=0) == 5000
+    assert admission.bound(MaxUsage(input_units=1, max_output=0)).amount == 5000

@@ -1,0 +1,73 @@
+"""The most that a call can use, and the most that it can cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from relay.pricing.meter_names import INPUT_METERS, QUOTA_METERS, TEXT_INPUT
+
+PROMPT_METERS = {"text": TEXT_INPUT, "image": ("in_image",), "audio": ("in_audio",)}
+ANSWER_METERS = {"text": "out_text", "image": "out_image", "audio": "out_audio"}
+METER_UNIT = {meter: unit for unit, meters in QUOTA_METERS.items() for meter in meters}
+
+
+@dataclass(frozen=True, slots=True)
+class MaxUsage:
+    """The most units that a call can use.
+
+    ``input_units`` bounds all input meters together, ``max_output`` all output meters of all choices.
+    ``prompt`` and ``answer`` are the kinds (text, image, audio) that the call can have. ``others``: the most
+    of any other meter (image, ms, char, tool:*); a meter that is not named there cannot occur.
+    """
+
+    input_units: int = 0
+    max_output: int = 0
+    prompt: tuple[str, ...] = ("text",)
+    answer: tuple[str, ...] = ("text",)
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Input meters that can occur."""
+        return tuple(meter for kind in self.prompt for meter in PROMPT_METERS[kind])
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Output meters that can occur."""
+        return tuple(ANSWER_METERS[kind] for kind in self.answer)
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """The most units of each typed quota (see QUOTA_METERS)."""
+        most: dict[str, int] = {}
+        sources = [(self.inputs, self.input_units), (self.outputs, self.max_output)]
+        sources += [((meter,), quantity) for meter, quantity in self.others.items()]
+        for meters, quantity in sources:
+            for unit in {METER_UNIT[meter] for meter in meters if meter in METER_UNIT}:
+                most[unit] = most.get(unit, 0) + quantity
+        return {unit: quantity for unit, quantity in most.items() if quantity}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The most that a call can cost, n$. ``covered_amount``: what remains if typed quotas pay ``quotas`` in
+    full. ``most``: the units that it was priced from.
+    """
+
+    amount: int
+    covered_amount: int = 0
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    most: MaxUsage = MaxUsage()
+
+    def held(self, allotted: Mapping[str, int]) -> int:
+        """n$ at list price that a hold has reserved which was allotted so many typed units."""
+        if not self.quotas or any(allotted.get(unit, 0) < units for unit, units in self.quotas.items()):
+            return self.amount
+        return self.covered_amount
+
+
+def is_input(meter: str) -> bool:
+    """Whether units of this meter are part of the prompt."""
+    return meter in _INPUT
+
+
+_INPUT = frozenset(INPUT_METERS)
