@@ -39,7 +39,6 @@ from relay.identity.token_cache import TokenCache
 from relay.price_book import publish
 from relay.price_book.cache import PriceBook
 from relay.price_book.load import load_catalog
-from relay.pricing.bound import MaxUsage
 from relay.pricing.catalog import Catalog
 from relay.pricing.errors import Conflict, FieldError, Unpriced
 from relay.pricing.quote import derivation, read_meters
@@ -136,8 +135,11 @@ class PricingApi:
         if request is None:
             return derivation(admission, read_meters(document))
         chat = parse_chat(json.dumps({"model": model, **request}, default=str).encode(), self._settings)
-        bound = admission.bound(MaxUsage(chat.input_bound, chat.max_output))
+        bound = chat.bound(admission)
+        images = chat.images * self._settings.image_hold_tokens
         meters = {"in_text": prompt_estimate(chat.messages), "out_text": chat.max_output}
+        if images:
+            meters["in_image"] = images
         return {**derivation(admission, meters), "estimated": True, "hold_nanodollars": bound.amount}
 
     async def _catalog(self, at: datetime) -> Catalog:

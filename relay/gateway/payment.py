@@ -25,7 +25,6 @@ from relay.ledger.errors import (
     UnknownHold,
 )
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
-from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import FieldError, Unpriced
 from relay.pricing.usage import normalise
 
@@ -60,14 +59,9 @@ async def hold(call: Call) -> Hold:
 
 def _hold_order(call: Call) -> HoldOrder:
     request, caller = call.request, call.caller
-    most = MaxUsage(
-        input_units=request.input_bound,
-        max_output=request.max_output,
-        prompt=("text", "image") if request.images else ("text",),
-    )
-    bound = call.admission.bound(most)
+    bound = request.bound(call.admission)
     expires = call.started_at + timedelta(seconds=call.services.settings.hold_seconds)
-    return HoldOrder.of(call.request_id, caller.account_id, caller.token_id, call.admission, bound, expires)
+    return HoldOrder(call.request_id, caller.account_id, caller.token_id, call.admission, bound, expires)
 
 
 async def settle(call: Call, usage: Usage | None, counted_output: int) -> None:

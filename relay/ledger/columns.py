@@ -9,7 +9,7 @@ from uuid import UUID
 import orjson
 
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
-from relay.pricing.settlement import Settlement, with_overage
+from relay.pricing.settlement import settle, with_overage
 from relay.store.ledger import booleans, numbers, texts, times, uuids
 
 MAX_NESTING = 100
@@ -42,18 +42,21 @@ class SettleItem(NamedTuple):
     raw_usage: str | None = None
     sell: str | None = None
     cost_side: str | None = None
-    unpriced: str | None = None
+    unpriced: Mapping[str, int] | None = None
 
 
-def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
-    """A capture with everything that its charge was computed from."""
-    admission, charge = order.hold.admission, settlement.list_charge
+def capture_item(order: CaptureOrder) -> SettleItem:
+    """A capture with its charge and everything that it was computed from."""
+    hold = order.hold
+    admission = hold.order.admission
     tariff = admission.tariff
+    settlement = settle(tariff, order.meters, hold.allotted, admission.service_tier)
+    charge = settlement.list_charge
     over = charge.amount
-    if order.hold.overage != 1:
-        over = with_overage(charge.exact, 0, order.hold.overage, tariff.terms)
+    if hold.overage != 1:
+        over = with_overage(charge.exact, 0, hold.overage, tariff.terms)
     return SettleItem(
-        request_id=order.hold.request_id,
+        request_id=hold.order.request_id,
         release=False,
         reason=order.facts.outcome,
         facts=order.facts,
@@ -69,7 +72,7 @@ def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
         raw_usage=json_text(order.raw_usage) if order.raw_usage is not None else None,
         sell=_evidence(tariff.evidence(settlement.meters, admission.service_tier), order.usage_format),
         cost_side=order.cost.evidence if order.cost else None,
-        unpriced=json_text(charge.unpriced) if charge.unpriced else None,
+        unpriced=charge.unpriced or None,
     )
 
 
@@ -90,12 +93,12 @@ def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
         numbers(item.attempt for item in items),
         numbers(order.account_id for order in orders),
         numbers(order.token_id for order in orders),
-        numbers(order.amount for order in orders),
-        numbers(order.covered_amount for order in orders),
+        numbers(order.bound.amount for order in orders),
+        numbers(order.bound.covered_amount for order in orders),
         texts(order.admission.model for order in orders),
         texts(order.admission.customer_group for order in orders),
         times(order.expires_at for order in orders),
-        _quotas(order.quotas for order in orders),
+        _quotas(order.bound.quotas for order in orders),
     ]
 
 
@@ -129,7 +132,7 @@ def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
         texts(documents),
         numbers(places.get(item.sell) for item in items),
         numbers(places.get(item.cost_side) for item in items),
-        texts(item.unpriced for item in items),
+        texts(json_text(dict(item.unpriced)) if item.unpriced else None for item in items),
         texts(json_text(list(fact.attempts)) if fact.attempts else None for fact in facts),
     ]
 

@@ -111,7 +111,7 @@ def order(account: int, request_id: UUID | None = None, **changes: Any) -> HoldO
     """A hold for a call of at most CALL n$. Options: token, quotas, amount, seconds."""
     frozen = changes.get("admission") or admission()
     quotas = changes.get("quotas", {})
-    return HoldOrder.of(
+    return HoldOrder(
         request_id or new_request_id(),
         account,
         changes.get("token"),

@@ -134,15 +134,12 @@ def test_details_that_cannot_be_read_leave_the_totals(odd: dict[str, Any]) -> No
 
 
 def test_the_stated_allowances() -> None:
-    roomy = MaxUsage(input_units=60 + PROMPT_ALLOWANCE, max_output=4096)
-    cost = admission().bound(roomy).amount
     for usage in (told(60 + PROMPT_ALLOWANCE, 5), told(10, 100 + OUTPUT_ALLOWANCE)):
         billed = judged(usage)
-        assert billed.doubt is None or "not charged" in billed.doubt
         assert not billed.counted
+        assert "not charged" in str(billed.doubt)
     for usage in (told(61 + PROMPT_ALLOWANCE, 5), told(10, 101 + OUTPUT_ALLOWANCE)):
         assert judged(usage).counted
-    assert cost > 0
 
 
 def test_what_a_template_adds_is_charged_while_the_hold_covers_it() -> None:
