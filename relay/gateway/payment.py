@@ -112,7 +112,7 @@ def _capture_order(call: Call, recorded: Usage, meters: dict[str, int], counted:
         meters=meters,
         raw_usage=recorded,
         facts=_facts(call, BILL_DELIVERED if counted or call.outcome != "ok" else None),
-        cost=call.admission.cost(call.provider, meters),
+        cost=call.admission.cost(call.provider, meters, call.channel.name),
         usage_format=ESTIMATE_FORMAT if counted else call.usage_format,
     )
 

@@ -130,7 +130,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 class CostBook(Protocol):
     """Where an admission finds the provider's price, frozen like its own."""
 
-    def cost_tariff(self, model: str, provider: str, at: datetime) -> Tariff | None: ...
+    def cost_tariff(self, model: str, provider: str, at: datetime, channel: str = "") -> Tariff | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +153,13 @@ class Admission:
         """What these disjoint meters cost by the frozen price, before typed quotas and plan periods."""
         return self.tariff.charge(meters, self.service_tier)
 
-    def cost(self, provider: str, meters: Mapping[str, int]) -> "Cost | None":
-        """What the provider takes for them by the cost price of `provider`; None: none is published."""
-        tariff = self.costs.cost_tariff(self.model, provider, self.at) if self.costs else None
+    def cost(self, provider: str, meters: Mapping[str, int], channel: str = "") -> "Cost | None":
+        """What the provider takes for them, by the cost price of the channel, of the provider or of all;
+        None: none is published.
+        """
+        if self.costs is None:
+            return None
+        tariff = self.costs.cost_tariff(self.model, provider, self.at, channel)
         if tariff is None:
             return None
         charge = tariff.charge(meters, self.service_tier)

@@ -112,6 +112,64 @@ def test_a_cost_is_found_by_provider() -> None:
         assert cost.amount == 10_000
 
 
+BILLS = {
+    1: "",
+    2: "acme",
+    3: "acme-eu",  # a channel of acme
+    4: "other",
+    5: "other-us",  # a channel of other
+}
+
+
+@pytest.mark.parametrize(
+    ("provider", "channel", "number"),
+    [
+        ("acme", "acme-eu", 3),
+        ("acme", "acme-us", 2),
+        ("acme", "", 2),
+        ("other", "other-us", 5),
+        ("other", "other-eu", 4),
+        ("third", "third-1", 1),
+        ("acme", "other-us-2", 2),
+        ("openai", "openai", 1),
+    ],
+)
+def test_a_cost_by_channel_goes_before_one_by_provider_before_one_for_all(
+    provider: str, channel: str, number: int
+) -> None:
+    for numbers in (sorted(BILLS), sorted(BILLS, reverse=True)):
+        versions = [
+            version(n, "m", side="cost", provider=BILLS[n], rows=(Row("in_text", n * 10**9),))
+            for n in numbers
+        ]
+        admission = Catalog((version(9, "m"), *versions)).admit("m", group="", at=NOW)
+        for _ in range(2):  # found, then remembered
+            cost = admission.cost(provider, {"in_text": 1000}, channel)
+            assert cost is not None
+            assert cost.amount == number * 1_000_000
+
+
+@pytest.mark.parametrize("provider", ["acme", "acme-eu"])
+def test_a_cost_of_somebody_else_is_none(provider: str) -> None:
+    catalog = Catalog((version(1, "m"), version(2, "m", side="cost", provider=provider)))
+    admission = catalog.admit("m", group="", at=NOW)
+    assert admission.cost("other", {"in_text": 10}, "other-1") is None
+    assert admission.cost("acme", {"in_text": 10}, "acme-eu") is not None
+
+
+def test_the_models_pattern_goes_before_whose_price_it_is() -> None:
+    catalog = Catalog(
+        (
+            version(1, "m"),
+            version(2, "m", side="cost", rows=(Row("in_text", 2 * 10**9),)),
+            version(3, "*", side="cost", provider="acme-eu", rows=(Row("in_text", 3 * 10**9),)),
+        )
+    )
+    cost = catalog.admit("m", group="", at=NOW).cost("acme", {"in_text": 1000}, "acme-eu")
+    assert cost is not None
+    assert cost.amount == 2_000_000
+
+
 def test_the_version_of_the_moment_holds() -> None:
     change = NOW + timedelta(hours=1)
     catalog = Catalog((version(1, "m", end=change), version(2, "m", start=change)))
