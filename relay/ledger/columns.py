@@ -1,17 +1,18 @@
 """Orders as the columns that the ledger's statements take."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
 
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
 from relay.pricing.settlement import settle, with_overage
-from relay.store.ledger import booleans, numbers, texts, times, uuids
+from relay.store.ledger import hold_statement, literal, settle_statement
 
+T = TypeVar("T")
 MAX_NESTING = 100
 MAX_INTEGER = 10**1000  # a numeric of PostgreSQL holds 10**131072
 
@@ -85,62 +86,87 @@ def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:
     return SettleItem(request_id, True, reason or "released", facts)
 
 
+class _Member(NamedTuple):
+    """A capture or release in its batch. ``places``: of each document in p_documents."""
+
+    item: SettleItem
+    facts: CallFacts
+    places: Mapping[str | None, int]
+
+
+# Parameters of the database functions: name -> (element type, what it is of a member). No other list exists.
+Columns = Mapping[str, tuple[str, Callable[[T], Any]]]
+
+HOLD: Columns[HoldItem] = {
+    "p_request": ("uuid", lambda it: it.order.request_id),
+    "p_attempt": ("bigint", lambda it: it.attempt),
+    "p_account": ("bigint", lambda it: it.order.account_id),
+    "p_token": ("bigint", lambda it: it.order.token_id),
+    "p_amount": ("bigint", lambda it: it.order.bound.amount),
+    "p_covered": ("bigint", lambda it: it.order.bound.covered_amount),
+    "p_model": ("text", lambda it: it.order.admission.model),
+    "p_group": ("text", lambda it: it.order.admission.customer_group),
+    "p_expires": ("timestamptz", lambda it: it.order.expires_at),
+    "p_quotas": ("text", lambda it: _json_or_null(it.order.bound.quotas)),
+}
+SETTLE: Columns[_Member] = {
+    "p_request": ("uuid", lambda it: it.item.request_id),
+    "p_release": ("boolean", lambda it: it.item.release),
+    "p_list": ("bigint", lambda it: it.item.charge),
+    "p_over": ("bigint", lambda it: it.item.overage_charge),
+    "p_numerator": ("numeric", lambda it: it.item.numerator),
+    "p_denominator": ("numeric", lambda it: it.item.denominator),
+    "p_quantum": ("bigint", lambda it: it.item.quantum),
+    "p_minimum": ("bigint", lambda it: it.item.minimum),
+    "p_reason": ("text", lambda it: it.item.reason),
+    "p_quotas": ("text", lambda it: _json_or_null(it.item.quotas_used)),
+    "p_channel": ("bigint", lambda it: it.facts.channel_id),
+    "p_outcome": ("text", lambda it: it.facts.outcome),
+    "p_abort": ("text", lambda it: it.facts.abort_rule),
+    "p_stream": ("boolean", lambda it: it.facts.stream),
+    "p_started": ("timestamptz", lambda it: it.facts.started_at),
+    "p_duration": ("bigint", lambda it: it.facts.duration_ms),
+    "p_first_byte": ("bigint", lambda it: it.facts.first_byte_ms),
+    "p_cost": ("bigint", lambda it: it.item.cost),
+    "p_meters": ("text", lambda it: it.item.meters),
+    "p_raw": ("text", lambda it: it.item.raw_usage),
+    "p_sell": ("integer", lambda it: it.places.get(it.item.sell)),
+    "p_cost_side": ("integer", lambda it: it.places.get(it.item.cost_side)),
+    "p_unpriced": ("text", lambda it: _json_or_null(it.item.unpriced)),
+    "p_attempts": ("text", lambda it: _json_or_null(it.facts.attempts)),
+}
+DOCUMENTS = {"p_documents": "text"}  # evidence that members share: not one a member, but one a document
+
+
+def _types(columns: Columns[Any]) -> dict[str, str]:
+    return {name: kind for name, (kind, _) in columns.items()}
+
+
+HOLD_STATEMENT = hold_statement(_types(HOLD))
+SETTLE_STATEMENT = settle_statement({**_types(SETTLE), **DOCUMENTS})
+
+
 def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
-    """Parameters of relay.store.ledger.HOLD."""
-    orders = [item.order for item in items]
-    return [
-        uuids(order.request_id for order in orders),
-        numbers(item.attempt for item in items),
-        numbers(order.account_id for order in orders),
-        numbers(order.token_id for order in orders),
-        numbers(order.bound.amount for order in orders),
-        numbers(order.bound.covered_amount for order in orders),
-        texts(order.admission.model for order in orders),
-        texts(order.admission.customer_group for order in orders),
-        times(order.expires_at for order in orders),
-        _quotas(order.bound.quotas for order in orders),
-    ]
+    """Parameters of HOLD_STATEMENT."""
+    return _literals(HOLD, items)
 
 
 def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
-    """Parameters of relay.store.ledger.SETTLE."""
-    facts = [item.facts for item in items]
-    documents = {item.sell: 0 for item in items} | {item.cost_side: 0 for item in items}
+    """Parameters of SETTLE_STATEMENT."""
+    documents = {document: 0 for item in items for document in (item.sell, item.cost_side)}
     documents.pop(None, None)
-    places: dict[str | None, int] = {document: n for n, document in enumerate(documents, 1)}
-    return [
-        uuids(item.request_id for item in items),
-        booleans(item.release for item in items),
-        numbers(item.charge for item in items),
-        numbers(item.overage_charge for item in items),
-        numbers(item.numerator for item in items),
-        numbers(item.denominator for item in items),
-        numbers(item.quantum for item in items),
-        numbers(item.minimum for item in items),
-        texts(item.reason for item in items),
-        texts(json_text(dict(item.quotas_used)) if item.quotas_used else None for item in items),
-        numbers(fact.channel_id for fact in facts),
-        texts(fact.outcome for fact in facts),
-        texts(fact.abort_rule for fact in facts),
-        booleans(fact.stream for fact in facts),
-        times(fact.started_at for fact in facts),
-        numbers(fact.duration_ms for fact in facts),
-        numbers(fact.first_byte_ms for fact in facts),
-        numbers(item.cost for item in items),
-        texts(item.meters for item in items),
-        texts(item.raw_usage for item in items),
-        texts(documents),
-        numbers(places.get(item.sell) for item in items),
-        numbers(places.get(item.cost_side) for item in items),
-        texts(json_text(dict(item.unpriced)) if item.unpriced else None for item in items),
-        texts(json_text(list(fact.attempts)) if fact.attempts else None for fact in facts),
-    ]
+    places = {document: place for place, document in enumerate(documents, 1)}
+    members = [_Member(item, item.facts, places) for item in items]
+    return [*_literals(SETTLE, members), literal("text", list(documents))]
 
 
-def _quotas(quotas: Iterable[Mapping[str, int]]) -> str | None:
-    """The column of typed units as JSON; null as a whole where no member has any."""
-    documents = [json_text(dict(units)) if units else None for units in quotas]
-    return texts(documents) if any(documents) else None
+def _literals(columns: Columns[T], members: Sequence[T]) -> list[str | None]:
+    return [literal(kind, [value(member) for member in members]) for kind, value in columns.values()]
+
+
+def _json_or_null(value: Any) -> str | None:
+    """JSON; null for what is empty."""
+    return json_text(value) if value else None
 
 
 def json_text(value: Any) -> str:

@@ -147,12 +147,12 @@ def _refuse(held: _Held) -> NoReturn:
 async def _write_holds(
     connection: AsyncConnection[TupleRow], items: Sequence[columns.HoldItem]
 ) -> list[_Held]:
-    rows = await store.run(connection, store.HOLD, columns.of_holds(items))
+    rows = await store.run(connection, columns.HOLD_STATEMENT, columns.of_holds(items))
     return [_Held(*row) for row in rows]
 
 
 async def _write_settles(
     connection: AsyncConnection[TupleRow], items: Sequence[columns.SettleItem]
 ) -> list[tuple[str, int]]:
-    rows = await store.run(connection, store.SETTLE, columns.of_settles(items))
+    rows = await store.run(connection, columns.SETTLE_STATEMENT, columns.of_settles(items))
     return [(row[0], row[1]) for row in rows]

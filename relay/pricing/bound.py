@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from relay.pricing.meter_names import INPUT_METERS, QUOTA_METERS, TEXT_INPUT
+from relay.pricing.meter_names import QUOTA_METERS, TEXT_INPUT
 
 PROMPT_METERS = {"text": TEXT_INPUT, "image": ("in_image",), "audio": ("in_audio",)}
 ANSWER_METERS = {"text": "out_text", "image": "out_image", "audio": "out_audio"}
@@ -63,11 +63,3 @@ class Bound:
         if not self.quotas or any(allotted.get(unit, 0) < units for unit, units in self.quotas.items()):
             return self.amount
         return self.covered_amount
-
-
-def is_input(meter: str) -> bool:
-    """Whether units of this meter are part of the prompt."""
-    return meter in _INPUT
-
-
-_INPUT = frozenset(INPUT_METERS)

@@ -23,7 +23,7 @@ allowance: it counts inside the output limit.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from relay.pricing.bound import Bound, MaxUsage, is_input
+from relay.pricing.bound import Bound, MaxUsage
 from relay.pricing.errors import FieldError
 from relay.pricing.meter_names import INPUT_METERS, OUTPUT_METERS
 from relay.pricing.settlement import settle
@@ -98,7 +98,7 @@ def _impossible(told: Mapping[str, int], most: MaxUsage, count_output: Callable[
     for meter, quantity in told.items():
         if meter not in possible and quantity > most.others.get(meter, 0):
             return f"{meter}: {quantity}, where the call can have {most.others.get(meter, 0)}"
-        if is_input(meter):
+        if meter in INPUT_METERS:
             prompt += quantity
         elif meter in OUTPUT_METERS:
             answer += quantity

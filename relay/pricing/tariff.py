@@ -12,6 +12,7 @@ import orjson
 from relay.pricing.bound import METER_UNIT, Bound, MaxUsage
 from relay.pricing.charge import Charge, Row, Table, Terms, compute, resolve, select
 from relay.pricing.errors import Unpriced
+from relay.pricing.meter_names import context_length
 from relay.pricing.units import decimal_text, fraction_text
 
 
@@ -94,7 +95,7 @@ class Tariff:
         return [self.table({"in_text": start}, service_tier) for start in starts]
 
     def _selected(self, meters: Mapping[str, int], service_tier: str) -> tuple[Table, str]:
-        length = sum(quantity for meter, quantity in meters.items() if meter in _INPUT) if self._edges else 0
+        length = context_length(meters) if self._edges else 0
         key = (bisect_right(self._edges, length), service_tier)
         known = self._tables.get(key)
         if known is None:
@@ -116,9 +117,6 @@ class Tariff:
             "minimum": version.minimum,
             "free": version.free,
         }
-
-
-_INPUT = frozenset(("in_text", "cache_read", "cache_write_5m", "cache_write_1h", "in_image", "in_audio"))
 
 
 def _row_json(row: Row) -> dict[str, Any]:
