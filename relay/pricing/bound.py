@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 
 from relay.pricing.meter_names import QUOTA_METERS, TEXT_INPUT
 
 PROMPT_METERS = {"text": TEXT_INPUT, "image": ("in_image",), "audio": ("in_audio",)}
 ANSWER_METERS = {"text": "out_text", "image": "out_image", "audio": "out_audio"}
 METER_UNIT = {meter: unit for unit, meters in QUOTA_METERS.items() for meter in meters}
+
+# Meters of which any may be the one that a quantity of units falls to.
+Side = tuple[tuple[str, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +32,53 @@ class MaxUsage:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Input meters that can occur."""
-        return tuple(meter for kind in self.prompt for meter in PROMPT_METERS[kind])
+        return _inputs(self.prompt)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Output meters that can occur."""
-        return tuple(ANSWER_METERS[kind] for kind in self.answer)
+        return _outputs(self.answer)
+
+    @property
+    def sides(self) -> list[Side]:
+        """Everything that the call can use."""
+        others = [((meter,), quantity) for meter, quantity in self.others.items()]
+        return [(self.inputs, self.input_units), (self.outputs, self.max_output), *others]
+
+    @property
+    def sides_beyond_quotas(self) -> list[Side]:
+        """What of it no typed quota pays for."""
+        beyond = ((_beyond_quotas(meters), quantity) for meters, quantity in self.sides)
+        return [(meters, quantity) for meters, quantity in beyond if meters]
 
     @property
     def quotas(self) -> dict[str, int]:
         """The most units of each typed quota (see QUOTA_METERS)."""
         most: dict[str, int] = {}
-        sources = [(self.inputs, self.input_units), (self.outputs, self.max_output)]
-        sources += [((meter,), quantity) for meter, quantity in self.others.items()]
-        for meters, quantity in sources:
-            for unit in {METER_UNIT[meter] for meter in meters if meter in METER_UNIT}:
+        for meters, quantity in self.sides:
+            for unit in _units(meters) if quantity else ():
                 most[unit] = most.get(unit, 0) + quantity
-        return {unit: quantity for unit, quantity in most.items() if quantity}
+        return most
+
+
+@cache
+def _inputs(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(meter for kind in kinds for meter in PROMPT_METERS[kind])
+
+
+@cache
+def _outputs(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(ANSWER_METERS[kind] for kind in kinds)
+
+
+@lru_cache(maxsize=1000)
+def _units(meters: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(METER_UNIT[meter] for meter in meters if meter in METER_UNIT)
+
+
+@lru_cache(maxsize=1000)
+def _beyond_quotas(meters: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(meter for meter in meters if meter not in METER_UNIT)
 
 
 @dataclass(frozen=True, slots=True)

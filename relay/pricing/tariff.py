@@ -1,7 +1,7 @@
 """A price frozen at admission: what a call may cost at most, what it costs, and the proof of it."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from relay.pricing.bound import METER_UNIT, Bound, MaxUsage
+from relay.pricing.bound import Bound, MaxUsage, Side
 from relay.pricing.charge import Charge, Row, Table, Terms, compute, resolve, select
 from relay.pricing.errors import Unpriced
 from relay.pricing.meter_names import context_length
@@ -171,27 +171,21 @@ class Admission:
         """
         if self.free:
             return Bound(0, most=most)
-        needed = [*most.inputs[: 1 if most.input_units else 0], *most.others]
-        needed += most.outputs if most.max_output else ()
+        needed = [meters[0] for meters, quantity in most.sides if quantity]
+        beyond = most.sides_beyond_quotas
         amount = covered = 0
         for table in self.tariff.longest_tables(most.input_units, self.service_tier):
             self._check_priced(table, needed)
-            amount = max(amount, self._most(table, most, lambda meter: True))
-            covered = max(covered, self._most(table, most, lambda meter: meter not in METER_UNIT))
+            amount = max(amount, self._dearest(table, most.sides))
+            covered = max(covered, self._dearest(table, beyond))
         return Bound(amount, covered, most.quotas, most)
 
-    def _most(self, table: Table, most: MaxUsage, charged: Callable[[str], bool]) -> int:
-        """n$ of the dearest use of the meters that are charged."""
-        meters = {meter: quantity for meter, quantity in most.others.items() if charged(meter)}
-        for possible, quantity in ((most.inputs, most.input_units), (most.outputs, most.max_output)):
-            priced = [meter for meter in possible if charged(meter)]
-            if priced:
-                meters[max(priced, key=lambda meter: _unit_price(table, meter))] = quantity
-        return self._bounded(table, meters)
-
-    def _bounded(self, table: Table, meters: Mapping[str, int]) -> int:
-        if not meters and not self.tariff.whole_call:
-            return 0
+    def _dearest(self, table: Table, sides: Sequence[Side]) -> int:
+        """n$ when each quantity falls to the dearest of its meters."""
+        meters = {
+            max(possible, key=lambda meter: _unit_price(table, meter)): quantity
+            for possible, quantity in sides
+        }
         return compute(table, self.tariff.counted(meters), self.tariff.terms).amount
 
     def _check_priced(self, table: Table, meters: Iterable[str]) -> None:

@@ -264,3 +264,20 @@ def test_a_meter_without_price_is_refused_before_the_call() -> None:
 def test_a_minimum_is_held_too() -> None:
     admission = Catalog((version(1, "m", minimum=5000),)).admit("m", group="", at=NOW)
     assert admission.bound(MaxUsage(input_units=1, max_output=0)).amount == 5000
+
+
+def test_a_price_a_call_is_held_beside_quotas() -> None:
+    rows = (Row("in_text", 10**9), Row("out_text", 10**9), Row("call", 40_000_000 * 10**6))
+    admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
+    bound = admission.bound(MaxUsage(input_units=10, max_output=5))
+    assert (bound.amount, bound.covered_amount, bound.quotas) == (40_015_000, 40_000_000, {"text_tokens": 15})
+
+
+def test_images_are_held_where_quotas_pay_for_the_text() -> None:
+    rows = (Row("in_text", 3 * 10**9), Row("in_image", 2 * 10**9), Row("out_text", 10**9))
+    admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
+    bound = admission.bound(MaxUsage(input_units=10, max_output=5, prompt=("text", "image")))
+    assert (bound.amount, bound.covered_amount) == (35_000, 20_000)
+    assert bound.held({"text_tokens": 15}) == 20_000
+    assert bound.held({"text_tokens": 14}) == 35_000
+    assert bound.held({}) == 35_000
