@@ -134,8 +134,10 @@ def postgres() -> None:
     )
     tools()
     setup = setup_files()
-    settings, program = configuration(), service()
-    settings_written, program_written = settings.write(), program.write()
+    settings = configuration()
+    settings_written = settings.write()
+    program = service()
+    program_written = program.write()
     systemd.service(name="Run Patroni (patroni.service)", service=UNIT, enabled=True)
     server.shell(
         name="Wait until PostgreSQL serves (patroni.service)",

@@ -44,6 +44,8 @@ HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
 # The least that a hold outlives its call: clocks differ, and a hold is written before its call begins.
 HOLD_MARGIN_SECONDS = 10
+# How long a new replica may take to be healthy (stack.yml: start_period and retries), and to be watched.
+START_SECONDS = 100
 HEALTH_CHECK = (
     "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
@@ -169,7 +171,12 @@ def roll(reference: str, values: Mapping[str, Any]) -> Commands:
     deployed = host.get_fact(Deployed)
     if not _runs(deployed, pinned, stack_hash, values["replicas"]):
         yield FileUploadCommand(StringIO(stack), STACK_FILE)
-        yield StringCommand("relay-roll", QuoteString(pinned))
+        yield StringCommand("relay-roll", "--seconds", str(roll_seconds()), QuoteString(pinned))
+
+
+def roll_seconds() -> int:
+    """How long a roll may take: one replica after the other ends its calls and the next becomes healthy."""
+    return len(fleet.hosts("app")) * (int(seconds("relay_stop_grace")) + START_SECONDS)
 
 
 def _runs(deployed: Mapping[str, Any], pinned: str, stack_hash: str, replicas: int) -> bool:

@@ -142,7 +142,7 @@ def secrets(arguments: argparse.Namespace) -> int:
             print(fleet.secret(arguments.show))
             return 0
         if arguments.trust:
-            print(f"{vault.trust(store, Path(arguments.trust).read_text())} authorities are trusted")
+            print(f"{vault.trust(store, _text(arguments.trust))} authorities are trusted")
         if arguments.renew and not trust.may_go_on(fleet.state_directory(), store.read()):
             raise DeployError(
                 f"the step before is not known to be on all hosts: run `python -m deploys apply {name}` "
@@ -158,6 +158,13 @@ def secrets(arguments: argparse.Namespace) -> int:
     if step in NEXT:
         print(NEXT[step].format(name=name))
     return 0
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"--trust {path}: cannot be read ({error}): name a PEM file") from None
 
 
 NEXT = {

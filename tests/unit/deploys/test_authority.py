@@ -233,6 +233,24 @@ def test_the_command_says_how_to_go_on(
     assert "Next:" not in capsys.readouterr().out
 
 
+def test_a_lost_authority_is_put_back_by_its_certificate(
+    secrets_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = secrets.SecretStore(secrets_copy / "s.age", secrets_copy / "s.key")
+    before = store.read()
+    store.write({name: value for name, value in before.items() if not name.startswith("ca_")})
+    assert cli.main(["secrets", "sandbox"]) == 1
+    assert "--trust FILE" in capsys.readouterr().err
+    assert cli.main(["secrets", "sandbox", "--trust", str(secrets_copy / "absent")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    (secrets_copy / "ca.crt").write_text(before["ca_trusted"])
+    assert cli.main(["secrets", "sandbox", "--trust", str(secrets_copy / "ca.crt")]) == 0
+    assert "A new authority is announced" in capsys.readouterr().out
+    after = store.read()
+    assert after["tls_cert:db1"] == before["tls_cert:db1"]
+    assert len(pki.split(after["ca_trusted"])) == 2
+
+
 @pytest.fixture
 def secrets_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The sandbox with secrets and a state of its own."""

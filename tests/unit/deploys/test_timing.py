@@ -9,6 +9,7 @@ from pyinfra.api.inventory import Inventory
 
 from deploys.lib import timing
 from deploys.lib.errors import DeployError
+from deploys.roles import relay
 from deploys.run import validate
 
 
@@ -92,6 +93,11 @@ def test_a_broken_relation_is_told(
 )
 def test_the_bound_itself_is_in_order(sandbox_inventory: Inventory, settings: dict[str, Any]) -> None:
     assert problems(sandbox_inventory, settings) == []
+
+
+def test_a_roll_waits_for_the_grace_of_every_replica(sandbox_inventory: Inventory) -> None:
+    sandbox_inventory.override_data["relay_stop_grace"] = "10m"
+    assert relay.roll_seconds() >= 3 * 600
 
 
 @pytest.mark.parametrize(
