@@ -61,6 +61,7 @@ def configuration() -> Configuration:
         "cache/redis.conf.j2",
         node=fleet.node_of(host),
         tls=TLS,
+        port=REDIS_PORT,
         password_sha256=hashlib.sha256(fleet.secret("redis_password").encode()).hexdigest(),
         maxmemory=host.data.redis_maxmemory,
     )
@@ -74,7 +75,9 @@ def configuration() -> Configuration:
 def exporter() -> Configuration:
     """prometheus-redis-exporter. It trusts the CA of the system's store."""
     password = json.dumps({LOCAL_URL: fleet.secret("redis_password")}) + "\n"
-    options = render("cache/exporter.env.j2", node=fleet.node_of(host))
+    options = render(
+        "cache/exporter.env.j2", node=fleet.node_of(host), url=LOCAL_URL, exporter_port=EXPORTER_PORT
+    )
     return Configuration(
         "prometheus-redis-exporter.service",
         [

@@ -168,5 +168,7 @@ def certificate() -> list[ConfigFile]:
 def exporter() -> None:
     """nginx's counters for Prometheus, on EXPORTER_PORT."""
     service = "prometheus-nginx-exporter"
-    options = ConfigFile(f"/etc/default/{service}", render("edge/exporter.j2", status=STATUS))
+    options = ConfigFile(
+        f"/etc/default/{service}", render("edge/exporter.j2", status=STATUS, port=EXPORTER_PORT)
+    )
     Configuration(service, [options], label=f"{service}-options").keep()

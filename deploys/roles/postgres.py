@@ -24,6 +24,7 @@ from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.timing import relation
 from deploys.lib.venv import installed, virtualenv
+from deploys.roles.etcd import CLIENT_PORT
 
 DEFAULT_VERSION = 15
 PACKAGES = [
@@ -200,6 +201,9 @@ def configuration() -> Configuration:
         node=fleet.node_of(host),
         members=fleet.hosts("db"),
         tls=TLS,
+        port=POSTGRES_PORT,
+        rest_port=REST_PORT,
+        etcd_port=CLIENT_PORT,
         version=host.data.postgres_version,
         dynamic=cluster_settings(host.data),
         access=access_rules(),
@@ -332,7 +336,13 @@ def heartbeat() -> Configuration:
 def exporter() -> Configuration:
     """prometheus-postgres-exporter, with a role of its own that may only read statistics."""
     password = fleet.secret("postgres_exporter_password")
-    options = render("postgres/exporter.env.j2", node=fleet.node_of(host), tls=TLS)
+    options = render(
+        "postgres/exporter.env.j2",
+        node=fleet.node_of(host),
+        tls=TLS,
+        port=POSTGRES_PORT,
+        exporter_port=EXPORTER_PORT,
+    )
     return Configuration(
         "prometheus-postgres-exporter.service",
         [

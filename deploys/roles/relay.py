@@ -47,7 +47,7 @@ HOLD_MARGIN_SECONDS = 10
 # How long a new replica may take to be healthy (stack.yml: start_period and retries), and to be watched.
 START_SECONDS = 100
 HEALTH_CHECK = (
-    "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
+    f"import socket, sys; s = socket.create_connection(('127.0.0.1', {API_PORT}), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
 )
 _REPLICAS = f"docker service ls --filter name={SERVICE} --format '{{{{.Replicas}}}}'"
@@ -217,6 +217,8 @@ def stack_values() -> dict[str, Any]:
     replicas = len(fleet.hosts("app"))
     environment = {f"RELAY_{name.upper()}_FILE": f"/run/secrets/{name}" for name in stored} | {
         "RELAY_CA_FILE": CA_PATH,
+        "RELAY_LISTEN": f"0.0.0.0:{API_PORT}",
+        "RELAY_METRICS_LISTEN": f"0.0.0.0:{METRICS_PORT}",
         "RELAY_REPLICAS": str(replicas),
         "RELAY_TRUSTED_PROXIES": ",".join(f"{node.address}/32" for node in fleet.hosts("edge")),
         "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
@@ -237,6 +239,8 @@ def stack_values() -> dict[str, Any]:
         "named_hosts": fleet.hosts("provider"),
         "stop_grace": f"{seconds('relay_stop_grace'):g}s",
         "replicas": replicas,
+        "api_port": API_PORT,
+        "metrics_port": METRICS_PORT,
         "memory": fleet.setting("relay_memory"),
     }
 

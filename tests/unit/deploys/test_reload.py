@@ -155,6 +155,13 @@ def _reads(configuration: Configuration, secret: str) -> bool:
     return f"/etc/relay/tls{mark}" in texts or any(path.endswith(own) for path in paths)
 
 
+def test_its_files_name_every_port_that_a_role_declares(applied: Applied, role: Any) -> None:
+    """A port that is written twice must be the same twice. sshd's is its default."""
+    texts = "".join(file.text for one in applied.sets.values() for file in one.files)
+    ports = {port for opening in role.all_openings() for port in opening.ports} - {22}
+    assert [port for port in ports if not re.search(rf"\b{port}\b", texts)] == []
+
+
 def test_no_role_reloads_or_restarts_in_another_way() -> None:
     """The programs that restart a cluster's members one by one are the actions of their sets."""
     exceptions = {"etcd.py": 1}
