@@ -37,7 +37,14 @@ RESTART = "/usr/local/sbin/relay-docker-restart"
 ROLE = Role(
     "docker",
     "app",
-    health_checks=(HealthCheck("the engine answers", "docker info --format '{{.ServerVersion}}'"),),
+    health_checks=(
+        HealthCheck(
+            "the engine answers",
+            "docker info --format '{{.ServerVersion}}'",
+            units=("docker.service", "containerd.service"),
+            mend="what its log names, then `sudo systemctl restart docker`",
+        ),
+    ),
     scrapes=(Scrape("docker", METRICS_PORT),),
 )
 

@@ -15,7 +15,7 @@ from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
-from deploys.run import environment, health_checks, lock, validate
+from deploys.run import diagnosis, environment, health_checks, lock, validate
 from deploys.run.runner import Change, Runner
 
 CLEAN, DRIFT = 0, 2
@@ -75,8 +75,19 @@ def _stage(run: Run, runner: Runner, role: Role) -> None:
         return
     run.say(f"{role.name}: {len(changes)} changes")
     before = run.seconds
-    runner.execute()
+    try:
+        runner.execute()
+    except DeployError as error:
+        raise DeployError("\n".join([str(error), *_reasons(run, runner, role)])) from error
     run.say(f"{role.name}: done in {run.seconds - before:.1f} s")
+
+
+def _reasons(run: Run, runner: Runner, role: Role) -> list[str]:
+    """What is wrong with the role's members, when its own operations failed."""
+    hosts = [host for host in runner.hosts if host.connected and fleet.node_of(host) in roles.members(role)]
+    return [
+        str(found) for check in role.health_checks for found in diagnosis.findings(check, hosts, runner.shell)
+    ]
 
 
 def _health(run: Run, runner: Runner, role: Role) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import gevent
 import pyinfra
+from paramiko import SSHException
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -128,7 +129,10 @@ class Runner:
 
     def shell(self, host: Host, command: str) -> tuple[bool, str]:
         """Runs a command as root: (whether it succeeded, its output)."""
-        ok, output = host.run_shell_command(StringCommand(command), _sudo=True)
+        try:
+            ok, output = host.run_shell_command(StringCommand(command), _sudo=True)
+        except (OSError, EOFError, SSHException) as error:
+            return False, f"{host.name} does not answer ({error})"
         return ok, output.output
 
     def _load(self, host: Host, wanted: list[Role]) -> Exception | None:

@@ -58,5 +58,38 @@ def test_a_running_member_restarts_when_its_configuration_changes(fake_role: Any
     assert etcd.RESTART in fake_role(etcd.etcd, "db2", responses=RUNNING).commands
 
 
+def test_on_a_new_fleet_nobody_joins(outcome: Any) -> None:
+    assert not [line for line in outcome.commands if "relay-etcd-member join" in line]
+    assert settings(outcome)["ETCD_INITIAL_CLUSTER_STATE"] == "new"
+
+
+def test_a_host_that_comes_back_empty_joins_and_starts_no_sooner(fake_role: Any, monkeypatch: Any) -> None:
+    """Its peers have data: started as who it was, it would have forgotten what it confirmed."""
+    has_data = {"db1": True, "db2": False, "db3": True}
+    monkeypatch.setattr(
+        etcd.HasData, "process", lambda self, output: has_data[output[0]] if output else False
+    )
+    monkeypatch.setattr(etcd.HasData, "command", lambda self: "hostname-for-data")
+    answers = {name: LINUX | {"hostname-for-data": name} for name in has_data}
+    outcome = fake_role(etcd.etcd, "db2", responses=answers["db2"], others=answers)
+    names = outcome.operations
+    held = next(i for i, name in enumerate(names) if "Hold etcd back" in name)
+    install = next(i for i, name in enumerate(names) if "Install etcd" in name)
+    join = next(i for i, name in enumerate(names) if "Join the cluster" in name)
+    run = next(i for i, name in enumerate(names) if "Run etcd" in name)
+    assert held < install < join < run
+    assert f"{etcd.MEMBER} join" in outcome.commands
+
+
+def test_a_member_that_left_the_inventory_is_removed_by_the_first_host(fake_role: Any) -> None:
+    urls = {number: f"https://172.30.77.3{number}" for number in (1, 2, 3, 4)}
+    listed = [f"{n}d, started, db{n}, {url}:2380, {url}:2379, false" for n, url in urls.items()]
+    responses = RUNNING | {"member list": listed}
+    assert f"{etcd.MEMBER} forget" in fake_role(etcd.etcd, "db1", responses=responses).commands
+    assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db2", responses=responses).commands
+    whole = RUNNING | {"member list": listed[:3]}
+    assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db1", responses=whole).commands
+
+
 def test_data_is_never_touched(outcome: Any) -> None:
     assert not [line for line in outcome.commands if re.search(r"\brm\b.*etcd", line)]
