@@ -93,6 +93,12 @@ postgres_maintenance_work_mem = "64MB"
 postgres_max_wal_size = "1GB"
 postgres_slot_wal_keep_size = "2GB"
 
+# With less room than this for its data a primary hands over to a replica that has more: megabytes, or percent
+# of the disk, whichever is more. The reserve is a file beside the data that is freed first.
+postgres_disk_handover_mb = 2048
+postgres_disk_handover_percent = 5
+postgres_disk_reserve_mb = 1024
+
 # --- cache -----------------------------------------------------------------------------------------------
 # Memory for limits and sessions; the least recently used entries go first.
 redis_maxmemory = "64mb"
