@@ -1,8 +1,12 @@
-"""Configuration that its own program tests on the host before it is used.
+"""Files that a program reads, and the one way in which a change of them reaches it.
 
-A set of files is put in place, tested there, and loaded only if the test passes. If it fails, the files of
-the last set that passed come back and the running program is not touched: neither a reload nor a reboot meets
-a broken file, and the next `plan` shows the difference again.
+A set of files is put in place, tested there by the program itself, and loaded only if the test passes. If
+it fails, the files of the last set that passed come back and the running program is not touched: neither a
+reload nor a reboot meets a broken file, and the next `plan` shows the difference again.
+
+A record on the host says which set was loaded last, and when. A run that was interrupted between writing and
+loading is made good by the next one, and so is a file that was changed by hand. The certificate, key and CA
+of the host belong to every set whose text names them: a renewed one is a changed set.
 """
 
 from __future__ import annotations
@@ -13,18 +17,22 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
-from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra.api.command import FileUploadCommand, StringCommand
 from pyinfra.api.facts import FactBase
-from pyinfra.api.operation import operation
+from pyinfra.api.operation import OperationMeta, operation
 from pyinfra.context import host
+from pyinfra.operations import systemd
 
 from deploys.lib import fleet
 
-Action = Literal["reload", "restart"]
+Commands = Generator[StringCommand | FileUploadCommand, None, None]
+
 LOADED = "/var/lib/relay/loaded"
+TLS = "/etc/relay/tls"
+AUTHORITY = "/usr/local/share/ca-certificates/relay-fleet.crt"
+SYSTEMD_UNITS = "/etc/systemd/system/"
 
 
 @dataclass(frozen=True)
@@ -58,32 +66,82 @@ def _environment() -> Environment:
     )
 
 
-def guarded(unit: str, config: Sequence[ConfigFile], check: str, action: Action, label: str) -> None:
-    """Puts `config` in place on the current host and makes systemd's `unit` use it.
-
-    `check` is the shell command that tests the files in place; `label` names the set when a unit has several.
-    """
-    paths = [file.path for file in config]
-    written = [
-        write(name=f"{label}: write {file.path}", file=file, paths=paths) for file in host.loop(config)
+def tls_files() -> list[ConfigFile]:
+    """The fleet's CA and the current host's certificate and key, which base puts there for all programs."""
+    own = fleet.node_of(host).name
+    return [
+        ConfigFile(f"{TLS}/ca.crt", fleet.secret("ca_cert")),
+        ConfigFile(f"{TLS}/host.crt", fleet.secret(f"tls_cert:{own}")),
+        ConfigFile(f"{TLS}/host.key", fleet.secret(f"tls_key:{own}"), mode="640", group="ssl-cert"),
     ]
-    use(
-        name=f"{label}: test, then {action} {unit} ({LOADED}/{label})",
-        unit=unit,
-        label=label,
-        paths=paths,
-        digest=_digest(config),
-        check=check,
-        action=action,
-        written=fleet.changed(*written),
-    )
 
 
-def _digest(config: Sequence[ConfigFile]) -> str:
-    whole = hashlib.sha256()
-    for file in config:
-        whole.update(f"{file.path}\0{file.text}\0".encode())
-    return whole.hexdigest()
+def trusted_authority() -> ConfigFile:
+    """The fleet's CA as the system's trust store takes it in. A program that relies on the store reads that
+    when it starts, so it names this file among its `reads`."""
+    return ConfigFile(AUTHORITY, fleet.secret("ca_cert"))
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The files that systemd's `unit` reads, and how it is made to.
+
+    `check` is the shell command that tests the files in place. `action` is ``reload``, ``restart`` or a shell
+    command. `reads` are files that others write. `label` names the set; a unit may have several.
+    """
+
+    unit: str
+    files: Sequence[ConfigFile]
+    check: str = "true"
+    action: str = "restart"
+    reads: Sequence[ConfigFile] = ()
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The set's name, on the host and in the names of operations."""
+        return self.label or self.unit.removesuffix(".service")
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are written here."""
+        return [file.path for file in self.files]
+
+    def read(self) -> list[ConfigFile]:
+        """All files that the unit reads on the current host."""
+        named = [file for file in tls_files() if any(file.path in own.text for own in self.files)]
+        return [*self.files, *self.reads, *named]
+
+    def digest(self) -> str:
+        """What the record says when all of it is loaded."""
+        whole = hashlib.sha256()
+        for file in self.read():
+            whole.update(f"{file.path}\0{file.text}\0".encode())
+        return whole.hexdigest()
+
+    def write(self) -> Callable[[], bool]:
+        """Puts the files in place; tells whether that changes one."""
+        written = [
+            write(name=f"{self.name}: write {file.path}", file=file, paths=self.paths)
+            for file in host.loop(self.files)
+        ]
+        return fleet.changed(*written)
+
+    def load(self, written: Callable[[], bool], *, serial: bool = False) -> OperationMeta:
+        """Makes the unit use what it has not loaded; on one host after the other where `serial`."""
+        verb = self.action if self.action in ("reload", "restart") else "use"
+        return load(
+            name=f"{self.name}: test, then {verb} {self.unit} ({LOADED}/{self.name})",
+            configuration=self,
+            written=written,
+            _serial=serial,
+        )
+
+    def keep(self, *, run: bool = True) -> None:
+        """Writes and loads; the unit runs, now and after a boot, unless `run` says that this is not asked."""
+        self.load(self.write())
+        if run:
+            systemd.service(name=f"Run {self.unit}", service=self.unit, running=True, enabled=True)
 
 
 class FileStates(FactBase[dict[str, str]]):
@@ -105,22 +163,24 @@ class FileStates(FactBase[dict[str, str]]):
 
 
 @operation()
-def write(file: ConfigFile, paths: Sequence[str]) -> Generator[StringCommand | FileUploadCommand, None, None]:
+def write(file: ConfigFile, paths: Sequence[str]) -> Commands:
     """Puts one file of the set `paths` in place, in one step and never readable by others on the way."""
     if host.get_fact(FileStates, paths=paths).get(file.path) == file.state:
         host.noop(f"{file.path} is in place")
         return
     new = f"{file.path}.new"
-    yield StringCommand("install", "-o", "root", "-g", file.group, "-m", file.mode, "/dev/null", new)
+    yield StringCommand("install", "-D", "-o", "root", "-g", file.group, "-m", file.mode, "/dev/null", new)
     yield FileUploadCommand(StringIO(file.text), new, remote_temp_filename=host.get_temp_filename(new))
     yield StringCommand("mv", new, file.path)
 
 
 class LoadedDigest(FactBase[str]):
-    """Digest of the set of files that a unit last loaded, or an empty string."""
+    """Digest of the set that was last loaded; empty when one of `paths` has changed since then."""
 
-    def command(self, label: str) -> str:
-        return f"cat {LOADED}/{label}/digest 2>/dev/null || true"
+    def command(self, label: str, paths: Sequence[str]) -> str:
+        record = f"{LOADED}/{label}/digest"
+        changed = f"find {_words(paths)} -newer {record} 2>/dev/null"
+        return f'[ ! -e {record} ] || [ -n "$({changed})" ] || cat {record}'
 
     @staticmethod
     def default() -> str:
@@ -131,28 +191,50 @@ class LoadedDigest(FactBase[str]):
 
 
 @operation()
-def use(
-    unit: str,
-    label: str,
-    paths: Sequence[str],
-    digest: str,
-    check: str,
-    action: Action,
-    written: Callable[[], bool],
-) -> Generator[StringCommand, None, None]:
-    """Tests the files and loads them, when one was written or an interrupted run left them unloaded."""
-    if not written() and host.get_fact(LoadedDigest, label=label) == digest:
-        host.noop(f"{unit} has loaded {label}")
+def load(configuration: Configuration, written: Callable[[], bool]) -> Commands:
+    """Tests the files and loads them, when one was written or the record says that they are not loaded."""
+    paths = [file.path for file in configuration.read()]
+    found = host.get_fact(LoadedDigest, label=configuration.name, paths=paths)
+    if not written() and found == configuration.digest():
+        host.noop(f"{configuration.unit} has loaded {configuration.name}")
         return
-    verb = "reload-or-restart" if action == "reload" else "restart"
-    members = " ".join(shlex.quote(path.lstrip("/")) for path in paths)
-    store = f"{LOADED}/{label}"
-    refused = f"{label}: the test failed. The running {unit} was not touched; its files are as before."
-    yield StringCommand(
-        f"umask 077; mkdir -p {store}; if ! {{ {check}; }}; then "
-        f"[ ! -e {store}/files.tar ] || tar -C / -xpf {store}/files.tar; "
-        f"echo {shlex.quote(refused)} >&2; exit 1; fi; "
-        f"systemctl {verb} {unit} && "
-        f"tar -C / -cpf {store}/files.tar.new {members} && mv {store}/files.tar.new {store}/files.tar && "
-        f"echo {digest} > {store}/digest"
+    yield StringCommand(_load_script(configuration, paths))
+
+
+def _load_script(configuration: Configuration, paths: Sequence[str]) -> str:
+    unit, store = configuration.unit, f"{LOADED}/{configuration.name}"
+    members = _words([path.lstrip("/") for path in configuration.paths])
+    refused = (
+        f"{configuration.name}: the test failed. The running {unit} was not touched; its files are as before."
     )
+    return (
+        f"umask 077; mkdir -p {store}; {_started_since(unit, paths)} || {{ "
+        f"if ! {{ {configuration.check}; }}; then "
+        f"[ ! -e {store}/files.tar ] || tar -C / -xpf {store}/files.tar; "
+        f"echo {shlex.quote(refused)} >&2; exit 1; fi; {_action(configuration)}; }} && "
+        f"tar -C / -cpf {store}/files.tar.new {members} && mv {store}/files.tar.new {store}/files.tar && "
+        f"echo {configuration.digest()} > {store}/digest"
+    )
+
+
+def _action(configuration: Configuration) -> str:
+    verb = {"reload": "systemctl reload-or-restart", "restart": "systemctl restart"}.get(configuration.action)
+    action = f"{verb} {configuration.unit}" if verb else configuration.action
+    if any(path.startswith(SYSTEMD_UNITS) for path in configuration.paths):
+        return f"systemctl daemon-reload && {action}"
+    return action
+
+
+def _started_since(unit: str, paths: Sequence[str]) -> str:
+    """Shell condition: the unit runs and started after its files were written, as after its package's
+    installation or a boot. It has read them, so a restart would only hurt."""
+    show = f"systemctl show --timestamp=us --value {unit} --property"
+    return (
+        f'{{ since=$({show} ActiveEnterTimestamp); [ -n "$since" ] && systemctl is-active --quiet {unit} && '
+        f'[ "$({show} NeedDaemonReload)" = no ] && '
+        f'[ -z "$(find {_words(paths)} -newermt "$since" 2>&1)" ]; }}'
+    )
+
+
+def _words(values: Sequence[str]) -> str:
+    return " ".join(shlex.quote(value) for value in values)

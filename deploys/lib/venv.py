@@ -11,11 +11,17 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.facts.files import Sha256File
 
+from deploys.lib.config_files import ConfigFile
 from deploys.lib.fleet import REPOSITORY
 
 Commands = Generator[StringCommand | FileUploadCommand, None, None]
 
 PIP = "install --quiet --disable-pip-version-check --no-input --require-hashes"
+
+
+def installed(path: str, requirements: str) -> ConfigFile:
+    """The file by which a service knows that its programs are other ones: `requirements`, once installed."""
+    return ConfigFile(f"{path}/requirements.txt", (REPOSITORY / requirements).read_text())
 
 
 @operation()
@@ -27,15 +33,15 @@ def virtualenv(path: str, requirements: str, build_requirements: str | None = No
     with what is pinned, not with what pip would fetch for itself.
     """
     source = REPOSITORY / requirements
-    installed = f"{path}/requirements.txt"
-    if host.get_fact(Sha256File, path=installed) == _sha256(source):
-        host.noop(f"{installed} is installed")
+    complete = installed(path, requirements).path
+    if host.get_fact(Sha256File, path=complete) == _sha256(source):
+        host.noop(f"{complete} is installed")
         return
     yield StringCommand("python3", "-m", "venv", path)
     if build_requirements:
         yield from _install(path, REPOSITORY / build_requirements, "build-requirements.txt", "")
     yield from _install(path, source, "requirements.new", "--no-build-isolation")
-    yield StringCommand("mv", f"{path}/requirements.new", installed)
+    yield StringCommand("mv", f"{path}/requirements.new", complete)
 
 
 def _install(path: str, source: Path, name: str, option: str) -> Commands:

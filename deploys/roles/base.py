@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from io import StringIO
+from collections.abc import Generator
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.facts import FactBase
-from pyinfra.api.operation import OperationMeta, operation
+from pyinfra.api.operation import operation
 from pyinfra.context import host
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.operations import apt, files, server
 
 from deploys.lib import fleet, pki
-from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.config_files import (
+    SYSTEMD_UNITS,
+    TLS,
+    ConfigFile,
+    Configuration,
+    render,
+    tls_files,
+    trusted_authority,
+    write,
+)
 from deploys.lib.role import ALL, Opening, Role
 from deploys.roles import firewall
 
 Commands = Generator[StringCommand, None, None]
 
 PACKAGES = ["ca-certificates", "chrony", "curl", "ssl-cert", "sudo", "ufw", "unattended-upgrades"]
-TLS = "/etc/relay/tls"
-AUTHORITY = "/usr/local/share/ca-certificates/relay-fleet.crt"
 # config.py tells pyinfra to upload to this directory.
 UPLOADS = "/var/lib/relay-deploy"
 FIGURES = "/usr/local/sbin/relay-host-figures"
@@ -37,41 +43,6 @@ ROLE = Role(
 )
 
 
-class Newer(FactBase[bool]):
-    """Whether one of `paths` was written after a unit last started or was reloaded; False when it is not up.
-
-    Being told so by the host itself, a run that was killed between writing and restarting is made good.
-    """
-
-    def command(self, unit: str, paths: list[str]) -> str:
-        since = f"systemctl show --timestamp=us --property=StateChangeTimestamp --value {unit}"
-        return (
-            f"systemctl is-active --quiet {unit} && "
-            f'find {" ".join(paths)} -newermt "$({since})" 2>/dev/null || true'
-        )
-
-    @staticmethod
-    def default() -> bool:
-        return False
-
-    def process(self, output: list[str]) -> bool:
-        return any(output)
-
-
-class UntrustedAuthority(FactBase[bool]):
-    """Whether the fleet's CA was written after the trust store was last made."""
-
-    def command(self) -> str:
-        return f"find {AUTHORITY} -newer /etc/ssl/certs/ca-certificates.crt 2>/dev/null || true"
-
-    @staticmethod
-    def default() -> bool:
-        return False
-
-    def process(self, output: list[str]) -> bool:
-        return any(output)
-
-
 class PackageLists(FactBase[bool]):
     """Whether the host has any list of packages."""
 
@@ -84,20 +55,6 @@ class PackageLists(FactBase[bool]):
 
     def process(self, output: list[str]) -> bool:
         return output == ["yes"]
-
-
-@operation()
-def follow(unit: str, command: str, paths: list[str], changed: Callable[[], bool]) -> Commands:
-    """Runs `command`, which makes a unit read its files again, when one of `paths` is newer than the unit."""
-    if changed() or host.get_fact(Newer, unit=unit, paths=paths):
-        yield StringCommand(command)
-
-
-@operation()
-def trust_authority(changed: Callable[[], bool]) -> Commands:
-    """Makes the trust store anew when the fleet's CA is newer."""
-    if changed() or host.get_fact(UntrustedAuthority):
-        yield StringCommand("update-ca-certificates")
 
 
 @operation()
@@ -149,17 +106,17 @@ def names() -> None:
 
 
 def trust() -> None:
-    """The fleet's CA in the system's trust store, the host's certificate and key in /etc/relay/tls."""
-    own = fleet.node_of(host).name
-    authority = fleet.secret("ca_cert")
-    trusted = _put(AUTHORITY, authority)
-    trust_authority(
-        name="Trust the fleet's CA (/etc/ssl/certs/relay-fleet.pem)", changed=fleet.changed(trusted)
-    )
+    """The fleet's CA in the system's trust store; the host's certificate and key in /etc/relay/tls."""
+    Configuration(
+        "the trust store",
+        [trusted_authority()],
+        action="update-ca-certificates",
+        label="fleet-ca",
+    ).keep(run=False)
     files.directory(name=f"Make {TLS}", path=TLS, user="root", group="root", mode="755")
-    _put(f"{TLS}/ca.crt", authority)
-    _put(f"{TLS}/host.crt", fleet.secret(f"tls_cert:{own}"))
-    _put(f"{TLS}/host.key", fleet.secret(f"tls_key:{own}"), mode="640", group="ssl-cert")
+    shared = tls_files()
+    for file in host.loop(shared):
+        write(name=f"Write {file.path}", file=file, paths=[file.path for file in shared])
 
 
 def accounts() -> None:
@@ -185,46 +142,23 @@ def accounts() -> None:
 
 def ssh() -> None:
     """Keys only, no root."""
-    written = files.template(
-        name="Write /etc/ssh/sshd_config.d/10-relay.conf",
-        src="templates/base/sshd.conf.j2",
-        dest="/etc/ssh/sshd_config.d/10-relay.conf",
-        mode="644",
-        deploy_user=host.data.ssh_user,
-    )
-    follow(
-        name="Reload sshd (/etc/ssh/sshd_config.d/10-relay.conf)",
-        unit="ssh",
-        command="sshd -t && systemctl reload ssh",
-        paths=["/etc/ssh/sshd_config.d"],
-        changed=fleet.changed(written),
-    )
+    text = render("base/sshd.conf.j2", deploy_user=host.data.ssh_user)
+    settings = ConfigFile("/etc/ssh/sshd_config.d/10-relay.conf", text)
+    Configuration("ssh", [settings], check="sshd -t", action="reload", label="sshd").keep(run=False)
 
 
 def clock() -> None:
     """chrony, which only watches where the clock is the machine's."""
-    options = files.template(
-        name="Write /etc/default/chrony",
-        src="templates/base/chrony.j2",
-        dest="/etc/default/chrony",
-        mode="644",
-        set_clock=host.data.set_clock,
-    )
-    servers = files.template(
-        name="Write /etc/chrony/sources.d/relay.sources",
-        src="templates/base/chrony.sources.j2",
-        dest="/etc/chrony/sources.d/relay.sources",
-        mode="644",
-        servers=host.data.ntp_servers,
-    )
-    systemd.service(name="Run chrony (chrony.service)", service="chrony", enabled=True)
-    follow(
-        name="Restart chrony (/etc/default/chrony)",
-        unit="chrony",
-        command="systemctl restart chrony",
-        paths=["/etc/default/chrony", "/etc/chrony/sources.d"],
-        changed=fleet.changed(options, servers),
-    )
+    options = render("base/chrony.j2", set_clock=host.data.set_clock)
+    servers = render("base/chrony.sources.j2", servers=host.data.ntp_servers)
+    Configuration(
+        "chrony",
+        [
+            ConfigFile("/etc/default/chrony", options),
+            ConfigFile("/etc/chrony/sources.d/relay.sources", servers),
+        ],
+        check="chronyd -p >/dev/null",
+    ).keep()
 
 
 def updates() -> None:
@@ -240,21 +174,12 @@ def updates() -> None:
 
 def journal() -> None:
     """Bounds on the journal."""
-    written = files.template(
-        name="Write /etc/systemd/journald.conf.d/relay.conf",
-        src="templates/base/journald.conf.j2",
-        dest="/etc/systemd/journald.conf.d/relay.conf",
-        mode="644",
-        max_use=host.data.journal_max_use,
-        max_retention=host.data.journal_max_retention,
+    data = host.data
+    text = render(
+        "base/journald.conf.j2", max_use=data.journal_max_use, max_retention=data.journal_max_retention
     )
-    follow(
-        name="Restart journald (/etc/systemd/journald.conf.d/relay.conf)",
-        unit="systemd-journald",
-        command="systemctl restart systemd-journald",
-        paths=["/etc/systemd/journald.conf.d"],
-        changed=fleet.changed(written),
-    )
+    path = "/etc/systemd/journald.conf.d/relay.conf"
+    Configuration("systemd-journald", [ConfigFile(path, text)], label="journald").keep(run=False)
 
 
 def figures() -> None:
@@ -263,22 +188,14 @@ def figures() -> None:
     command = f"{FIGURES} --set-clock {int(data.set_clock)} --updates {int(data.unattended_upgrades)}"
     sources = fleet.REPOSITORY / "templates/base"
     service = render("base/host_figures.service.j2", command=command)
-    units, name = "/etc/systemd/system", "relay-host-figures"
-    guarded(
+    name = "relay-host-figures"
+    Configuration(
         f"{name}.timer",
         [
             ConfigFile(FIGURES, (sources / "host_figures.py").read_text(), mode="755"),
-            ConfigFile(f"{units}/{name}.service", service),
-            ConfigFile(f"{units}/{name}.timer", (sources / "host_figures.timer").read_text()),
+            ConfigFile(f"{SYSTEMD_UNITS}{name}.service", service),
+            ConfigFile(f"{SYSTEMD_UNITS}{name}.timer", (sources / "host_figures.timer").read_text()),
         ],
-        f"{command} && systemctl daemon-reload",
-        "restart",
-        "host-figures",
-    )
-    systemd.service(name=f"Run {name}.timer", service=f"{name}.timer", enabled=True)
-
-
-def _put(path: str, content: str, mode: str = "644", group: str = "root") -> OperationMeta:
-    return files.put(
-        name=f"Write {path}", src=StringIO(content), dest=path, user="root", group=group, mode=mode
-    )
+        check=command,
+        label="host-figures",
+    ).keep()

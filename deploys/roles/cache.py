@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from io import StringIO
 
 from pyinfra.api.deploy import deploy
-from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
-from pyinfra.operations import apt, files, server
+from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet
+from deploys.lib.config_files import TLS, ConfigFile, Configuration, render, trusted_authority
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
-from deploys.lib.services import certificate_fingerprint, keep_running
-from deploys.roles.base import TLS
 
 PACKAGES = ["prometheus-redis-exporter", "redis-server"]
 REDIS_PORT, EXPORTER_PORT = 6379, 9121
@@ -31,7 +28,7 @@ ROLE = Role(
             "systemctl is-active redis-server",
             first=True,
             units=("redis-server.service",),
-            mend="what its log names, then `sudo systemctl restart redis-server`; it holds nothing to lose",
+            mend="what its log names, then `sudo systemctl start redis-server`; it holds nothing to lose",
         ),
     ),
     scrapes=(Scrape("redis", EXPORTER_PORT),),
@@ -58,48 +55,40 @@ def cache() -> None:
         groups=["ssl-cert"],
         append=True,
     )
-    configuration = configure()
+    redis = configuration()
+    written = redis.write()
     apt.packages(name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
-    keep_running("redis-server.service", ["/etc/redis/redis.conf"], fleet.changed(configuration))
-    exporter()
+    redis.load(written)
+    systemd.service(name="Run Redis (redis-server.service)", service=redis.unit, enabled=True)
+    exporter().keep()
 
 
-def configure() -> OperationMeta:
-    """Configuration of Redis; it knows the hash of the password only."""
-    return files.template(
-        name="Write /etc/redis/redis.conf",
-        src="templates/cache/redis.conf.j2",
-        dest="/etc/redis/redis.conf",
-        user="redis",
-        group="redis",
-        mode="640",
+def configuration() -> Configuration:
+    """Redis; its file knows the hash of the password only."""
+    text = render(
+        "cache/redis.conf.j2",
         node=fleet.node_of(host),
         tls=TLS,
-        fingerprint=certificate_fingerprint(),
         password_sha256=hashlib.sha256(fleet.secret("redis_password").encode()).hexdigest(),
         maxmemory=host.data.redis_maxmemory,
     )
+    return Configuration(
+        "redis-server.service",
+        [ConfigFile("/etc/redis/redis.conf", text, mode="640", group="redis")],
+        label="redis",
+    )
 
 
-def exporter() -> None:
-    """prometheus-redis-exporter."""
-    password = files.put(
-        name="Write /etc/relay/redis-exporter.json",
-        src=StringIO(json.dumps({LOCAL_URL: fleet.secret("redis_password")}) + "\n"),
-        dest="/etc/relay/redis-exporter.json",
-        user="prometheus",
-        group="prometheus",
-        mode="600",
-    )
-    options = files.template(
-        name="Write /etc/default/prometheus-redis-exporter",
-        src="templates/cache/exporter.env.j2",
-        dest="/etc/default/prometheus-redis-exporter",
-        mode="644",
-        node=fleet.node_of(host),
-    )
-    keep_running(
+def exporter() -> Configuration:
+    """prometheus-redis-exporter. It trusts the CA of the system's store."""
+    password = json.dumps({LOCAL_URL: fleet.secret("redis_password")}) + "\n"
+    options = render("cache/exporter.env.j2", node=fleet.node_of(host))
+    return Configuration(
         "prometheus-redis-exporter.service",
-        ["/etc/relay/redis-exporter.json", "/etc/default/prometheus-redis-exporter"],
-        fleet.changed(password, options),
+        [
+            ConfigFile("/etc/relay/redis-exporter.json", password, mode="640", group="prometheus"),
+            ConfigFile("/etc/default/prometheus-redis-exporter", options),
+        ],
+        reads=[trusted_authority()],
+        label="redis-exporter",
     )

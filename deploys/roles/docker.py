@@ -23,9 +23,8 @@ from pyinfra.operations import apt, files, systemd
 
 from deploys import roles
 from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile, Configuration
 from deploys.lib.role import HealthCheck, Role, Scrape
-from deploys.lib.services import running
-from deploys.roles import base
 
 PACKAGES = ["docker.io"]
 
@@ -33,6 +32,10 @@ AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
 METRICS_PORT = 9323
 RESTART = "/usr/local/sbin/relay-docker-restart"
+# Engines older than 23 cannot test their settings.
+VALIDATE = (
+    "! dockerd --help | grep -q -- --validate || dockerd --validate --config-file=/etc/docker/daemon.json"
+)
 
 ROLE = Role(
     "docker",
@@ -42,7 +45,7 @@ ROLE = Role(
             "the engine answers",
             "docker info --format '{{.ServerVersion}}'",
             units=("docker.service", "containerd.service"),
-            mend="what its log names, then `sudo systemctl restart docker`",
+            mend="what its log names, then `sudo systemctl start docker`",
         ),
     ),
     scrapes=(Scrape("docker", METRICS_PORT),),
@@ -130,28 +133,24 @@ def load_guard(changed: Callable[[], bool]) -> Generator[StringCommand, None, No
 @deploy("Docker")
 def docker() -> None:
     """The docker role, for hosts that run containers."""
-    was_running = running("docker.service")
-    settings = files.put(
-        name="Write /etc/docker/daemon.json",
-        src=StringIO(json.dumps(daemon(), indent=2) + "\n"),
-        dest="/etc/docker/daemon.json",
-        mode="644",
-    )
+    engine = configuration()
+    written = engine.write()
     apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
     files.put(name=f"Write {RESTART}", src="templates/docker/docker_restart.py", dest=RESTART, mode="755")
-    changed = fleet.changed(settings)
-    base.follow(
-        name="Restart Docker, host after host (/etc/docker/daemon.json)",
-        unit="docker",
-        command=RESTART,
-        paths=["/etc/docker/daemon.json"],
-        # Where it is only now installed, it has read the file.
-        changed=lambda: was_running and changed(),
-        _serial=True,
-    )
+    engine.load(written, serial=True)
     guard()
     trust_registry()
+
+
+def configuration() -> Configuration:
+    """The engine's settings; a change restarts it, host after host."""
+    return Configuration(
+        "docker",
+        [ConfigFile("/etc/docker/daemon.json", json.dumps(daemon(), indent=2) + "\n")],
+        check=VALIDATE,
+        action=RESTART,
+    )
 
 
 def guard() -> None:

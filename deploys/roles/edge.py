@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files, systemd
+from pyinfra.operations import apt, files
 
 from deploys.lib import fleet, pki
-from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.roles.relay import API_PORT
 
@@ -41,7 +41,7 @@ ROLE = Role(
             "nginx runs",
             "systemctl is-active nginx",
             units=("nginx.service",),
-            mend="`sudo nginx -t` names the file and line; then `sudo systemctl restart nginx`",
+            mend="`sudo nginx -t` names the file and line; then `sudo systemctl start nginx`",
         ),
     ),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
@@ -106,7 +106,6 @@ def edge() -> None:
     apt.packages(name="Install nginx", packages=PACKAGES, no_recommends=True)
     directories()
     dead_peers()
-    restart_policy()
     nginx()
     exporter()
 
@@ -120,25 +119,18 @@ def directories() -> None:
 def dead_peers() -> None:
     """Kernel settings by which a connection to a dead host is found out."""
     path = "/etc/sysctl.d/60-relay-edge.conf"
-    config = [ConfigFile(path, render("edge/sysctl.conf.j2"))]
-    guarded("systemd-sysctl", config, f"sysctl -q -p {path}", "restart", "edge-sysctl")
-
-
-def restart_policy() -> None:
-    """nginx comes back by itself."""
-    path = "/etc/systemd/system/nginx.service.d/relay.conf"
-    written = files.template(
-        name=f"Write {path}", src="templates/edge/nginx.service.conf.j2", dest=path, mode="644"
+    settings = ConfigFile(path, render("edge/sysctl.conf.j2"))
+    Configuration("systemd-sysctl", [settings], check=f"sysctl -q -p {path}", label="edge-sysctl").keep(
+        run=False
     )
-    systemd.daemon_reload(name=f"Reload systemd ({path})", _if=fleet.changed(written))
 
 
 def nginx() -> None:
-    """The configuration, tested before it is used, and the service."""
+    """The configuration, tested before it is used, and the service, which comes back by itself."""
     texts = render_edge(settings())
     config = [ConfigFile(f"{CONFIG}/{path}", text) for path, text in texts.items()]
-    guarded("nginx", [*certificate(), *config], check="nginx -t", action="reload", label="nginx")
-    systemd.service(name="Run nginx (nginx.service)", service="nginx", running=True, enabled=True)
+    restart = ConfigFile(f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2"))
+    Configuration("nginx", [*certificate(), *config, restart], check="nginx -t", action="reload").keep()
 
 
 def certificate() -> list[ConfigFile]:
@@ -154,8 +146,5 @@ def certificate() -> list[ConfigFile]:
 def exporter() -> None:
     """nginx's counters for Prometheus, on EXPORTER_PORT."""
     service = "prometheus-nginx-exporter"
-    options = render("edge/exporter.j2", status=STATUS)
-    guarded(
-        service, [ConfigFile(f"/etc/default/{service}", options)], "true", "restart", f"{service}-options"
-    )
-    systemd.service(name=f"Run {service}", service=service, running=True, enabled=True)
+    options = ConfigFile(f"/etc/default/{service}", render("edge/exporter.j2", status=STATUS))
+    Configuration(service, [options], label=f"{service}-options").keep()

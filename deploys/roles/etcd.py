@@ -8,19 +8,18 @@ from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
-from pyinfra.api.operation import OperationMeta, operation
+from pyinfra.api.operation import operation
 from pyinfra.context import host, inventory
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape
-from deploys.lib.services import outdated, running
 
 Commands = Generator[StringCommand, None, None]
 
 PACKAGES = ["etcd-server", "etcd-client"]
-CONFIGURATION = "/etc/default/etcd"
-OVERRIDE = "/etc/systemd/system/etcd.service.d/override.conf"
+OVERRIDE = f"{SYSTEMD_UNITS}etcd.service.d/override.conf"
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
 
 ROLE = Role(
@@ -89,8 +88,6 @@ def forget(wanted: set[str]) -> Commands:
 def etcd() -> None:
     """A member of the cluster, on each host of group `db`. A host without data whose peers have some joins
     them as a new member; its data is never touched."""
-    was_running = running("etcd.service")
-    stale = outdated("etcd.service", [CONFIGURATION, OVERRIDE])
     joins = not host.get_fact(HasData) and any(peer.get_fact(HasData) for peer in _peers())
     # Account and configuration come before the package, whose installation starts the service.
     server.user(
@@ -103,13 +100,8 @@ def etcd() -> None:
     )
     if joins:
         files.file(name=f"Hold etcd back until it is a member ({NOT_YET})", path=NOT_YET)
-    configuration = _configuration()
-    override = files.put(
-        name=f"Write {OVERRIDE}",
-        src="templates/etcd/override.conf",
-        dest=OVERRIDE,
-        mode="644",
-    )
+    member = configuration()
+    written = member.write()
     for path, source in host.loop(
         [("/usr/local/sbin/relay-etcdctl", "relay-etcdctl"), (MEMBER, "relay_etcd_member.py")]
     ):
@@ -121,27 +113,22 @@ def etcd() -> None:
     if joins:
         server.shell(name="Join the cluster (/var/lib/etcd/relay)", commands=[f"{MEMBER} join"], _serial=True)
     systemd.service(name="Run etcd (etcd.service)", service="etcd.service", enabled=True)
-    changed = fleet.changed(configuration, override)
-    server.shell(
-        name="Restart etcd (etcd.service)",
-        commands=[RESTART],
-        _if=lambda: was_running and (stale or changed()),
-        _serial=True,
-    )
+    member.load(written, serial=True)
 
 
 def _peers() -> list[Host]:
     return [peer for peer in inventory.groups["db"] if peer != host]
 
 
-def _configuration() -> OperationMeta:
-    return files.template(
-        name=f"Write {CONFIGURATION}",
-        src="templates/etcd/etcd.env.j2",
-        dest=CONFIGURATION,
-        mode="644",
+def configuration() -> Configuration:
+    """A member; one that changes is restarted alone, for two at once would lose the quorum."""
+    text = render(
+        "etcd/etcd.env.j2",
         node=fleet.node_of(host),
         members=fleet.hosts("db"),
         heartbeat_ms=host.data.etcd_heartbeat_ms,
         election_ms=host.data.etcd_election_ms,
     )
+    override = (fleet.REPOSITORY / "templates/etcd/override.conf").read_text()
+    files = [ConfigFile("/etc/default/etcd", text), ConfigFile(OVERRIDE, override)]
+    return Configuration("etcd.service", files, action=RESTART)

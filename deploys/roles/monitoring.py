@@ -12,13 +12,13 @@ from typing import Any
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files
+from pyinfra.operations import apt
 
 from deploys import roles
 from deploys.lib import fleet
-from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.config_files import ConfigFile, Configuration, render
 from deploys.lib.role import ALL, MONITORS, HealthCheck, Probe, Role
-from deploys.lib.services import keep_running_with
+from deploys.lib.services import options
 
 PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter"]
 
@@ -40,7 +40,7 @@ ROLE = Role(
                 "prometheus-alertmanager.service",
                 "prometheus-blackbox-exporter.service",
             ),
-            mend="what its log names, then `sudo systemctl restart` the unit",
+            mend="what its log names, then `sudo systemctl start` the unit",
         ),
     ),
 )
@@ -122,10 +122,11 @@ def alertmanager() -> None:
     text = render("monitoring/alertmanager.yml.j2", receivers=receivers)
     path = f"{CONFIG}/alertmanager.yml"
     # Webhooks' addresses often carry a token.
-    config = [ConfigFile(path, text, mode="640", group="prometheus")]
+    config = ConfigFile(path, text, mode="640", group="prometheus")
     unit = "prometheus-alertmanager"
-    guarded(unit, config, f"amtool check-config {path}", "reload", "alertmanager")
-    keep_running_with(unit, ["--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="])
+    check = f"amtool check-config {path}"
+    Configuration(unit, [config], check=check, action="reload", label="alertmanager").keep()
+    options(unit, "--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=").keep()
 
 
 def blackbox() -> None:
@@ -136,30 +137,20 @@ def blackbox() -> None:
         "monitoring/blackbox.yml.j2", api_name=api_name, edge_ca=fleet.setting("edge_certificate_from_ca")
     )
     check = f"{unit} --config.file={path} --config.check"
-    guarded(unit, [ConfigFile(path, text)], check, "reload", "blackbox")
-    keep_running_with(unit, [f"--config.file={path}", "--web.listen-address=127.0.0.1:9115"])
+    Configuration(unit, [ConfigFile(path, text)], check=check, action="reload", label="blackbox").keep()
+    options(unit, f"--config.file={path}", "--web.listen-address=127.0.0.1:9115").keep()
 
 
 def prometheus() -> None:
     """Prometheus, what it scrapes, and the alert rules of monitoring/rules."""
-    files.directory(
-        name=f"Make {CONFIG}/rules", path=f"{CONFIG}/rules", user="root", group="root", mode="755"
-    )
-    guarded(
+    check = f"promtool check config {CONFIG}/prometheus.yml"
+    Configuration("prometheus", configuration(), check=check, action="reload").keep()
+    options(
         "prometheus",
-        configuration(),
-        f"promtool check config {CONFIG}/prometheus.yml",
-        "reload",
-        "prometheus",
-    )
-    keep_running_with(
-        "prometheus",
-        [
-            "--web.listen-address=127.0.0.1:9090",
-            f"--storage.tsdb.retention.time={fleet.setting('metrics_retention')}",
-            f"--storage.tsdb.retention.size={fleet.setting('metrics_retention_size')}",
-        ],
-    )
+        "--web.listen-address=127.0.0.1:9090",
+        f"--storage.tsdb.retention.time={fleet.setting('metrics_retention')}",
+        f"--storage.tsdb.retention.size={fleet.setting('metrics_retention_size')}",
+    ).keep()
 
 
 def rule_files() -> list[Path]:

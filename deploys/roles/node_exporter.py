@@ -6,7 +6,7 @@ from pyinfra.api.deploy import deploy
 from pyinfra.operations import apt
 
 from deploys.lib.role import ALL, Role, Scrape
-from deploys.lib.services import keep_running_with
+from deploys.lib.services import options
 
 PACKAGES = ["prometheus-node-exporter"]
 PORT = 9100
@@ -18,4 +18,4 @@ ROLE = Role("node_exporter", ALL, scrapes=(Scrape("node", PORT),))
 def node_exporter() -> None:
     """The exporter, with systemd's units among its figures."""
     apt.packages(name="Install prometheus-node-exporter", packages=PACKAGES, no_recommends=True)
-    keep_running_with("prometheus-node-exporter", ["--collector.systemd", f"--web.listen-address=:{PORT}"])
+    options("prometheus-node-exporter", "--collector.systemd", f"--web.listen-address=:{PORT}").keep()

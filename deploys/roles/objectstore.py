@@ -5,7 +5,7 @@ Production has an object store of its own elsewhere; this role is for hosts of g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from io import StringIO
 
 from pyinfra.api.command import StringCommand
@@ -16,23 +16,17 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server
 
 from deploys.lib import fleet
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
 from deploys.lib.role import Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret, access_key
-from deploys.lib.services import certificate_fingerprint, keep_running, running
-from deploys.lib.venv import virtualenv
-from deploys.roles.base import TLS
+from deploys.lib.services import running
+from deploys.lib.venv import installed, virtualenv
 
 PACKAGES = ["curl", "python3-venv"]
 S3_PORT, METRICS_PORT = 8333, 9327
 UNIT = "seaweedfs.service"
 ETC = "/etc/seaweedfs"
-READ_BY_UNIT = [
-    f"/etc/systemd/system/{UNIT}",
-    f"{ETC}/environment",
-    f"{ETC}/identities.json",
-    "/opt/seaweedfs/requirements.txt",
-]
-
+REQUIREMENTS = "templates/objectstore/requirements.txt"
 ROLE = Role(
     "objectstore",
     "vault",
@@ -84,45 +78,37 @@ def objectstore() -> None:
         shell="/usr/sbin/nologin",
         system=True,
     )
-    program = virtualenv(
+    virtualenv(
         name="Install SeaweedFS (/opt/seaweedfs/requirements.txt)",
         path="/opt/seaweedfs",
-        requirements="templates/objectstore/requirements.txt",
+        requirements=REQUIREMENTS,
     )
-    secrets_changed = secret_files()
-    unit = put_unit()
+    administrator_key()
     tool = put_tool()
-    program_changed = fleet.changed(program, unit)
-    keep_running(UNIT, READ_BY_UNIT, lambda: program_changed() or secrets_changed())
+    configuration().keep()
     bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or fleet.changed(tool)())
 
 
-def secret_files() -> Callable[[], bool]:
-    """Accounts and keys; returns whether the store must read them again."""
-    files.directory(name=f"Make {ETC}", path=ETC, user="root", group="root", mode="755")
-    environment = files.put(
-        name=f"Write {ETC}/environment",
-        src=StringIO(f"WEED_S3_SSE_KEY={fleet.secret('s3_sse_key')}\n"),
-        dest=f"{ETC}/environment",
-        user="root",
-        group="root",
-        mode="600",
-    )
-    identities = files.template(
-        name=f"Write {ETC}/identities.json",
-        src="templates/objectstore/identities.json.j2",
-        dest=f"{ETC}/identities.json",
-        user="seaweedfs",
-        group="seaweedfs",
-        mode="600",
+def configuration() -> Configuration:
+    """The store: its unit, its accounts and the key that it encrypts with."""
+    identities = render(
+        "objectstore/identities.json.j2",
         bucket=host.data.s3_bucket,
         access_key=fleet.secret("s3_access_key"),
         secret_key=fleet.secret("s3_secret_key"),
         admin_access_key=fleet.secret("s3_admin_access_key"),
         admin_secret_key=fleet.secret("s3_admin_secret_key"),
     )
-    administrator_key()
-    return fleet.changed(environment, identities)
+    key = f"WEED_S3_SSE_KEY={fleet.secret('s3_sse_key')}\n"
+    return Configuration(
+        UNIT,
+        [
+            ConfigFile(f"{ETC}/environment", key, mode="600"),
+            ConfigFile(f"{ETC}/identities.json", identities, mode="640", group="seaweedfs"),
+            ConfigFile(f"{SYSTEMD_UNITS}{UNIT}", unit()),
+        ],
+        reads=[installed("/opt/seaweedfs", REQUIREMENTS)],
+    )
 
 
 def administrator_key() -> None:
@@ -138,16 +124,12 @@ def administrator_key() -> None:
     )
 
 
-def put_unit() -> OperationMeta:
+def unit() -> str:
     """The systemd unit."""
-    return files.template(
-        name=f"Write /etc/systemd/system/{UNIT}",
-        src=f"templates/objectstore/{UNIT}.j2",
-        dest=f"/etc/systemd/system/{UNIT}",
-        mode="644",
+    return render(
+        f"objectstore/{UNIT}.j2",
         node=fleet.node_of(host),
         tls=TLS,
-        fingerprint=certificate_fingerprint(),
         port=S3_PORT,
         metrics_port=METRICS_PORT,
         volume_mb=host.data.objectstore_volume_mb,

@@ -15,14 +15,15 @@ from pyinfra.api.deploy import deploy
 from pyinfra.api.host import HostData
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
+from pyinfra.facts.files import File
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet, patroni
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
-from deploys.lib.services import certificate_fingerprint, keep_running, outdated, running
-from deploys.lib.venv import virtualenv
-from deploys.roles.base import TLS
+from deploys.lib.services import running
+from deploys.lib.venv import installed, virtualenv
 
 DEFAULT_VERSION = 15
 PACKAGES = [
@@ -35,11 +36,11 @@ PACKAGES = [
 POSTGRES_PORT, REST_PORT, EXPORTER_PORT = 5432, 8008, 9187
 LIBRARY = "/usr/local/lib/relay"
 VENV = "/opt/patroni"
+# There while a restart of Patroni is due.
+DISK_WATCH = "/usr/local/sbin/relay-disk-watch"
 STALE = "/run/relay-patroni-stale"
-# Touched when Patroni has read its configuration again.
-LOADED = "/run/relay-patroni-loaded"
 UNIT = "patroni.service"
-CONFIGURATION = "/etc/patroni/patroni.yml"
+REQUIREMENTS = "templates/postgres/requirements.txt"
 # Secret of each role that database_setup.py makes.
 ROLE_SECRETS = {
     "relay_owner": "postgres_owner_password",
@@ -105,16 +106,16 @@ def postgres() -> None:
     """A member of the cluster, on each host of group `db`; etcd runs there already."""
     was_running = running(UNIT)
     packages()
-    program = virtualenv(
+    virtualenv(
         name=f"Install Patroni ({VENV}/requirements.txt)",
         path=VENV,
-        requirements="templates/postgres/requirements.txt",
+        requirements=REQUIREMENTS,
         build_requirements="templates/postgres/requirements-build.txt",
     )
     tools()
     setup = setup_files()
-    configuration = configure()
-    unit = put_unit(UNIT)
+    settings, program = configuration(), service()
+    settings_written, program_written = settings.write(), program.write()
     systemd.service(name="Run Patroni (patroni.service)", service=UNIT, enabled=True)
     server.shell(
         name="Wait until PostgreSQL serves (patroni.service)",
@@ -122,15 +123,15 @@ def postgres() -> None:
         _if=lambda: not was_running,
     )
     patroni.database_setup(name="Set up roles and database (/etc/relay/database.json)", due=setup())
-    stale = outdated(UNIT, [f"/etc/systemd/system/{UNIT}", f"{VENV}/requirements.txt"])
-    renewed = fleet.changed(program, unit)
-    reload_or_restart(was_running, fleet.changed(configuration), lambda: stale or renewed())
+    settings.load(settings_written)
+    restart(program.load(program_written))
     if fleet.node_of(host) == fleet.hosts("db")[0]:
         patroni.cluster_settings(
             name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings(host.data)
         )
-    heartbeat()
-    exporter()
+    heartbeat().keep()
+    exporter().keep()
+    disk_watch().keep()
 
 
 def packages() -> None:
@@ -190,19 +191,13 @@ def setup_files() -> Callable[[], bool]:
     return fleet.changed(program, written)
 
 
-def configure() -> OperationMeta:
-    """Patroni's own configuration."""
-    return files.template(
-        name=f"Write {CONFIGURATION}",
-        src="templates/postgres/patroni.yml.j2",
-        dest=CONFIGURATION,
-        user="postgres",
-        group="postgres",
-        mode="600",
+def configuration() -> Configuration:
+    """Patroni's settings, PostgreSQL's among them. A reload makes both read their certificates again."""
+    text = render(
+        "postgres/patroni.yml.j2",
         node=fleet.node_of(host),
         members=fleet.hosts("db"),
         tls=TLS,
-        fingerprint=certificate_fingerprint(),
         version=host.data.postgres_version,
         dynamic=cluster_settings(host.data),
         access=access_rules(),
@@ -210,6 +205,26 @@ def configure() -> OperationMeta:
         replication_password=fleet.secret("postgres_replication_password"),
         rewind_password=fleet.secret("postgres_rewind_password"),
     )
+    file = ConfigFile("/etc/patroni/patroni.yml", text, mode="640", group="postgres")
+    # Patroni's own test asks every member of etcd: with one away, nothing could be changed.
+    check = f"{VENV}/bin/python -c 'import yaml; yaml.safe_load(open(\"{file.path}\"))'"
+    return Configuration(UNIT, [file], check=check, action="reload", label="patroni")
+
+
+def service() -> Configuration:
+    """Patroni's program and unit. They need a restart, which is only marked here: replicas go first."""
+    return Configuration(
+        UNIT,
+        [template(UNIT, f"{SYSTEMD_UNITS}{UNIT}")],
+        action=f"touch {STALE}",
+        reads=[installed(VENV, REQUIREMENTS)],
+        label="patroni-program",
+    )
+
+
+def template(name: str, path: str) -> ConfigFile:
+    """A file of templates/postgres as it is."""
+    return ConfigFile(path, (fleet.REPOSITORY / "templates/postgres" / name).read_text())
 
 
 def cluster_settings(data: HostData) -> dict[str, Any]:
@@ -284,83 +299,61 @@ def access_rules() -> list[str]:
     ]
 
 
-def reload_or_restart(was_running: bool, changed: Callable[[], bool], stale: Callable[[], bool]) -> None:
-    """A new configuration is reloaded; a new program or unit restarts one node after the other."""
-    unread = outdated(UNIT, [CONFIGURATION], LOADED)
-    server.shell(
-        name="Reload Patroni (/etc/patroni/patroni.yml)",
-        commands=[f"systemctl reload {UNIT} && touch {LOADED}"],
-        _if=lambda: was_running and (unread or changed()) and not stale(),
-    )
-    server.shell(
-        name="Mark Patroni for a restart (patroni.service)",
-        commands=[f"touch {STALE}"],
-        _if=lambda: was_running and stale(),
-    )
+def restart(marked: OperationMeta) -> None:
+    """Restarts Patroni where that is due, one node after the other, the primary last."""
+    left = host.get_fact(File, path=STALE) is not None
+
+    def due() -> bool:
+        return left or marked.changed
+
     server.shell(
         name="Restart Patroni on replicas (patroni.service)",
         commands=["relay-patroni restart-replica"],
-        _if=lambda: was_running and stale(),
+        _if=due,
         _serial=True,
     )
     server.shell(
         name="Restart Patroni on the primary (patroni.service)",
         commands=["relay-patroni restart-rest"],
-        _if=lambda: was_running and stale(),
+        _if=due,
         _serial=True,
     )
 
 
-def put_unit(name: str) -> OperationMeta:
-    """A unit file of this role."""
-    return files.put(
-        name=f"Write /etc/systemd/system/{name}",
-        src=f"templates/postgres/{name}",
-        dest=f"/etc/systemd/system/{name}",
-        mode="644",
-    )
-
-
-def heartbeat() -> None:
+def heartbeat() -> Configuration:
     """The small write that tells an idle cluster's replicas that they are current."""
-    script = files.put(
-        name=f"Write {LIBRARY}/heartbeat.sql",
-        src="templates/postgres/heartbeat.sql",
-        dest=f"{LIBRARY}/heartbeat.sql",
-        mode="644",
-    )
-    unit = put_unit("relay-heartbeat.service")
-    keep_running(
-        "relay-heartbeat.service",
-        [f"{LIBRARY}/heartbeat.sql", "/etc/systemd/system/relay-heartbeat.service"],
-        fleet.changed(script, unit),
+    unit = "relay-heartbeat.service"
+    return Configuration(
+        unit,
+        [template("heartbeat.sql", f"{LIBRARY}/heartbeat.sql"), template(unit, f"{SYSTEMD_UNITS}{unit}")],
     )
 
 
-def exporter() -> None:
+def disk_watch() -> Configuration:
+    """What hands a primary over before its disk is full."""
+    data, node, unit = host.data, fleet.node_of(host), "relay-disk-watch.service"
+    command = (
+        f"{DISK_WATCH} --name {node.name} --data /var/lib/postgresql/{data.postgres_version}/relay"
+        f" --rest https://{node.address}:{REST_PORT} --handover-mb {data.postgres_disk_handover_mb}"
+        f" --handover-percent {data.postgres_disk_handover_percent}"
+        f" --reserve-mb {data.postgres_disk_reserve_mb}"
+    )
+    program = (fleet.REPOSITORY / "templates/postgres/relay_disk_watch.py").read_text()
+    text = render("postgres/relay-disk-watch.service.j2", command=command)
+    files = [ConfigFile(DISK_WATCH, program, mode="755"), ConfigFile(f"{SYSTEMD_UNITS}{unit}", text)]
+    return Configuration(unit, files, check=f"{DISK_WATCH} --help >/dev/null")
+
+
+def exporter() -> Configuration:
     """prometheus-postgres-exporter, with a role of its own that may only read statistics."""
-    password = files.put(
-        name="Write /etc/relay/postgres-exporter.password",
-        src=StringIO(fleet.secret("postgres_exporter_password")),
-        dest="/etc/relay/postgres-exporter.password",
-        user="prometheus",
-        group="prometheus",
-        mode="600",
+    password = fleet.secret("postgres_exporter_password")
+    options = render("postgres/exporter.env.j2", node=fleet.node_of(host), tls=TLS)
+    return Configuration(
+        "prometheus-postgres-exporter.service",
+        [
+            ConfigFile("/etc/relay/postgres-exporter.password", password, mode="640", group="prometheus"),
+            template("queries.yml", "/etc/relay/postgres-queries.yml"),
+            ConfigFile("/etc/default/prometheus-postgres-exporter", options),
+        ],
+        label="postgres-exporter",
     )
-    queries = files.put(
-        name="Write /etc/relay/postgres-queries.yml",
-        src="templates/postgres/queries.yml",
-        dest="/etc/relay/postgres-queries.yml",
-        mode="644",
-    )
-    options = files.template(
-        name="Write /etc/default/prometheus-postgres-exporter",
-        src="templates/postgres/exporter.env.j2",
-        dest="/etc/default/prometheus-postgres-exporter",
-        mode="644",
-        node=fleet.node_of(host),
-        tls=TLS,
-    )
-    read = ["/etc/relay/postgres-exporter.password", "/etc/relay/postgres-queries.yml"]
-    read.append("/etc/default/prometheus-postgres-exporter")
-    keep_running("prometheus-postgres-exporter.service", read, fleet.changed(password, queries, options))

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.operations import apt, files, server
 
 from deploys.lib import fleet
-from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.role import Opening, Role
 from deploys.lib.secrets import Secret
-from deploys.lib.services import certificate_fingerprint
 
 PACKAGES = ["python3-starlette", "python3-uvicorn"]
 
@@ -37,14 +36,11 @@ def provider() -> None:
     )
     for path in host.loop(["/opt/provider/provider", "/etc/provider"]):
         files.directory(name=f"Make {path}", path=path, user="root", group="root", mode="755")
-    guarded(
+    Configuration(
         "provider",
         [*program(), api_key(), unit()],
-        check="cd /opt/provider && python3 -B -m provider --help >/dev/null && systemctl daemon-reload",
-        action="restart",
-        label="provider",
-    )
-    systemd.service(name="Run provider (provider.service)", service="provider", running=True, enabled=True)
+        check="cd /opt/provider && python3 -B -m provider --help >/dev/null",
+    ).keep()
 
 
 def program() -> list[ConfigFile]:
@@ -65,6 +61,5 @@ def api_key() -> ConfigFile:
 
 
 def unit() -> ConfigFile:
-    """The service. Naming the certificate in it restarts the provider when the certificate is renewed."""
-    text = render("provider/provider.service.j2", port=PORT, certificate=certificate_fingerprint())
-    return ConfigFile("/etc/systemd/system/provider.service", text)
+    """The service."""
+    return ConfigFile(f"{SYSTEMD_UNITS}provider.service", render("provider/provider.service.j2", port=PORT))

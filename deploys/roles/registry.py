@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
 from pyinfra.api.deploy import deploy
-from pyinfra.operations import apt, files, systemd
+from pyinfra.operations import apt
 
 from deploys.lib import fleet
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Probe, Role
 from deploys.lib.secrets import BcryptHash, Secret
-from deploys.roles import base
 from deploys.roles.docker import REGISTRY_PORT
 
 PACKAGES = ["docker-registry"]
-OVERRIDE = "/etc/systemd/system/docker-registry.service.d/relay.conf"
+OVERRIDE = f"{SYSTEMD_UNITS}docker-registry.service.d/relay.conf"
 
 ROLE = Role(
     "registry",
@@ -25,7 +23,7 @@ ROLE = Role(
             "the registry runs",
             "systemctl is-active docker-registry",
             units=("docker-registry.service",),
-            mend="what its log names, then `sudo systemctl restart docker-registry`",
+            mend="what its log names, then `sudo systemctl start docker-registry`",
         ),
     ),
     probes=(Probe("registry", REGISTRY_PORT, "/v2/"),),
@@ -41,32 +39,18 @@ ROLE = Role(
 def registry() -> None:
     """The registry role, for the first of the ops hosts."""
     apt.packages(name="Install docker-registry", packages=PACKAGES, no_recommends=True)
-    passwords = files.put(
-        name="Write /etc/docker/registry/htpasswd",
-        src=StringIO(f"relay:{fleet.secret('registry_password_hash')}\n"),
-        dest="/etc/docker/registry/htpasswd",
-        user="root",
-        group="docker-registry",
-        mode="640",
-    )
-    settings = files.template(
-        name="Write /etc/docker/registry/config.yml",
-        src="templates/registry/config.yml.j2",
-        dest="/etc/docker/registry/config.yml",
-        mode="644",
-        port=REGISTRY_PORT,
-        tls=base.TLS,
-    )
-    unit = files.template(
-        name=f"Write {OVERRIDE}", src="templates/registry/unit.conf.j2", dest=OVERRIDE, mode="644"
-    )
-    systemd.service(
-        name="Run docker-registry (docker-registry.service)", service="docker-registry", enabled=True
-    )
-    base.follow(
-        name="Restart docker-registry (/etc/docker/registry/config.yml)",
-        unit="docker-registry",
-        command="systemctl daemon-reload && systemctl restart docker-registry",
-        paths=["/etc/docker/registry", OVERRIDE, f"{base.TLS}/host.crt"],
-        changed=fleet.changed(passwords, settings, unit),
+    configuration().keep()
+
+
+def configuration() -> Configuration:
+    """docker-registry, its password and its place in the group that may read the host's key."""
+    password = f"relay:{fleet.secret('registry_password_hash')}\n"
+    settings = render("registry/config.yml.j2", port=REGISTRY_PORT, tls=TLS)
+    return Configuration(
+        "docker-registry",
+        [
+            ConfigFile("/etc/docker/registry/htpasswd", password, mode="640", group="docker-registry"),
+            ConfigFile("/etc/docker/registry/config.yml", settings),
+            ConfigFile(OVERRIDE, render("registry/unit.conf.j2")),
+        ],
     )

@@ -20,10 +20,11 @@ from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
-from pyinfra.context import host, inventory, state
+from pyinfra.context import host, inventory
 from pyinfra.operations import apt, files
 
 from deploys.lib import fleet, relay_image
+from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.secrets import Secret, fernet_key
 from deploys.roles.base import UPLOADS
@@ -124,7 +125,7 @@ def image(reference: str, base: str) -> Commands:
     if host.get_fact(ImageDigest, reference=reference):
         return
     archive = f"{UPLOADS}/relay-context.tar"
-    if state.is_executing:
+    if is_executing():
         yield FileUploadCommand(relay_image.context(), archive, remote_temp_filename=f"{archive}.part")
     packages = ",".join(IMAGE_PACKAGES)
     yield StringCommand(
@@ -146,7 +147,7 @@ def roll(reference: str, values: Mapping[str, Any]) -> Commands:
     """Writes the stack file for the image's digest, migrates the database and rolls the replicas."""
     digest = host.get_fact(ImageDigest, reference=reference)
     if not digest:
-        if state.is_executing:
+        if is_executing():
             raise OperationError(f"the registry does not have {reference}")
         yield StringCommand("relay-roll", reference)
         return

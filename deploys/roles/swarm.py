@@ -18,10 +18,11 @@ from pyinfra.api.exceptions import OperationError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
-from pyinfra.context import host, inventory, state
+from pyinfra.context import host, inventory
 from pyinfra.operations import files
 
 from deploys.lib import fleet
+from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Size, Subgroup
 
 Commands = Generator[StringCommand, None, None]
@@ -51,7 +52,7 @@ ROLE = Role(
             first=True,
             units=("docker.service",),
             member=f"{_STATE} | grep -qx 'active ' || {{ {_STATE}; false; }}",
-            mend="`sudo systemctl restart docker` there; a host that is gone for good is taken out of the "
+            mend="`sudo systemctl start docker` there; a host that is gone for good is taken out of the "
             "inventory, and apply removes it from the swarm",
         ),
     ),
@@ -130,7 +131,7 @@ def join(role: str) -> Commands:
     if host.get_fact(SwarmState).get("LocalNodeState", "inactive") != "inactive":
         return
     manager = first_manager()
-    if manager is None and state.is_executing:
+    if manager is None and is_executing():
         raise OperationError("no relay host is a swarm manager yet: apply without --limit")
     # Before the run there may be no swarm yet; the command is then only a sign of the change to come.
     token = _token(manager, role) if manager else ""
@@ -143,7 +144,7 @@ def join(role: str) -> Commands:
 def _token(manager: Host, role: str) -> str:
     """The token to join with. Each manager that joins makes the others elect anew for a moment."""
     token: str = _until(lambda: manager.get_fact(JoinToken, role=role), bool)
-    if state.is_executing and not token:
+    if is_executing() and not token:
         raise OperationError("the swarm has no leader: see monitoring/runbooks/SwarmNoLeader.md")
     return token
 
@@ -152,7 +153,7 @@ def _until(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
     """What `look` sees: a plan looks once, a run until it is good or LEADER_SECONDS have passed."""
     end = time.monotonic() + LEADER_SECONDS
     seen = look()
-    while state.is_executing and not good(seen) and time.monotonic() < end:
+    while is_executing() and not good(seen) and time.monotonic() < end:
         time.sleep(1)
         seen = look()
     return seen

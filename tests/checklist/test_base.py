@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from deploys.lib import fleet
-from deploys.roles.base import TLS, UPLOADS
+from deploys.lib.config_files import TLS
+from deploys.roles.base import UPLOADS
 from tests.checklist.targets import address, hosts, reached, ssh
 
 testinfra_hosts = hosts("all")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from pyinfra.api.arguments import all_global_arguments
+from pyinfra.api.connectors import get_all_connectors
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operations import run_ops
@@ -133,6 +136,15 @@ def _collect(state: State, target: Any, outcome: Outcome) -> None:
         outcome.operations.append(name)
         if state.get_op_data_for_host(target, op_hash).operation_meta.did_change():
             outcome.changes.append(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _look_for_plugins_once() -> Iterator[None]:
+    """pyinfra searches all installed packages for connectors with each host: half of these tests' time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyinfra.api.inventory.get_all_connectors", cache(get_all_connectors))
+        patch.setattr("pyinfra.api.arguments.all_global_arguments", cache(all_global_arguments))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyinfra.api.deploy import deploy
 
 from deploys.lib import fleet
 from deploys.roles import base
@@ -73,7 +72,7 @@ def test_figures_know_the_settings(fake_role: Any, wanted: bool) -> None:
     unit = outcome.files["/etc/systemd/system/relay-host-figures.service"]
     assert f"ExecStart={command}" in unit.splitlines()
     # Measured once, as a test, before the timer is trusted with it.
-    assert any(f"if ! {{ {command} && systemctl daemon-reload; }}" in line for line in outcome.commands)
+    assert any(f"if ! {{ {command}; }}" in line for line in outcome.commands)
     assert outcome.files[base.FIGURES].startswith("#!/usr/bin/env python3\n")
 
 
@@ -137,16 +136,3 @@ def test_figures_can_be_read_by_the_exporter_whoever_wrote_them(machine: Machine
     path = machine.root / machine.module.FIGURES
     assert path.stat().st_mode & 0o777 == 0o644
     assert path.parent.stat().st_mode & path.parent.parent.stat().st_mode & 0o777 == 0o755
-
-
-@deploy("Follow")
-def _follow() -> None:
-    base.follow(
-        name="follow", unit="x", command="systemctl restart x", paths=["/etc/x"], changed=lambda: False
-    )
-
-
-@pytest.mark.parametrize(("newer", "restarts"), [("/etc/x", 1), ("", 0)])
-def test_a_restart_that_a_killed_run_left_out_is_made_good(fake_role: Any, newer: str, restarts: int) -> None:
-    outcome = fake_role(_follow, "db1", responses={"-newermt": newer})
-    assert outcome.commands.count("systemctl restart x") == restarts

@@ -57,14 +57,14 @@ def test_clients_may_not_administer_the_server(configuration: list[str]) -> None
 def test_the_exporter_has_the_password_in_a_file_of_its_own(outcome: Any, sandbox_inventory: Any) -> None:
     path = "/etc/relay/redis-exporter.json"
     assert json.loads(outcome.files[path]) == {cache.LOCAL_URL: fleet.secret("redis_password")}
-    assert f"chmod 600 {path}" in outcome.commands
-    assert f"chown prometheus:prometheus {path}" in outcome.commands
+    assert f"install -D -o root -g prometheus -m 640 /dev/null {path}.new" in outcome.commands
 
 
-def test_an_exporter_that_its_package_started_is_restarted(outcome: Any) -> None:
-    assert (
-        "systemctl daemon-reload && systemctl restart prometheus-redis-exporter.service" in outcome.commands
-    )
+def test_account_and_configuration_are_there_when_the_package_starts_the_service(outcome: Any) -> None:
+    names = outcome.operations
+    install = next(i for i, name in enumerate(names) if "Install Redis" in name)
+    assert any("/etc/redis/redis.conf" in name for name in names[:install])
+    assert any("/etc/group" in name for name in names[:install])
 
 
 def test_url_is_for_tls(sandbox_inventory: Any) -> None:

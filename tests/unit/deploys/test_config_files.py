@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +16,55 @@ from jinja2 import UndefinedError
 from pyinfra.api.deploy import deploy
 
 from deploys.lib import config_files
-from deploys.lib.config_files import ConfigFile, guarded, render
+from deploys.lib.config_files import ConfigFile, Configuration, LoadedDigest, render
 
+# A start that is later than whatever a test writes.
+LATER = "2100-01-01 00:00:00 UTC"
 CONFIG = [ConfigFile("/etc/thing/a.conf", "a\n"), ConfigFile("/etc/thing/key", "k\n", mode="600")]
+THING = Configuration("thing", CONFIG, check="thing --test", action="reload")
 
 
 @deploy("Thing")
 def thing() -> None:
-    guarded("thing", CONFIG, "thing --test", "reload", "thing")
+    THING.keep(run=False)
 
 
-def settled(config: list[ConfigFile]) -> dict[str, Any]:
+@pytest.fixture
+def settled(sandbox_inventory: Any) -> dict[str, Any]:
     """Answers of a host on which everything is in place and loaded."""
-    states = [f"{file.path} {file.state}" for file in config]
-    return {"sha256sum": states, "thing/digest": config_files._digest(config)}
+    whole = hashlib.sha256()
+    for file in CONFIG:
+        whole.update(f"{file.path}\0{file.text}\0".encode())
+    return {
+        "sha256sum": [f"{file.path} {file.state}" for file in CONFIG],
+        "thing/digest": whole.hexdigest(),
+    }
 
 
 def test_files_are_written_then_tested_then_loaded(fake_role: Any) -> None:
     outcome = fake_role(thing, "edge1")
     assert outcome.files["/etc/thing/a.conf"] == "a\n"
     commands = outcome.commands
-    use = commands[-1]
+    use = next(line for line in commands if "thing --test" in line)
     assert commands.index("mv /etc/thing/key.new /etc/thing/key") < commands.index(use)
     assert use.index("thing --test") < use.index("systemctl reload-or-restart thing")
 
 
 def test_a_secret_file_is_closed_before_its_content_arrives(fake_role: Any) -> None:
-    assert "install -o root -g root -m 600 /dev/null /etc/thing/key.new" in fake_role(thing, "edge1").commands
+    assert (
+        "install -D -o root -g root -m 600 /dev/null /etc/thing/key.new" in fake_role(thing, "edge1").commands
+    )
 
 
-def test_what_is_in_place_and_loaded_stays(fake_role: Any) -> None:
-    assert fake_role(thing, "edge1", responses=settled(CONFIG)).changes == []
+def test_what_is_in_place_and_loaded_stays(fake_role: Any, settled: Any) -> None:
+    assert fake_role(thing, "edge1", responses=settled).changes == []
 
 
 @pytest.mark.parametrize("wrong", ["644 root root 0000", "666 root root {sha}", "644 deploy root {sha}"])
-def test_one_file_that_differs_is_written_and_all_are_tested(fake_role: Any, wrong: str) -> None:
-    answers = settled(CONFIG)
+def test_one_file_that_differs_is_written_and_all_are_tested(
+    fake_role: Any, settled: Any, wrong: str
+) -> None:
+    answers = dict(settled)
     sha = CONFIG[0].state.rpartition(" ")[2]
     answers["sha256sum"][0] = f"{CONFIG[0].path} {wrong.format(sha=sha)}"
     changes = fake_role(thing, "edge1", responses=answers).changes
@@ -56,9 +74,9 @@ def test_one_file_that_differs_is_written_and_all_are_tested(fake_role: Any, wro
     ]
 
 
-def test_an_interrupted_run_is_finished_by_the_next(fake_role: Any) -> None:
+def test_an_interrupted_run_is_finished_by_the_next(fake_role: Any, settled: Any) -> None:
     """Files are in place, but the program never loaded them."""
-    answers = settled(CONFIG) | {"thing/digest": "of an older set"}
+    answers = settled | {"thing/digest": "of an older set"}
     changes = fake_role(thing, "edge1", responses=answers).changes
     assert len(changes) == 1
     assert "test, then reload thing" in changes[0]
@@ -69,35 +87,96 @@ def test_a_template_with_a_missing_value_is_an_error() -> None:
         render("edge/exporter.j2")
 
 
+@dataclass
+class Host:
+    """A host's files below `root`, on which the script that loads runs for real."""
+
+    root: Path
+    script: Callable[[Configuration], str]
+    # When the unit started; empty while it does not run.
+    started: str = ""
+
+    def load(self, check: str = "true", action: str = "reload") -> subprocess.CompletedProcess[str]:
+        script = self.script(Configuration("thing", CONFIG[:1], check=check, action=action))
+        script = script.replace(config_files.LOADED, f"{self.root}/loaded").replace("-C /", f"-C {self.root}")
+        script = script.replace("/etc/thing", f"{self.root}/etc/thing")
+        systemctl = (
+            f'case "$*" in *ActiveEnterTimestamp*) echo "{self.started}" ;; *NeedDaemonReload*) echo no ;; '
+            f"is-active*) ;; *) echo $* >> {self.root}/log ;; esac"
+        )
+        command = ["sh", "-c", f"systemctl() {{ {systemctl}; }}; {script}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    @property
+    def log(self) -> list[str]:
+        log = self.root / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    @property
+    def live(self) -> Path:
+        path = self.root / "etc/thing/a.conf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def loaded(self) -> str:
+        command = LoadedDigest().command("thing", [str(self.live)])
+        command = command.replace(config_files.LOADED, f"{self.root}/loaded")
+        return subprocess.run(
+            ["sh", "-c", command], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+
 @pytest.fixture
-def sandbox_script(tmp_path: Path, fake_role: Any) -> Any:
-    """The script of `use`, made to work below a directory and with a fake systemctl."""
-
-    def run(check: str) -> subprocess.CompletedProcess[str]:
+def machine(tmp_path: Path, fake_role: Any) -> Host:
+    def script(configuration: Configuration) -> str:
         @deploy("Thing")
-        def checked() -> None:
-            guarded("thing", CONFIG[:1], check, "reload", "thing")
+        def thing() -> None:
+            configuration.keep(run=False)
 
-        script = fake_role(checked, "edge1").commands[-1]
-        script = script.replace(config_files.LOADED, f"{tmp_path}/loaded").replace("-C /", f"-C {tmp_path}")
-        script = f"systemctl() {{ echo $* >> {tmp_path}/systemctl.log; }}; {script}"
-        return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+        return str(fake_role(thing, "edge1").commands[-1])
 
-    return run
+    return Host(tmp_path, script)
 
 
-def test_a_failed_test_restores_the_files_and_reloads_nothing(tmp_path: Path, sandbox_script: Any) -> None:
-    live = tmp_path / "etc/thing/a.conf"
-    live.parent.mkdir(parents=True)
-    live.write_text("good\n")
-    assert sandbox_script("true").returncode == 0
-    assert (tmp_path / "systemctl.log").read_text() == "reload-or-restart thing\n"
-    digest = (tmp_path / "loaded/thing/digest").read_text()
+def test_a_failed_test_restores_the_files_and_reloads_nothing(machine: Host) -> None:
+    machine.live.write_text("good\n")
+    assert machine.load().returncode == 0
+    assert machine.log == ["reload-or-restart thing"]
+    before = machine.loaded()
+    assert before
 
-    live.write_text("broken\n")
-    refused = sandbox_script("false")
+    machine.live.write_text("broken\n")
+    refused = machine.load("false")
     assert refused.returncode == 1
     assert "the test failed" in refused.stderr
-    assert live.read_text() == "good\n"
-    assert (tmp_path / "systemctl.log").read_text() == "reload-or-restart thing\n"
-    assert (tmp_path / "loaded/thing/digest").read_text() == digest
+    assert machine.live.read_text() == "good\n"
+    assert machine.log == ["reload-or-restart thing"]
+    assert machine.loaded() == before
+
+
+def test_a_failed_reload_is_tried_again(machine: Host) -> None:
+    machine.live.write_text("good\n")
+    assert machine.load(action="exit 1").returncode == 1
+    assert machine.loaded() == ""
+
+
+def test_a_file_that_changed_since_it_was_loaded_is_not_loaded(machine: Host) -> None:
+    machine.live.write_text("good\n")
+    machine.load()
+    assert machine.loaded()
+    later = time.time() + 5
+    os.utime(machine.live, (later, later))
+    assert machine.loaded() == ""
+
+
+@pytest.mark.parametrize(
+    ("started", "acts"), [("2001-01-01 00:00:00.5 UTC", True), ("", True), (LATER, False)]
+)
+def test_a_unit_that_started_after_its_files_were_written_has_read_them(
+    machine: Host, started: str, acts: bool
+) -> None:
+    machine.live.write_text("good\n")
+    machine.started = started
+    assert machine.load("true", "restart").returncode == 0
+    assert bool(machine.log) is acts
+    assert machine.loaded()

@@ -14,7 +14,6 @@ from pyinfra.api.inventory import Inventory
 
 from deploys.lib import fleet
 from deploys.roles import docker
-from tests.unit.deploys.facts import LINUX, existing, running
 from tests.unit.deploys.scripts import load
 
 
@@ -65,18 +64,10 @@ def test_pools_do_not_overlap() -> None:
     assert not any(a.overlaps(b) for a in networks for b in networks if a is not b)
 
 
-def test_docker_restarts_only_after_its_settings_changed(fake_role: Any) -> None:
-    restart = "Docker | Restart Docker, host after host (/etc/docker/daemon.json)"
-    changed = fake_role(docker.docker, "app1", responses=running("docker.service"))
-    assert restart in changed.changes
-    assert changed.commands.count(docker.RESTART) == 1
-    text = json.dumps(docker.daemon(), indent=2) + "\n"
-    same = running("docker.service") | LINUX | existing("/etc/docker/daemon.json", text)
-    assert docker.RESTART not in fake_role(docker.docker, "app1", responses=same).commands
-
-
-def test_an_engine_that_was_only_now_installed_is_not_restarted(fake_role: Any) -> None:
-    assert docker.RESTART not in fake_role(docker.docker, "app1").commands
+def test_a_changed_engine_is_restarted_by_the_program_that_watches_the_swarm(fake_role: Any) -> None:
+    outcome = fake_role(docker.docker, "app1")
+    (load,) = [line for line in outcome.commands if "mkdir -p /var/lib/relay/loaded/docker" in line]
+    assert load.index(docker.VALIDATE) < load.index(docker.RESTART)
 
 
 def test_the_engine_is_measured(fake_role: Any) -> None:

@@ -53,13 +53,13 @@ def test_the_store_is_not_root_and_keeps_its_data(unit: str) -> None:
 
 def test_secrets_are_in_private_files_only(outcome: Any, sandbox_inventory: Any) -> None:
     private = {
-        "/etc/seaweedfs/environment": "root",
-        "/etc/seaweedfs/administrator.curl": "root",
-        "/etc/seaweedfs/identities.json": "seaweedfs",
+        "/etc/seaweedfs/environment": "install -D -o root -g root -m 600 /dev/null",
+        "/etc/seaweedfs/identities.json": "install -D -o root -g seaweedfs -m 640 /dev/null",
     }
-    for path, owner in private.items():
-        assert f"chmod 600 {path}" in outcome.commands
-        assert f"chown {owner}:{owner} {path}" in outcome.commands
+    for path, command in private.items():
+        assert f"{command} {path}.new" in outcome.commands
+    private["/etc/seaweedfs/administrator.curl"] = ""
+    assert "chmod 600 /etc/seaweedfs/administrator.curl" in outcome.commands
     names = ("s3_secret_key", "s3_sse_key", "s3_admin_secret_key")
     values = [fleet.secret(name) for name in names]
     for path, text in outcome.files.items():

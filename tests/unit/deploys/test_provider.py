@@ -26,7 +26,7 @@ def test_the_whole_program_is_put_on_the_host(outcome: Any) -> None:
 
 def test_the_key_is_readable_by_the_provider_only(outcome: Any, sandbox_inventory: Any) -> None:
     assert outcome.files["/etc/provider/api.key"].strip() == fleet.secret("provider_api_key")
-    assert "install -o root -g provider -m 640 /dev/null /etc/provider/api.key.new" in outcome.commands
+    assert "install -D -o root -g provider -m 640 /dev/null /etc/provider/api.key.new" in outcome.commands
 
 
 def test_the_unit_shows_no_secret(outcome: Any, sandbox_inventory: Any) -> None:

@@ -86,7 +86,7 @@ def test_who_joins_waits_for_a_leader(monkeypatch: pytest.MonkeyPatch, token: st
     manager: Any = SimpleNamespace(get_fact=lambda _, role: next(answers, ""))
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(swarm, "LEADER_SECONDS", 0 if not token else 5)
-    monkeypatch.setattr(swarm, "state", SimpleNamespace(is_executing=True))
+    monkeypatch.setattr(swarm, "is_executing", lambda: True)
     if token:
         assert swarm._token(manager, "manager") == token
     else:
@@ -181,7 +181,7 @@ def test_a_node_that_has_joined_is_given_time_to_say_its_name(
 
     monkeypatch.setattr(swarm, "LEADER_SECONDS", 5)
     monkeypatch.setattr(swarm, "host", SimpleNamespace(get_fact=get_fact))
-    monkeypatch.setattr(swarm, "state", SimpleNamespace(is_executing=executing))
+    monkeypatch.setattr(swarm, "is_executing", lambda: executing)
     monkeypatch.setattr("time.sleep", lambda _: None)
     assert swarm._settled(["app1", "app2"]) == seen[-1]
     assert len(seen) == looks

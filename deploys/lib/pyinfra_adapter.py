@@ -1,0 +1,205 @@
+"""All that the toolkit touches of pyinfra's inner workings. No other module does.
+
+What is assumed of pyinfra 3.10.0 beyond its documentation; tests/unit/deploys/test_pyinfra_adapter.py tests
+each sentence, so that another version is tried by running it:
+
+- A `State` may be prepared and executed again once `reset` has emptied its operations.
+- `state.is_executing` is false while operations are prepared and true while they run.
+- Every fact is asked for through `host.get_fact`, which may be replaced on the host.
+- An operation's names, its conditions (`_if`) and whether it changes its host are found by its hash.
+- pyinfra asks an operation's conditions only when it runs it, and believes `_maybe_is_change` before that.
+- What runs inside `host.deploy` carries its name as the first part of the operation's.
+- Callbacks are called on the instance that was added, although the base class declares them static.
+"""
+
+from __future__ import annotations
+
+import copy
+import runpy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyinfra
+from paramiko import SSHException
+from pyinfra.api.command import StringCommand
+from pyinfra.api.config import Config
+from pyinfra.api.connect import connect_all, disconnect_all
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operation import OperationMeta
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import BaseStateCallback, State, StateHostMeta, StateStage
+from pyinfra.context import ctx_config, ctx_host, ctx_state, state
+
+# Global arguments of an operation that change what a fact's command sees.
+_FACT_CONTEXT = ("_sudo", "_sudo_user", "_su_user", "_env", "_chdir")
+# Between the names of nested deploys and of an operation.
+_SEPARATOR = " | "
+
+
+def is_executing() -> bool:
+    """Whether operations run now; while they are only prepared, nothing has changed yet."""
+    return bool(state.is_executing)
+
+
+class Progress(BaseStateCallback):
+    """Tells `report` of each operation that changed hosts or failed on one."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report = report
+
+    def operation_host_error(  # type: ignore[override]
+        self, state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
+    ) -> None:
+        self.report(f"{host.name}: failed: {operation_name(state, op_hash)}")
+
+    def operation_end(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+        hosts = [host.name for host in state.inventory if did_change(state, host, op_hash)]
+        if hosts:
+            name = operation_name(state, op_hash).split(_SEPARATOR)[-1]
+            self.report(f"  {name}: {', '.join(hosts)}")
+
+
+def new_state(
+    inventory: Inventory, hosts: Sequence[Host], directory: Path, report: Callable[[str], None]
+) -> State:
+    """A state for `hosts`, with the settings of `directory`/config.py; paths are relative to `directory`."""
+    pyinfra.is_cli = True
+    config = Config()
+    ctx_config.set(config)
+    runpy.run_path(str(directory / "config.py"))
+    state = State(inventory, config, initial_limit=list(hosts))
+    state.cwd = str(directory)
+    state.add_callback_handler(Progress(report))
+    return state
+
+
+@contextmanager
+def connected(state: State, hosts: Sequence[Host]) -> Iterator[list[Host]]:
+    """Connects to the hosts and tells those that could not be reached; the state is current inside."""
+    with ctx_state.use(state):
+        state.current_stage = StateStage.Connect
+        try:
+            # It stops at the first host that fails; all that did are told.
+            with suppress(PyinfraError):
+                connect_all(state)
+            yield [host for host in hosts if not host.connected]
+        finally:
+            disconnect_all(state)
+
+
+def reset(state: State) -> None:
+    """Forgets prepared operations, so that one connection serves many rounds."""
+    state.current_stage = StateStage.Prepare
+    state.is_executing = False
+    state.op_meta.clear()
+    for host in state.inventory:
+        state.ops[host] = {}
+        state.meta[host] = StateHostMeta()
+        host.op_hash_order.clear()
+        host.loop_position.clear()
+
+
+@contextmanager
+def preparing(state: State, host: Host) -> Iterator[None]:
+    """Operations that are called inside are prepared for the host, not run."""
+    with ctx_config.use(state.config.copy()), ctx_host.use(host):
+        yield
+
+
+def labelled(host: Host, name: str) -> AbstractContextManager[None]:
+    """Operations inside have `name` as the first part of theirs."""
+    label: AbstractContextManager[None] = host.deploy(name, None, None, in_deploy=False)
+    return label
+
+
+def execute(state: State) -> None:
+    """Runs what is prepared; raises PyinfraError at the first operation that fails on a host."""
+    state.current_stage = StateStage.Execute
+    run_ops(state)
+
+
+def run_shell(host: Host, command: str) -> tuple[bool, str]:
+    """Runs a command as root: (whether it succeeded, its output)."""
+    try:
+        ok, output = host.run_shell_command(StringCommand(command), _sudo=True)
+    except (OSError, EOFError, SSHException) as error:
+        return False, f"{host.name} does not answer ({error})"
+    return ok, output.output
+
+
+@dataclass
+class FactMemory:
+    """Remembers facts while nothing is executed, since nothing changes then."""
+
+    state: State
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def attach(self) -> None:
+        """Every host asks the memory first."""
+        for host in self.state.inventory:
+            host.get_fact = partial(self._ask, host, host.get_fact)  # type: ignore[method-assign]
+
+    def forget(self) -> None:
+        """After something may have changed."""
+        self.facts.clear()
+
+    def _ask(self, host: Host, get_fact: Callable[..., Any], fact: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.is_executing:
+            return get_fact(fact, *args, **kwargs)
+        arguments: Mapping[str, Any] = host.current_op_global_arguments or {}
+        context = {name: arguments.get(name) for name in _FACT_CONTEXT}
+        key = repr((host.name, fact.__module__, fact.__qualname__, args, sorted(kwargs.items()), context))
+        if key not in self.facts:
+            self.facts[key] = get_fact(fact, *args, **kwargs)
+        return copy.deepcopy(self.facts[key])
+
+
+class Undecidable(Exception):
+    """An operation has a condition that cannot be told before the run; the message is the operation."""
+
+
+def pending(state: State, host: Host) -> Iterator[list[str]]:
+    """Names, from the outermost deploy to the operation, of what would change the host, in order."""
+    for op_hash in host.op_hash_order:
+        meta = _meta(state, host, op_hash)
+        # An operation that its conditions stop changes nothing, which later conditions must know.
+        if meta.will_change and not _conditions_hold(state, host, op_hash):
+            meta._maybe_is_change = False
+        if meta.will_change:
+            yield operation_name(state, op_hash).split(_SEPARATOR)
+
+
+def changes(state: State, host: Host) -> int:
+    """How many of the operations that ran changed the host."""
+    return sum(did_change(state, host, op_hash) for op_hash in host.op_hash_order)
+
+
+def did_change(state: State, host: Host, op_hash: str) -> bool:
+    """Whether an operation ran on the host and changed it."""
+    if op_hash not in state.ops[host]:
+        return False
+    meta = _meta(state, host, op_hash)
+    return bool(meta.is_complete() and meta.did_change())
+
+
+def operation_name(state: State, op_hash: str) -> str:
+    """An operation's name, those of the deploys around it in front."""
+    return ", ".join(sorted(state.get_op_meta(op_hash).names))
+
+
+def _meta(state: State, host: Host, op_hash: str) -> OperationMeta:
+    return state.get_op_data_for_host(host, op_hash).operation_meta
+
+
+def _conditions_hold(state: State, host: Host, op_hash: str) -> bool:
+    conditions = state.get_op_data_for_host(host, op_hash).global_arguments.get("_if") or []
+    try:
+        return all(condition() for condition in ([conditions] if callable(conditions) else conditions))
+    except RuntimeError as error:
+        raise Undecidable(operation_name(state, op_hash)) from error

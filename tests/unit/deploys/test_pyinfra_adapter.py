@@ -1,0 +1,227 @@
+"""What the toolkit assumes of pyinfra 3.10.0's inner workings, one test a sentence of the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyinfra
+import pytest
+from pyinfra.api.command import StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.facts import FactBase
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operation import operation
+from pyinfra.api.state import State
+from pyinfra.connectors.fake import FakeConnector
+from pyinfra.context import ctx_inventory
+from pyinfra.operations import files, server
+from pyinfra.operations.util import any_changed
+
+from deploys.lib import fleet, pyinfra_adapter
+from deploys.lib.pyinfra_adapter import FactMemory, Undecidable, is_executing
+
+SETTINGS = {"fake_delay": 0, "fake_delay_jitter": 0}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def state(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    monkeypatch.setattr(pyinfra, "is_cli", False)
+    names: list[Any] = [(f"@fake/{name}", SETTINGS) for name in ("one", "two")]
+    inventory = Inventory((names, {}))
+    with ctx_inventory.use(inventory):
+        yield pyinfra_adapter.new_state(inventory, list(inventory), fleet.REPOSITORY, said.append)
+
+
+@contextmanager
+def prepared(state: State, load: Callable[[], Any]) -> Iterator[list[Host]]:
+    """Both hosts, connected, with operations prepared."""
+    hosts = list(state.inventory)
+    with pyinfra_adapter.connected(state, hosts) as unreached:
+        assert unreached == []
+        prepare(state, load)
+        yield hosts
+
+
+def prepare(state: State, load: Callable[[], Any]) -> None:
+    pyinfra_adapter.reset(state)
+    for host in state.inventory:
+        with pyinfra_adapter.preparing(state, host), pyinfra_adapter.labelled(host, "stage"):
+            load()
+
+
+def commands(host: Host) -> list[str]:
+    connector: Any = host.connector
+    return list(connector.executed_commands)
+
+
+def test_the_version_is_the_one_that_was_tried() -> None:
+    assert metadata.version("pyinfra") == "3.10.0"
+    assert '"==3.10.0"' in (fleet.REPOSITORY / "config.py").read_text()
+
+
+def test_the_settings_of_the_repository_hold(state: State) -> None:
+    assert (state.config.SUDO, state.config.FAIL_PERCENT) == (True, 0)
+    assert state.cwd == str(fleet.REPOSITORY)
+
+
+def test_one_connection_serves_several_rounds(state: State) -> None:
+    with prepared(state, lambda: server.shell(name="First", commands=["first"])) as hosts:
+        pyinfra_adapter.execute(state)
+        prepare(state, lambda: server.shell(name="Second", commands=["second"]))
+        assert [name for name in pyinfra_adapter.pending(state, hosts[0])] == [["stage", "Second"]]
+        pyinfra_adapter.execute(state)
+        for host in hosts:
+            assert commands(host) == ["first", "second"]
+            assert pyinfra_adapter.changes(state, host) == 1
+
+
+@operation()
+def _note(seen: list[bool]) -> Generator[StringCommand, None, None]:
+    seen.append(is_executing())
+    yield StringCommand("true")
+
+
+def test_preparing_and_running_are_told_apart(state: State) -> None:
+    seen: list[bool] = []
+    with prepared(state, lambda: _note(name="Note", seen=seen)):
+        assert seen == [False, False]
+        pyinfra_adapter.execute(state)
+        assert seen[2:]
+        assert all(seen[2:])
+        # It stays so until the next round begins.
+        pyinfra_adapter.reset(state)
+        assert not is_executing()
+
+
+def _put() -> None:
+    files.put(name="Put", src=StringIO("text"), dest="/etc/thing")
+
+
+def test_facts_are_remembered_until_something_runs(state: State) -> None:
+    memory = FactMemory(state)
+    memory.attach()
+    with prepared(state, _put) as (host, _):
+        asked = len(commands(host))
+        assert asked
+        prepare(state, _put)
+        assert len(commands(host)) == asked
+        pyinfra_adapter.execute(state)
+        assert len(commands(host)) > asked
+        memory.forget()
+        asked = len(commands(host))
+        prepare(state, _put)
+        assert len(commands(host)) > asked
+
+
+def test_a_remembered_fact_cannot_be_changed_by_who_asked(state: State) -> None:
+    memory = FactMemory(state)
+    memory.attach()
+    with prepared(state, lambda: None) as (host, _), pyinfra_adapter.preparing(state, host):
+        first: list[str] = host.get_fact(_List)
+        first.append("changed")
+        assert host.get_fact(_List) == []
+
+
+class _List(FactBase[list[str]]):
+    def command(self) -> str:
+        return "list"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line]
+
+
+def test_names_begin_with_the_stage(state: State) -> None:
+    @deploy("Role")
+    def role() -> None:
+        server.shell(name="Act", commands=["act"])
+
+    with prepared(state, role) as (host, _):
+        assert list(pyinfra_adapter.pending(state, host)) == [["stage", "Role", "Act"]]
+
+
+def test_a_condition_that_does_not_hold_means_no_change_for_itself_and_for_those_that_follow(
+    state: State,
+) -> None:
+    def load() -> None:
+        first = server.shell(name="First", commands=["first"], _if=lambda: False)
+        server.shell(name="Second", commands=["second"], _if=fleet.changed(first))
+
+    with prepared(state, load) as (host, _):
+        assert list(pyinfra_adapter.pending(state, host)) == []
+        pyinfra_adapter.execute(state)
+        assert commands(host) == []
+        assert pyinfra_adapter.changes(state, host) == 0
+
+
+def test_a_condition_that_only_the_run_can_tell_is_named(state: State) -> None:
+    def load() -> None:
+        first = server.shell(name="First", commands=["first"])
+        server.shell(name="Second", commands=["second"], _if=any_changed(first))
+
+    with prepared(state, load) as (host, _), pytest.raises(Undecidable, match=r"stage \| Second"):
+        list(pyinfra_adapter.pending(state, host))
+
+
+def test_what_changed_and_what_failed_is_reported(
+    state: State, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FakeConnector.run_shell_command
+
+    def refuse(self: Any, command: Any, **arguments: Any) -> Any:
+        self.data["fake_responses"] = {"bad": {"success": self.host.name != "@fake/two"}}
+        return original(self, command, **arguments)
+
+    monkeypatch.setattr(FakeConnector, "run_shell_command", refuse)
+
+    def load() -> None:
+        server.shell(name="Good", commands=["good"])
+        server.shell(name="Bad", commands=["bad"])
+
+    with prepared(state, load):
+        with pytest.raises(PyinfraError):
+            pyinfra_adapter.execute(state)
+        assert [host.name for host in state.failed_hosts] == ["@fake/two"]
+    assert said[0] == "  Good: @fake/one, @fake/two"
+    assert "@fake/two: failed: stage | Bad" in said
+
+
+def test_hosts_that_cannot_be_reached_are_told(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(self: Any) -> None:
+        if self.host.name == "@fake/two":
+            raise ConnectError("no route")
+
+    monkeypatch.setattr(FakeConnector, "connect", connect)
+    with pyinfra_adapter.connected(state, list(state.inventory)) as unreached:
+        assert [host.name for host in unreached] == ["@fake/two"]
+
+
+def test_a_command_outside_operations(state: State) -> None:
+    with prepared(state, lambda: None) as (host, _):
+        assert pyinfra_adapter.run_shell(host, "true") == (True, "")
+
+
+def test_nothing_else_touches_the_inner_workings() -> None:
+    inner = (
+        "is_executing", "op_meta", "op_hash", "_maybe_is_change", "is_cli", "StateStage", "connector_data",
+        "current_op_global_arguments", "loop_position",
+    )  # fmt: skip
+    for path in sorted((fleet.REPOSITORY / "deploys").rglob("*.py")):
+        text = path.read_text().replace("import is_executing", "").replace("is_executing()", "")
+        found = [word for word in inner if word in text]
+        assert found == [] or path.name == "pyinfra_adapter.py", f"{Path(path).name}: {found}"
