@@ -91,8 +91,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def etcdctl(endpoints: Sequence[str], *words: str) -> str:
     """What etcdctl prints; Failure with its last line otherwise."""
-    command = ["relay-etcdctl", "--command-timeout=5s", f"--endpoints={','.join(endpoints)}", *words]
-    done = run(*command)
+    # relay-etcdctl names its endpoints in the environment, which etcdctl lets nobody override by an option.
+    settings = ["env", f"ETCDCTL_ENDPOINTS={','.join(endpoints)}"]
+    done = run(*settings, "relay-etcdctl", "--command-timeout=5s", *words)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise Failure(f"etcdctl {' '.join(words[:2])}: {last}")
