@@ -66,6 +66,22 @@ def _environment() -> Environment:
     )
 
 
+def source(template: str) -> str:
+    """A file of templates/ as it is."""
+    return (fleet.REPOSITORY / "templates" / template).read_text()
+
+
+def place(*files: ConfigFile) -> Callable[[], bool]:
+    """Puts files in place that programs read each time they are started; tells whether that changes one."""
+    return _write_all(files, "Write")
+
+
+def _write_all(files: Sequence[ConfigFile], verb: str) -> Callable[[], bool]:
+    paths = [file.path for file in files]
+    written = [write(name=f"{verb} {file.path}", file=file, paths=paths) for file in host.loop(files)]
+    return fleet.changed(*written)
+
+
 def tls_files() -> list[ConfigFile]:
     """The fleet's CA and the current host's certificate and key, which base puts there for all programs."""
     own = fleet.node_of(host).name
@@ -121,11 +137,7 @@ class Configuration:
 
     def write(self) -> Callable[[], bool]:
         """Puts the files in place; tells whether that changes one."""
-        written = [
-            write(name=f"{self.name}: write {file.path}", file=file, paths=self.paths)
-            for file in host.loop(self.files)
-        ]
-        return fleet.changed(*written)
+        return _write_all(self.files, f"{self.name}: write")
 
     def load(self, written: Callable[[], bool], *, serial: bool = False) -> OperationMeta:
         """Makes the unit use what it has not loaded; on one host after the other where `serial`."""

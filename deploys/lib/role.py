@@ -112,6 +112,8 @@ class Role:
     secrets: tuple[Secret | BcryptHash, ...] = ()
     # Who needs a certificate of the fleet's CA; asked when the inventory is known.
     certificates: Callable[[], Iterable[Subject]] = tuple
+    # What is wrong with its settings, each with its remedy; asked before anything connects.
+    problems: Callable[[], Iterable[str]] = tuple
 
     def all_openings(self) -> list[Opening]:
         """Its openings, and those that scrapes and probes need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from io import StringIO
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
@@ -17,10 +18,11 @@ from deploys.lib.config_files import (
     TLS,
     ConfigFile,
     Configuration,
+    place,
     render,
+    source,
     tls_files,
     trusted_authority,
-    write,
 )
 from deploys.lib.role import ALL, Opening, Role
 from deploys.roles import firewall
@@ -68,12 +70,7 @@ def package_lists() -> Commands:
 def base() -> None:
     """The base role, for every host."""
     upload_directory()
-    files.template(
-        name="Write /etc/apt/apt.conf.d/90relay",
-        src="templates/base/apt.conf.j2",
-        dest="/etc/apt/apt.conf.d/90relay",
-        mode="644",
-    )
+    place(ConfigFile("/etc/apt/apt.conf.d/90relay", render("base/apt.conf.j2")))
     package_lists(name="Fetch package lists (/var/lib/apt/lists)")
     apt.packages(name="Install base packages", packages=PACKAGES, no_recommends=True)
     names()
@@ -96,41 +93,35 @@ def upload_directory() -> None:
 
 def names() -> None:
     """Names of all hosts."""
-    files.template(
+    # Where the host is a container, the file is a mount and can only be overwritten, not replaced.
+    files.put(
         name="Write /etc/hosts",
-        src="templates/base/hosts.j2",
+        src=StringIO(render("base/hosts.j2", nodes=fleet.all_hosts())),
         dest="/etc/hosts",
         mode="644",
-        nodes=fleet.all_hosts(),
     )
 
 
 def trust() -> None:
     """The fleet's CA in the system's trust store; the host's certificate and key in /etc/relay/tls."""
     Configuration(
-        "the trust store",
+        "ca-certificates",
         [trusted_authority()],
         action="update-ca-certificates",
         label="fleet-ca",
     ).keep(run=False)
     files.directory(name=f"Make {TLS}", path=TLS, user="root", group="root", mode="755")
-    shared = tls_files()
-    for file in host.loop(shared):
-        write(name=f"Write {file.path}", file=file, paths=[file.path for file in shared])
+    place(*tls_files())
 
 
 def accounts() -> None:
     """The account that deploys log in with."""
     user = host.data.ssh_user
-    files.template(
-        name="Write /etc/sudoers.d/90-relay-deploy",
-        src="templates/base/sudoers.j2",
-        dest="/etc/sudoers.d/90-relay-deploy",
-        mode="440",
-        user="root",
-        group="root",
-        deploy_user=user,
-    )
+    path = "/etc/sudoers.d/90-relay-deploy"
+    text = render("base/sudoers.j2", deploy_user=user)
+    Configuration(
+        "sudo", [ConfigFile(path, text, mode="440")], check=f"visudo -cf {path} >/dev/null", action="true"
+    ).keep(run=False)
     if host.data.ssh_authorized_keys:
         server.user_authorized_keys(
             name=f"Authorise SSH keys (~{user}/.ssh/authorized_keys)",
@@ -163,13 +154,8 @@ def clock() -> None:
 
 def updates() -> None:
     """Security updates every night, where the environment wants them."""
-    files.template(
-        name="Write /etc/apt/apt.conf.d/20auto-upgrades",
-        src="templates/base/auto-upgrades.j2",
-        dest="/etc/apt/apt.conf.d/20auto-upgrades",
-        mode="644",
-        switch=int(host.data.unattended_upgrades),
-    )
+    text = render("base/auto-upgrades.j2", switch=int(host.data.unattended_upgrades))
+    place(ConfigFile("/etc/apt/apt.conf.d/20auto-upgrades", text))
 
 
 def journal() -> None:
@@ -186,15 +172,14 @@ def figures() -> None:
     """Figures that the node exporter does not measure itself, in a file that it passes on."""
     data = host.data
     command = f"{FIGURES} --set-clock {int(data.set_clock)} --updates {int(data.unattended_upgrades)}"
-    sources = fleet.REPOSITORY / "templates/base"
     service = render("base/host_figures.service.j2", command=command)
     name = "relay-host-figures"
     Configuration(
         f"{name}.timer",
         [
-            ConfigFile(FIGURES, (sources / "host_figures.py").read_text(), mode="755"),
+            ConfigFile(FIGURES, source("base/host_figures.py"), mode="755"),
             ConfigFile(f"{SYSTEMD_UNITS}{name}.service", service),
-            ConfigFile(f"{SYSTEMD_UNITS}{name}.timer", (sources / "host_figures.timer").read_text()),
+            ConfigFile(f"{SYSTEMD_UNITS}{name}.timer", source("base/host_figures.timer")),
         ],
         check=command,
         label="host-figures",

@@ -11,7 +11,6 @@ import base64
 import json
 import re
 from collections.abc import Callable, Generator
-from io import StringIO
 from typing import Any
 
 from pyinfra.api.command import StringCommand
@@ -23,8 +22,9 @@ from pyinfra.operations import apt, files, systemd
 
 from deploys import roles
 from deploys.lib import fleet
-from deploys.lib.config_files import ConfigFile, Configuration
+from deploys.lib.config_files import ConfigFile, Configuration, place, source
 from deploys.lib.role import HealthCheck, Role, Scrape
+from deploys.lib.timing import seconds
 
 PACKAGES = ["docker.io"]
 
@@ -32,6 +32,8 @@ AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
 METRICS_PORT = 9323
 RESTART = "/usr/local/sbin/relay-docker-restart"
+# What Docker itself needs to stop containers, beyond their grace.
+DRAIN_MARGIN_SECONDS = 20
 # Engines older than 23 cannot test their settings.
 VALIDATE = (
     "! dockerd --help | grep -q -- --validate || dockerd --validate --config-file=/etc/docker/daemon.json"
@@ -137,7 +139,7 @@ def docker() -> None:
     written = engine.write()
     apt.packages(name="Install Docker (/usr/sbin/dockerd)", packages=PACKAGES, no_recommends=True)
     systemd.service(name="Run Docker (docker.service)", service="docker", enabled=True)
-    files.put(name=f"Write {RESTART}", src="templates/docker/docker_restart.py", dest=RESTART, mode="755")
+    place(ConfigFile(RESTART, source("docker/docker_restart.py"), mode="755"))
     engine.load(written, serial=True)
     guard()
     trust_registry()
@@ -149,7 +151,8 @@ def configuration() -> Configuration:
         "docker",
         [ConfigFile("/etc/docker/daemon.json", json.dumps(daemon(), indent=2) + "\n")],
         check=VALIDATE,
-        action=RESTART,
+        # Calls may end within the grace of their stack.
+        action=f"{RESTART} --drain-seconds {seconds('relay_stop_grace') + DRAIN_MARGIN_SECONDS:g}",
     )
 
 
@@ -167,10 +170,7 @@ def guard() -> None:
 def trust_registry() -> None:
     """Root may pull from and push to the fleet's registry."""
     path = f"/etc/docker/certs.d/{registry()}/ca.crt"
-    files.put(name=f"Write {path}", src=StringIO(fleet.secret("ca_cert")), dest=path, mode="644")
-    files.put(
-        name="Write /root/.docker/config.json",
-        src=StringIO(json.dumps(credentials(), indent="\t")),
-        dest="/root/.docker/config.json",
-        mode="600",
+    place(
+        ConfigFile(path, fleet.secret("ca_cert")),
+        ConfigFile("/root/.docker/config.json", json.dumps(credentials(), indent="\t"), mode="600"),
     )

@@ -6,6 +6,7 @@ The certificate comes from the fleet's own CA where the environment says so; els
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from pyinfra.api.deploy import deploy
@@ -15,12 +16,15 @@ from pyinfra.operations import apt, files
 from deploys.lib import fleet, pki
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.timing import relation
 from deploys.roles.relay import API_PORT
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
 
 CONFIG = "/etc/nginx"
 EXPORTER_PORT = 9113
+# By how much the relay is quicker than the edge to give up.
+EDGE_MARGIN_SECONDS = 5
 STATUS = "127.0.0.1:8080"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
 TEMPLATES = ("tls", "limits", "log", "errors", "headers", "upstream", "proxy", "servers")
@@ -29,6 +33,26 @@ TEMPLATES = ("tls", "limits", "log", "errors", "headers", "upstream", "proxy", "
 def public_certificates() -> list[pki.Subject]:
     """The certificate that customers see, where the fleet's CA issues it."""
     return [pki.edge_subject(fleet.domain())] if fleet.setting("edge_certificate_from_ca") else []
+
+
+def problems() -> Iterator[str]:
+    """The relay ends a call before the edge does, so that customers get its answer and not a 504."""
+    yield from relation(
+        "edge_read_timeout",
+        {"relay_provider_timeout_seconds": 1, "relay_settle_seconds": 1},
+        "the edge would end calls that the relay still answers",
+        more=EDGE_MARGIN_SECONDS,
+    )
+    yield from relation(
+        "edge_drain_timeout",
+        {"relay_provider_timeout_seconds": 1, "relay_settle_seconds": 1},
+        "a reload of nginx would cut long calls",
+    )
+    yield from relation(
+        "edge_retry_timeout",
+        {"edge_connect_timeout": 2},
+        "a call that meets a dead relay would not be tried on a second one",
+    )
 
 
 ROLE = Role(
@@ -48,6 +72,7 @@ ROLE = Role(
     probes=(Probe("edge", 443, "/healthz"),),
     openings=(Opening((80, 443)),),
     certificates=public_certificates,
+    problems=problems,
 )
 
 
@@ -68,6 +93,8 @@ class EdgeSettings:
     body_max: str
     read_timeout: str
     drain_timeout: str
+    connect_timeout: str = "1s"
+    retry_timeout: str = "5s"
     upstream_idle: str = "3s"
     http_listen: str = "80"
     https_listen: str = "443"
@@ -97,6 +124,8 @@ def settings() -> EdgeSettings:
         body_max=fleet.setting("edge_body_max"),
         read_timeout=fleet.setting("edge_read_timeout"),
         drain_timeout=fleet.setting("edge_drain_timeout"),
+        connect_timeout=fleet.setting("edge_connect_timeout"),
+        retry_timeout=fleet.setting("edge_retry_timeout"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
@@ -13,14 +13,25 @@ from pyinfra.context import host, inventory
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape
+from deploys.lib.timing import relation
 
 Commands = Generator[StringCommand, None, None]
 
 PACKAGES = ["etcd-server", "etcd-client"]
 OVERRIDE = f"{SYSTEMD_UNITS}etcd.service.d/override.conf"
 CLIENT_PORT, PEER_PORT, METRICS_PORT = 2379, 2380, 2381
+
+
+def problems() -> Iterator[str]:
+    """etcd itself refuses less than five heartbeats; ten keep a slow disk from costing an election."""
+    yield from relation(
+        "etcd_election_ms",
+        {"etcd_heartbeat_ms": 10},
+        "etcd would elect a new leader whenever a heartbeat is late",
+    )
+
 
 ROLE = Role(
     "etcd",
@@ -40,6 +51,7 @@ ROLE = Role(
     ),
     scrapes=(Scrape("etcd", METRICS_PORT),),
     openings=(Opening((CLIENT_PORT, PEER_PORT), ("db",)),),
+    problems=problems,
 )
 
 MEMBER = "/usr/local/sbin/relay-etcd-member"
@@ -102,10 +114,10 @@ def etcd() -> None:
         files.file(name=f"Hold etcd back until it is a member ({NOT_YET})", path=NOT_YET)
     member = configuration()
     written = member.write()
-    for path, source in host.loop(
-        [("/usr/local/sbin/relay-etcdctl", "relay-etcdctl"), (MEMBER, "relay_etcd_member.py")]
-    ):
-        files.put(name=f"Write {path}", src=f"templates/etcd/{source}", dest=path, mode="755")
+    place(
+        ConfigFile("/usr/local/sbin/relay-etcdctl", source("etcd/relay-etcdctl"), mode="755"),
+        ConfigFile(MEMBER, source("etcd/relay_etcd_member.py"), mode="755"),
+    )
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     if host == inventory.groups["db"][0]:
         urls = {f"https://{node.address}:{PEER_PORT}" for node in fleet.hosts("db")}
@@ -129,6 +141,5 @@ def configuration() -> Configuration:
         heartbeat_ms=host.data.etcd_heartbeat_ms,
         election_ms=host.data.etcd_election_ms,
     )
-    override = (fleet.REPOSITORY / "templates/etcd/override.conf").read_text()
-    files = [ConfigFile("/etc/default/etcd", text), ConfigFile(OVERRIDE, override)]
+    files = [ConfigFile("/etc/default/etcd", text), ConfigFile(OVERRIDE, source("etcd/override.conf"))]
     return Configuration("etcd.service", files, action=RESTART)

@@ -6,6 +6,7 @@ The web pages of Prometheus and Alertmanager listen on loopback only:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ RULES = fleet.REPOSITORY / "monitoring/rules"
 CONFIG = "/etc/prometheus"
 LOCAL = (("prometheus", 9090), ("alertmanager", 9093), ("blackbox", 9115))
 
+
+def problems() -> Iterator[str]:
+    """Alerts must reach somebody, where the environment says so."""
+    url = fleet.setting("alert_webhook_url")
+    if fleet.setting("alerts_required") and not url:
+        yield "alerts would reach nobody: set `alert_webhook_url` in the environment's group_data"
+    for name in ("alert_webhook_url", "alert_watchdog_url"):
+        if (value := fleet.setting(name)) and not value.startswith(("https://", "http://")):
+            yield f"`{name}` is not an http(s) address: {value!r}"
+
+
 ROLE = Role(
     "monitoring",
     MONITORS,
@@ -43,6 +55,7 @@ ROLE = Role(
             mend="what its log names, then `sudo systemctl start` the unit",
         ),
     ),
+    problems=problems,
 )
 
 

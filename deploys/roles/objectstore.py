@@ -5,18 +5,17 @@ Production has an object store of its own elsewhere; this role is for hosts of g
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from io import StringIO
+from collections.abc import Callable, Generator
 
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.facts import FactBase
-from pyinfra.api.operation import OperationMeta, operation
+from pyinfra.api.operation import operation
 from pyinfra.context import host
-from pyinfra.operations import apt, files, server
+from pyinfra.operations import apt, server
 
 from deploys.lib import fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render
 from deploys.lib.role import Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret, access_key
 from deploys.lib.services import running
@@ -86,7 +85,7 @@ def objectstore() -> None:
     administrator_key()
     tool = put_tool()
     configuration().keep()
-    bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or fleet.changed(tool)())
+    bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or tool())
 
 
 def configuration() -> Configuration:
@@ -114,14 +113,8 @@ def configuration() -> Configuration:
 def administrator_key() -> None:
     """The administrator's key as curl reads it, for root on this host only."""
     key = f"{fleet.secret('s3_admin_access_key')}:{fleet.secret('s3_admin_secret_key')}"
-    files.put(
-        name=f"Write {ETC}/administrator.curl",
-        src=StringIO(f'user = "{key}"\naws-sigv4 = "aws:amz:us-east-1:s3"\n'),
-        dest=f"{ETC}/administrator.curl",
-        user="root",
-        group="root",
-        mode="600",
-    )
+    text = f'user = "{key}"\naws-sigv4 = "aws:amz:us-east-1:s3"\n'
+    place(ConfigFile(f"{ETC}/administrator.curl", text, mode="600"))
 
 
 def unit() -> str:
@@ -137,14 +130,9 @@ def unit() -> str:
     )
 
 
-def put_tool() -> OperationMeta:
-    """The command that makes the bucket."""
-    return files.template(
-        name="Write /usr/local/sbin/relay-bucket",
-        src="templates/objectstore/relay-bucket.j2",
-        dest="/usr/local/sbin/relay-bucket",
-        mode="755",
-        node=fleet.node_of(host),
-        port=S3_PORT,
-        bucket=host.data.s3_bucket,
+def put_tool() -> Callable[[], bool]:
+    """The command that makes the bucket; tells whether it changes."""
+    text = render(
+        "objectstore/relay-bucket.j2", node=fleet.node_of(host), port=S3_PORT, bucket=host.data.s3_bucket
     )
+    return place(ConfigFile("/usr/local/sbin/relay-bucket", text, mode="755"))

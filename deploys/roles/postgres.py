@@ -7,8 +7,7 @@ transaction is acknowledged when a replica has it on disk; with no replica left,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from io import StringIO
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyinfra.api.deploy import deploy
@@ -16,13 +15,14 @@ from pyinfra.api.host import HostData
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
 from pyinfra.facts.files import File
-from pyinfra.operations import apt, files, server, systemd
+from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet, patroni
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
+from deploys.lib.timing import relation
 from deploys.lib.venv import installed, virtualenv
 
 DEFAULT_VERSION = 15
@@ -55,6 +55,29 @@ _MEMBERS_RUN = (
     "and all(m['State'] in ('running', 'streaming') for m in members)))"
 )
 
+
+def problems() -> Iterator[str]:
+    """Relations that Patroni's documentation states, and those between Patroni, etcd and the relay."""
+    yield from relation("patroni_ttl", {}, "Patroni takes no shorter lease", more=20)
+    yield from relation("patroni_loop_wait", {}, "Patroni looks no more often", more=1)
+    yield from relation("patroni_retry_timeout", {}, "Patroni takes no shorter one", more=3)
+    yield from relation(
+        "patroni_ttl",
+        {"patroni_loop_wait": 1, "patroni_retry_timeout": 2},
+        "a primary that still retries would lose its lease, and two hosts could believe to be the primary",
+    )
+    yield from relation(
+        "patroni_retry_timeout",
+        {"etcd_election_ms": 2},
+        "an election of etcd would cost a healthy primary its lease",
+    )
+    yield from relation(
+        "relay_settle_seconds",
+        {"patroni_ttl": 1, "patroni_loop_wait": 2},
+        "the relay would give up its captures before a dead primary is replaced",
+    )
+
+
 ROLE = Role(
     "postgres",
     "db",
@@ -72,6 +95,7 @@ ROLE = Role(
     probes=(Probe("tls", REST_PORT),),
     openings=(Opening((POSTGRES_PORT,), ("db", "app")), Opening((REST_PORT,), ("db",))),
     secrets=(*map(Secret, ROLE_SECRETS.values()), Secret("patroni_rest_password")),
+    problems=problems,
 )
 # libpq gives up a dead host within seconds with these, and finds the primary among the hosts.
 CLIENT_OPTIONS = {
@@ -84,10 +108,10 @@ CLIENT_OPTIONS = {
 }
 
 
-def dsn(user: str, ca_file: str = f"{TLS}/ca.crt") -> str:
+def dsn(user: str) -> str:
     """libpq connection string of a role, to whichever host is primary. It contains the role's password.
 
-    `ca_file` is the CA's path where the client runs.
+    The CA is where it is on every host; containers have it at the same path.
     """
     options = {
         "host": ",".join(node.address for node in fleet.hosts("db")),
@@ -96,7 +120,7 @@ def dsn(user: str, ca_file: str = f"{TLS}/ca.crt") -> str:
         "user": user,
         "password": fleet.secret(ROLE_SECRETS[user]),
         "sslmode": "verify-ca",
-        "sslrootcert": ca_file,
+        "sslrootcert": f"{TLS}/ca.crt",
     }
     return " ".join(f"{name}={value}" for name, value in (options | CLIENT_OPTIONS).items())
 
@@ -139,12 +163,8 @@ def packages() -> None:
     version = host.data.postgres_version
     names = [name for name in PACKAGES if name != f"postgresql-{DEFAULT_VERSION}"]
     apt.packages(name="Install PostgreSQL's tools (/var/lib/dpkg/status)", packages=names, no_recommends=True)
-    files.put(
-        name="Write /etc/postgresql-common/createcluster.conf",
-        src="templates/postgres/createcluster.conf",
-        dest="/etc/postgresql-common/createcluster.conf",
-        mode="644",
-    )
+    settings = source("postgres/createcluster.conf")
+    place(ConfigFile("/etc/postgresql-common/createcluster.conf", settings))
     apt.packages(
         name="Install PostgreSQL (/var/lib/dpkg/status)",
         packages=[f"postgresql-{version}"],
@@ -154,41 +174,26 @@ def packages() -> None:
 
 def tools() -> None:
     """Commands for operators and for the deploy itself."""
-    files.put(
-        name="Write /usr/local/bin/patronictl",
-        src="templates/postgres/patronictl",
-        dest="/usr/local/bin/patronictl",
-        mode="755",
-    )
-    files.template(
-        name="Write /usr/local/sbin/relay-patroni",
-        src="templates/postgres/relay-patroni.j2",
-        dest="/usr/local/sbin/relay-patroni",
-        mode="755",
+    relay_patroni = render(
+        "postgres/relay-patroni.j2",
         node=fleet.node_of(host),
         stale=STALE,
         loop_wait=host.data.patroni_loop_wait,
+    )
+    place(
+        ConfigFile("/usr/local/bin/patronictl", source("postgres/patronictl"), mode="755"),
+        ConfigFile("/usr/local/sbin/relay-patroni", relay_patroni, mode="755"),
     )
 
 
 def setup_files() -> Callable[[], bool]:
     """The program that makes roles and database, and their passwords; returns whether either changed."""
-    program = files.put(
-        name=f"Write {LIBRARY}/database_setup.py",
-        src="templates/postgres/database_setup.py",
-        dest=f"{LIBRARY}/database_setup.py",
-        mode="755",
-    )
     passwords = {role: fleet.secret(name) for role, name in ROLE_SECRETS.items()}
-    written = files.put(
-        name="Write /etc/relay/database.json",
-        src=StringIO(json.dumps(passwords, indent=1) + "\n"),
-        dest="/etc/relay/database.json",
-        user="postgres",
-        group="postgres",
-        mode="600",
+    text = json.dumps(passwords, indent=1) + "\n"
+    return place(
+        ConfigFile(f"{LIBRARY}/database_setup.py", source("postgres/database_setup.py"), mode="755"),
+        ConfigFile("/etc/relay/database.json", text, mode="640", group="postgres"),
     )
-    return fleet.changed(program, written)
 
 
 def configuration() -> Configuration:
@@ -215,16 +220,11 @@ def service() -> Configuration:
     """Patroni's program and unit. They need a restart, which is only marked here: replicas go first."""
     return Configuration(
         UNIT,
-        [template(UNIT, f"{SYSTEMD_UNITS}{UNIT}")],
+        [ConfigFile(f"{SYSTEMD_UNITS}{UNIT}", source(f"postgres/{UNIT}"))],
         action=f"touch {STALE}",
         reads=[installed(VENV, REQUIREMENTS)],
         label="patroni-program",
     )
-
-
-def template(name: str, path: str) -> ConfigFile:
-    """A file of templates/postgres as it is."""
-    return ConfigFile(path, (fleet.REPOSITORY / "templates/postgres" / name).read_text())
 
 
 def cluster_settings(data: HostData) -> dict[str, Any]:
@@ -325,7 +325,10 @@ def heartbeat() -> Configuration:
     unit = "relay-heartbeat.service"
     return Configuration(
         unit,
-        [template("heartbeat.sql", f"{LIBRARY}/heartbeat.sql"), template(unit, f"{SYSTEMD_UNITS}{unit}")],
+        [
+            ConfigFile(f"{LIBRARY}/heartbeat.sql", source("postgres/heartbeat.sql")),
+            ConfigFile(f"{SYSTEMD_UNITS}{unit}", source(f"postgres/{unit}")),
+        ],
     )
 
 
@@ -338,9 +341,11 @@ def disk_watch() -> Configuration:
         f" --handover-percent {data.postgres_disk_handover_percent}"
         f" --reserve-mb {data.postgres_disk_reserve_mb}"
     )
-    program = (fleet.REPOSITORY / "templates/postgres/relay_disk_watch.py").read_text()
     text = render("postgres/relay-disk-watch.service.j2", command=command)
-    files = [ConfigFile(DISK_WATCH, program, mode="755"), ConfigFile(f"{SYSTEMD_UNITS}{unit}", text)]
+    files = [
+        ConfigFile(DISK_WATCH, source("postgres/relay_disk_watch.py"), mode="755"),
+        ConfigFile(f"{SYSTEMD_UNITS}{unit}", text),
+    ]
     return Configuration(unit, files, check=f"{DISK_WATCH} --help >/dev/null")
 
 
@@ -352,7 +357,7 @@ def exporter() -> Configuration:
         "prometheus-postgres-exporter.service",
         [
             ConfigFile("/etc/relay/postgres-exporter.password", password, mode="640", group="prometheus"),
-            template("queries.yml", "/etc/relay/postgres-queries.yml"),
+            ConfigFile("/etc/relay/postgres-queries.yml", source("postgres/queries.yml")),
             ConfigFile("/etc/default/prometheus-postgres-exporter", options),
         ],
         label="postgres-exporter",

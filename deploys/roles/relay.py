@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
-from functools import cache
+from collections.abc import Generator, Iterator, Mapping
 from io import StringIO
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra.api.command import FileUploadCommand, PyinfraCommand, QuoteString, StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 from pyinfra.context import host, inventory
-from pyinfra.operations import apt, files
+from pyinfra.operations import apt
 
 from deploys.lib import fleet, relay_image
+from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.secrets import Secret, fernet_key
+from deploys.lib.timing import relation, seconds
+from deploys.roles import cache, postgres
 from deploys.roles.base import UPLOADS
 from deploys.roles.docker import registry
 
@@ -36,11 +37,13 @@ Commands = Generator[PyinfraCommand, None, None]
 PACKAGES = ["mmdebstrap", "python3-venv"]
 IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 
-STACK_FILE = "/etc/relay/stack.yml"
-CA_PATH = "/etc/relay/tls/ca.crt"
+STACK_FILE, STACK_TEMPLATE = "/etc/relay/stack.yml", "relay/stack.yml.j2"
+CA_PATH = f"{TLS}/ca.crt"
 SERVICE = "relay_relay"
 HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
+# The least that a hold outlives its call: clocks differ, and a hold is written before its call begins.
+HOLD_MARGIN_SECONDS = 10
 HEALTH_CHECK = (
     "import socket, sys; s = socket.create_connection(('127.0.0.1', 8000), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
@@ -51,6 +54,23 @@ _WHY = (
     f"{_TASKS} --all --last 1 --format 'its last task: {{{{.Status}}}}'; "
     f"{_TASKS} --all --last 1 --quiet | xargs -r docker logs --tail 5 2>&1"
 )
+
+
+def problems() -> Iterator[str]:
+    """A replica that is stopped may end its calls and write down what they cost."""
+    yield from relation(
+        "relay_stop_grace",
+        {"relay_drain_seconds": 1, "relay_grace_seconds": 1, "relay_settle_seconds": 1},
+        "Docker would kill replicas that still have captures to write",
+    )
+    yield from relation(
+        "relay_hold_margin_seconds",
+        {},
+        "the sweeper would end holds of calls that are about to be settled "
+        "(a hold lives `relay_provider_timeout_seconds` + `relay_settle_seconds` + this)",
+        more=HOLD_MARGIN_SECONDS,
+    )
+
 
 ROLE = Role(
     "relay",
@@ -72,6 +92,7 @@ ROLE = Role(
     openings=(Opening((API_PORT,), ("edge", "ops")),),
     published=True,
     secrets=(Secret("relay_seal_key", fernet_key), Secret("relay_admin_token")),
+    problems=problems,
 )
 
 
@@ -152,7 +173,7 @@ def roll(reference: str, values: Mapping[str, Any]) -> Commands:
         yield StringCommand("relay-roll", reference)
         return
     pinned = f"{reference.rsplit(':', 1)[0]}@{digest}"
-    stack, stack_hash = render(pinned, values)
+    stack, stack_hash = stack_file(pinned, values)
     deployed = host.get_fact(Deployed)
     if not _runs(deployed, pinned, stack_hash, values["replicas"]):
         yield FileUploadCommand(StringIO(stack), STACK_FILE)
@@ -170,52 +191,18 @@ def _runs(deployed: Mapping[str, Any], pinned: str, stack_hash: str, replicas: i
     )
 
 
-def render(pinned: str, values: Mapping[str, Any]) -> tuple[str, str]:
+def stack_file(pinned: str, values: Mapping[str, Any]) -> tuple[str, str]:
     """The stack file for an image, and its hash, by which a running stack is recognised."""
-    template = _templates().get_template("stack.yml.j2")
-    bare = template.render(image=pinned, stack_hash="", **values)
+    bare = render(STACK_TEMPLATE, image=pinned, stack_hash="", **values)
     stack_hash = hashlib.sha256(bare.encode()).hexdigest()
-    return template.render(image=pinned, stack_hash=stack_hash, **values), stack_hash
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(  # noqa: S701 - YAML, not HTML
-        loader=FileSystemLoader(fleet.REPOSITORY / "templates" / "relay"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
-def database_url(role: str) -> str:
-    """libpq connection string of ``app`` or ``owner``: whichever host is the primary now."""
-    members = ",".join(node.address for node in fleet.hosts("db"))
-    settings = {
-        "host": members,
-        "port": "5432",
-        "dbname": "relay",
-        "user": f"relay_{role}",
-        "password": fleet.secret(f"postgres_{role}_password"),
-        "sslmode": "verify-ca",
-        "sslrootcert": CA_PATH,
-        "target_session_attrs": "read-write",
-        "connect_timeout": "2",
-        "tcp_user_timeout": "3000",
-        "keepalives_idle": "1",
-        "keepalives_interval": "1",
-        "keepalives_count": "3",
-    }
-    return " ".join(f"{key}={value}" for key, value in settings.items())
+    return render(STACK_TEMPLATE, image=pinned, stack_hash=stack_hash, **values), stack_hash
 
 
 def secrets() -> dict[str, str]:
     """Content of each secret of the stack, by the setting that reads it."""
-    cache_node = fleet.hosts("ops")[0]
     return {
-        "database_url": database_url("app"),
-        "redis_url": f"rediss://:{fleet.secret('redis_password')}@{cache_node.address}:6379/0",
+        "database_url": postgres.dsn("relay_app"),
+        "redis_url": cache.url(),
         "seal_key": fleet.secret("relay_seal_key"),
     }
 
@@ -236,7 +223,10 @@ def stack_values() -> dict[str, Any]:
         "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
         "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),
         "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.setting("relay_provider_timeout_seconds")),
+        "RELAY_SETTLE_SECONDS": str(fleet.setting("relay_settle_seconds")),
         "RELAY_HOLD_MARGIN_SECONDS": str(fleet.setting("relay_hold_margin_seconds")),
+        "RELAY_DRAIN_SECONDS": str(fleet.setting("relay_drain_seconds")),
+        "RELAY_GRACE_SECONDS": str(fleet.setting("relay_grace_seconds")),
         "RELAY_ADMIN_TOKEN_HASH": hashlib.sha256(fleet.secret("relay_admin_token").encode()).hexdigest(),
     }
     return {
@@ -246,7 +236,7 @@ def stack_values() -> dict[str, Any]:
         "health_check": HEALTH_CHECK,
         "ca_config": named("ca", fleet.secret("ca_cert")),
         "named_hosts": fleet.hosts("provider"),
-        "stop_grace": fleet.setting("relay_stop_grace"),
+        "stop_grace": f"{seconds('relay_stop_grace'):g}s",
         "replicas": replicas,
         "memory": fleet.setting("relay_memory"),
     }
@@ -255,12 +245,7 @@ def stack_values() -> dict[str, Any]:
 @deploy("Relay")
 def relay() -> None:
     """The relay role, for relay hosts; the first one builds the image and rolls the stack."""
-    files.put(
-        name="Write /usr/local/sbin/relayctl",
-        src="templates/relay/relayctl",
-        dest="/usr/local/sbin/relayctl",
-        mode="755",
-    )
+    place(ConfigFile("/usr/local/sbin/relayctl", source("relay/relayctl"), mode="755"))
     if host == inventory.groups["app"][0]:
         tools()
         build_and_roll()
@@ -271,14 +256,11 @@ def tools() -> None:
     apt.packages(
         name="Install what builds images (/usr/bin/mmdebstrap)", packages=PACKAGES, no_recommends=True
     )
-    for tool in host.loop(("image", "roll")):
-        path = f"/usr/local/sbin/relay-{tool}"
-        files.put(name=f"Write {path}", src=f"templates/relay/relay_{tool}.py", dest=path, mode="755")
-    files.put(
-        name="Write /etc/relay/migrate.env",
-        src=StringIO(f"RELAY_MIGRATION_DATABASE_URL={database_url('owner')}\n"),
-        dest="/etc/relay/migrate.env",
-        mode="600",
+    owner = f"RELAY_MIGRATION_DATABASE_URL={postgres.dsn('relay_owner')}\n"
+    place(
+        ConfigFile("/usr/local/sbin/relay-image", source("relay/relay_image.py"), mode="755"),
+        ConfigFile("/usr/local/sbin/relay-roll", source("relay/relay_roll.py"), mode="755"),
+        ConfigFile("/etc/relay/migrate.env", owner, mode="600"),
     )
 
 

@@ -19,9 +19,9 @@ from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
 from pyinfra.context import host, inventory
-from pyinfra.operations import files
 
 from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile, place, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Size, Subgroup
 
@@ -40,6 +40,17 @@ LEADER_SECONDS = 60.0
 
 _NODES = "docker node ls --format '{{.Hostname}} {{.Status}}'"
 _STATE = "docker info --format '{{.Swarm.LocalNodeState}} {{.Swarm.Error}}'"
+
+
+def problems() -> Iterator[str]:
+    """Managers vote, and are the first of the relay hosts."""
+    managers, nodes = int(fleet.setting("swarm_managers")), len(fleet.hosts("app"))
+    if managers % 2 == 0 or not 0 < managers <= nodes:
+        yield (
+            f"`swarm_managers` is {managers}, but must be odd and at most {nodes}, the hosts in `app`: "
+            f"set it to {min(3, nodes - (nodes + 1) % 2)}, or add hosts"
+        )
+
 
 ROLE = Role(
     "swarm",
@@ -60,6 +71,7 @@ ROLE = Role(
         Opening((MANAGEMENT_PORT, GOSSIP_PORT), ("app",)),
         Opening((GOSSIP_PORT, VXLAN_PORT), ("app",), proto="udp"),
     ),
+    problems=problems,
 )
 
 
@@ -254,9 +266,7 @@ def managers() -> list[fleet.Node]:
 @deploy("Swarm")
 def swarm() -> None:
     """The swarm role, for relay hosts."""
-    files.put(
-        name=f"Write {NODE_TOOL}", src="templates/swarm/relay_swarm_node.py", dest=NODE_TOOL, mode="755"
-    )
+    place(ConfigFile(NODE_TOOL, source("swarm/relay_swarm_node.py"), mode="755"))
     create(name="Start the swarm (/var/lib/docker/swarm)")
     role = "manager" if fleet.node_of(host) in managers() else "worker"
     join(name="Join the swarm (/var/lib/docker/swarm)", role=role)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import os
@@ -14,26 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from deploys.lib.errors import DeployError
+from deploys.lib.lock import Busy, held
 
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Holds the environment's lock; somebody else holding it is an error that says who."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "deploy.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise DeployError(f"{holder} is at work here ({file.name}); wait for it to end") from None
-        file.truncate(0)
-        file.write(f"{operator()} (process {os.getpid()}, since {_now()})")
-        file.flush()
-        try:
+    path = directory / "deploy.lock"
+    try:
+        with held(path, f"{operator()} (process {os.getpid()}, since {_now()})"):
             yield
-        finally:
-            file.truncate(0)
+    except Busy as holder:
+        raise DeployError(f"{holder} is at work here ({path}); wait for it to end") from None
 
 
 def audit(directory: Path, **entry: Any) -> None:

@@ -21,9 +21,9 @@ DISTINCT_CHARACTERS = 8
 
 def check(inventory: Inventory, name: str) -> None:
     """Raises one DeployError that lists everything wrong with environment `name`."""
-    found = [*hosts(inventory, name), *alerting()]
-    # Without addresses no certificate can be judged.
-    found = found or [*credentials(inventory, name)]
+    found = [*hosts(inventory, name)]
+    # Without hosts no setting, without addresses no certificate can be judged.
+    found = found or [*settings(), *credentials(inventory, name)]
     if found:
         listed = "\n".join(f"  - {problem}" for problem in found)
         raise DeployError(f"environment {name!r} cannot be used:\n{listed}")
@@ -90,14 +90,13 @@ def sizes(inventory: Inventory, group: str, least: Size | None) -> Iterator[str]
                 yield f"host {host.name!r} is too small for `{group}`: {key} {has}, needs at least {needs}"
 
 
-def alerting() -> Iterator[str]:
-    """Alerts must reach somebody, where the environment says so."""
-    url = fleet.setting("alert_webhook_url")
-    if fleet.setting("alerts_required") and not url:
-        yield "alerts would reach nobody: set `alert_webhook_url` in the environment's group_data"
-    for name in ("alert_webhook_url", "alert_watchdog_url"):
-        if (value := fleet.setting(name)) and not value.startswith(("https://", "http://")):
-            yield f"`{name}` is not an http(s) address: {value!r}"
+def settings() -> Iterator[str]:
+    """Settings that contradict each other, or that a role cannot work with."""
+    for role in roles.table():
+        try:
+            yield from role.problems()
+        except DeployError as error:
+            yield str(error)
 
 
 def credentials(inventory: Inventory, name: str) -> Iterator[str]:

@@ -5,13 +5,16 @@ Every phase can be interrupted and run again: one that has nothing to do ends in
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
+import os
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import TextIO
 
+from deploys.lib.lock import held
 from deploys.sandbox.remote import CA_FILE, ROOT, STATE
 
 TIMES = STATE / "up.json"
@@ -27,19 +30,16 @@ PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def wait_for_earlier_run() -> TextIO:
-    """Hold the lock of `make up`, once nobody else does; keep what it returns open.
+def only_run() -> AbstractContextManager[TextIO]:
+    """Holds the lock of `make up`, once nobody else does.
 
     The lock's descriptor is handed down to the phases: a run whose parent was killed still holds it.
     """
-    STATE.mkdir(exist_ok=True)
-    lock = (STATE / "up.lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+
+    def waiting(_: str) -> None:
         print("an earlier `make up` is still at work on this machine; waiting for it to end ...", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+
+    return held(STATE / "up.lock", f"process {os.getpid()}", patience=math.inf, waiting=waiting)
 
 
 def run_phases(lock: TextIO) -> dict[str, float]:
@@ -75,7 +75,7 @@ def write_ca() -> None:
 
 def main() -> None:
     """Entry point of `make up`; exits 0 when the platform has served and billed a call, else 1."""
-    with wait_for_earlier_run() as lock:
+    with only_run() as lock:
         times = run_phases(lock)
     TIMES.write_text(json.dumps(times))
     print("\nphase        seconds")

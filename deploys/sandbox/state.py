@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deploys.lib.lock import Busy, held
 from deploys.sandbox.settings import SandboxError
 from deploys.sandbox.shell import say
 
@@ -59,33 +58,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def lock(path: Path, patience: float = LOCK_PATIENCE_SECONDS) -> Iterator[None]:
-    """Hold the sandbox's lock. The kernel releases it when the holder dies, however it dies.
+    """Hold the sandbox's lock.
 
     Raises SandboxError, naming the holder, when it stays taken for `patience` seconds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        _wait_for(file.fileno(), path, patience)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
+    def waiting(holder: str) -> None:
+        say(f"{holder} is at work on the sandbox; waiting for it to finish")
 
-def _wait_for(descriptor: int, path: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    told = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = path.read_text() or "unknown"
-            if time.monotonic() >= deadline:
-                raise SandboxError(
-                    f"process {holder} is at work on the sandbox; wait for it or end it, then run this again"
-                ) from None
-            if not told:
-                say(f"process {holder} is at work on the sandbox; waiting for it to finish")
-                told = True
-            time.sleep(0.2)
+    try:
+        with held(path, f"process {os.getpid()}", patience=patience, waiting=waiting):
+            yield
+    except Busy as holder:
+        raise SandboxError(
+            f"{holder} is at work on the sandbox; wait for it or end it, then run this again"
+        ) from None

@@ -48,9 +48,12 @@ edge_address_burst = 400
 edge_address_connections = 512
 # Largest request body, as nginx writes sizes.
 edge_body_max = "20m"
-# How long the relay may be silent within one call, as nginx writes times; above the relay's own time-out for
-# providers, so that the relay's answer wins.
-edge_read_timeout = "660s"
+# How long the relay may be silent within one call, as nginx writes times; above the time-out for providers
+# and the time to settle, so that the relay's answer wins.
+edge_read_timeout = "670s"
+# How long to wait for a connection to a relay, and for how long others are tried when there is none.
+edge_connect_timeout = "1s"
+edge_retry_timeout = "5s"
 # How long a reload lets running calls end: longer than the longest stream.
 edge_drain_timeout = "1h"
 
@@ -119,13 +122,19 @@ swarm_managers = 3
 relay_base_epoch = "1"
 # Where customers who run out of credit are sent; empty: the console's own page.
 relay_topup_url = ""
-# Longest time that a whole call may take; keep edge_read_timeout above it.
+# Longest time that a whole call may take; `plan` sees to it that the edge waits longer.
 relay_provider_timeout_seconds = 600
-# How long a hold outlives any call and its settlement before the sweeper ends it.
+# How long a capture is tried again while the database is away: longer than a failover.
+relay_settle_seconds = 60
+# How long a hold outlives any call and its settlement before the sweeper ends it: at least 10.
 relay_hold_margin_seconds = 60
 # Most memory that one replica may take.
 relay_memory = "1G"
-# How long a replica that is being replaced may finish its streams.
-relay_stop_grace = "130s"
+# A replica that is being replaced answers new calls for so long, until everybody knows ...
+relay_drain_seconds = 3
+# ... and finishes its streams for so long. Then it settles (relay_settle_seconds).
+relay_grace_seconds = 120
+# Docker kills it after this time: at least the three together.
+relay_stop_grace = "190s"
 # DEBUG, INFO, WARNING or ERROR.
 relay_log_level = "INFO"

@@ -70,7 +70,7 @@ def test_only_the_application_reaches_it(host: Any) -> None:
 def test_secret_is_private(host: Any) -> None:
     """The password is readable by the exporter only; Redis itself keeps its hash."""
     file = host.file("/etc/relay/redis-exporter.json")
-    assert (file.user, file.mode) == ("prometheus", 0o600)
+    assert (file.user, file.group, file.mode) == ("root", "prometheus", 0o640)
     assert host.file("/etc/redis/redis.conf").mode == 0o640
     assert host.run(f'grep -cF "$(python3 -c "{PASSWORD}")" /etc/redis/redis.conf').stdout.strip() == "0"
 

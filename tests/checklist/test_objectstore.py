@@ -101,13 +101,13 @@ def test_only_its_users_reach_it(host: Any) -> None:
 
 def test_secrets_are_private(host: Any) -> None:
     """Keys are readable by their accounts only."""
-    for name, owner in (
-        ("environment", "root"),
-        ("administrator.curl", "root"),
-        ("identities.json", "seaweedfs"),
+    for name, group, mode in (
+        ("environment", "root", 0o600),
+        ("administrator.curl", "root", 0o600),
+        ("identities.json", "seaweedfs", 0o640),
     ):
         file = host.file(f"/etc/seaweedfs/{name}")
-        assert (file.user, file.mode) == (owner, 0o600), name
+        assert (file.user, file.group, file.mode) == ("root", group, mode), name
     names = {
         i["name"]
         for i in json.loads(host.file("/etc/seaweedfs/identities.json").content_string)["identities"]

@@ -171,13 +171,13 @@ def test_data_checksums(host: Any) -> None:
 
 def test_secrets_are_private(host: Any) -> None:
     """Passwords are readable by their account only, and in no log."""
-    for path, owner in (
+    for path, group in (
         ("/etc/patroni/patroni.yml", "postgres"),
         ("/etc/relay/database.json", "postgres"),
         ("/etc/relay/postgres-exporter.password", "prometheus"),
     ):
         file = host.file(path)
-        assert (file.user, file.mode) == (owner, 0o600), path
+        assert (file.user, file.group, file.mode) == ("root", group, 0o640), path
     values = "import json; print(*json.load(open('/etc/relay/database.json')).values(), sep='\\n')"
     found = host.run(
         f"bash -c {shlex.quote(f'journalctl --no-pager | grep -cFf <(python3 -c {shlex.quote(values)})')}"

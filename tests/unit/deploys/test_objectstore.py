@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile
 from deploys.roles import objectstore
-from tests.unit.deploys.facts import LINUX, existing, running
+from tests.unit.deploys.facts import LINUX, running
 
 RUNNING = LINUX | running("seaweedfs.service")
 TOOL = "/usr/local/sbin/relay-bucket"
@@ -54,12 +55,11 @@ def test_the_store_is_not_root_and_keeps_its_data(unit: str) -> None:
 def test_secrets_are_in_private_files_only(outcome: Any, sandbox_inventory: Any) -> None:
     private = {
         "/etc/seaweedfs/environment": "install -D -o root -g root -m 600 /dev/null",
+        "/etc/seaweedfs/administrator.curl": "install -D -o root -g root -m 600 /dev/null",
         "/etc/seaweedfs/identities.json": "install -D -o root -g seaweedfs -m 640 /dev/null",
     }
     for path, command in private.items():
         assert f"{command} {path}.new" in outcome.commands
-    private["/etc/seaweedfs/administrator.curl"] = ""
-    assert "chmod 600 /etc/seaweedfs/administrator.curl" in outcome.commands
     names = ("s3_secret_key", "s3_sse_key", "s3_admin_secret_key")
     values = [fleet.secret(name) for name in names]
     for path, text in outcome.files.items():
@@ -74,7 +74,8 @@ def test_a_new_store_gets_its_bucket(outcome: Any) -> None:
 @pytest.mark.parametrize("missing", [["bucket backups is missing"], []])
 def test_a_missing_bucket_is_drift(fake_role: Any, missing: list[str]) -> None:
     text = fake_role(objectstore.objectstore, "vault1", responses=LINUX).files[TOOL]
-    present = RUNNING | existing(TOOL, text, "-rwxr-xr-x") | {"relay-bucket check": missing}
+    tool = ConfigFile(TOOL, text, mode="755")
+    present = RUNNING | {"sha256sum <": [f"{TOOL} {tool.state}"], "relay-bucket check": missing}
     commands = fake_role(objectstore.objectstore, "vault1", responses=present).commands
     assert ("relay-bucket apply" in commands) is bool(missing)
 

@@ -75,13 +75,11 @@ def test_values_of_statements_stay_out_of_the_log(configuration: Any) -> None:
 def test_secrets_are_in_files_of_their_account_only(outcome: Any, sandbox_inventory: Any) -> None:
     private = {
         "/etc/patroni/patroni.yml": "postgres",
+        "/etc/relay/database.json": "postgres",
         "/etc/relay/postgres-exporter.password": "prometheus",
     }
     for path, group in private.items():
         assert f"install -D -o root -g {group} -m 640 /dev/null {path}.new" in outcome.commands
-    private["/etc/relay/database.json"] = "postgres"
-    assert "chmod 600 /etc/relay/database.json" in outcome.commands
-    assert "chown postgres:postgres /etc/relay/database.json" in outcome.commands
     values = [fleet.secret(name) for name in [*postgres.ROLE_SECRETS.values(), "patroni_rest_password"]]
     for path, text in outcome.files.items():
         assert path in private or not [value for value in values if value in text]

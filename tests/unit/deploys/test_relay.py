@@ -15,7 +15,7 @@ import yaml
 from pyinfra.api.inventory import Inventory
 
 from deploys.lib import fleet, relay_image
-from deploys.roles import relay
+from deploys.roles import postgres, relay
 
 DIGEST = f"sha256:{'ab' * 32}"
 PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
@@ -23,7 +23,7 @@ PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
 
 @pytest.fixture
 def stack(sandbox_inventory: Inventory) -> dict[str, Any]:
-    text, _ = relay.render(PINNED, relay.stack_values())
+    text, _ = relay.stack_file(PINNED, relay.stack_values())
     return dict(yaml.safe_load(text))
 
 
@@ -45,7 +45,7 @@ def test_a_roll_takes_one_replica_at_a_time_and_rolls_back(stack: dict[str, Any]
 def test_secrets_are_mounted_and_never_in_the_file(
     stack: dict[str, Any], sandbox_inventory: Inventory
 ) -> None:
-    text, _ = relay.render(PINNED, relay.stack_values())
+    text, _ = relay.stack_file(PINNED, relay.stack_values())
     values = fleet.store().read()
     assert not [name for name, value in values.items() if value in text]
     service = stack["services"]["relay"]
@@ -68,12 +68,12 @@ def test_the_stack_knows_the_provider_and_trusts_the_edge(stack: dict[str, Any])
 
 
 def test_a_fleet_without_a_provider_of_its_own(sandbox_inventory: Inventory) -> None:
-    text, _ = relay.render(PINNED, relay.stack_values() | {"named_hosts": []})
+    text, _ = relay.stack_file(PINNED, relay.stack_values() | {"named_hosts": []})
     assert yaml.safe_load(text)["services"]["relay"]["extra_hosts"] == []
 
 
 def test_clients_fail_over_within_seconds(sandbox_inventory: Inventory) -> None:
-    settings = dict(part.split("=", 1) for part in relay.database_url("app").split())
+    settings = dict(part.split("=", 1) for part in postgres.dsn("relay_app").split())
     assert settings["host"] == "172.30.77.31,172.30.77.32,172.30.77.33"
     assert settings["target_session_attrs"] == "read-write"
     assert settings["sslmode"] == "verify-ca"
@@ -90,7 +90,7 @@ def test_the_owner_is_for_migrations_only(stack: dict[str, Any], fake_role: Any)
 def _running(**changed: Any) -> dict[str, Any]:
     """Answers of a first host where everything is as it should be, but for `changed`."""
     values = relay.stack_values()
-    _, stack_hash = relay.render(PINNED, values)
+    _, stack_hash = relay.stack_file(PINNED, values)
     spec = {
         "Labels": {"relay.stack": stack_hash},
         "TaskTemplate": {"ContainerSpec": {"Image": PINNED}},
