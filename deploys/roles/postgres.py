@@ -150,6 +150,10 @@ def postgres() -> None:
     settings.load(settings_written)
     restart(program.load(program_written))
     if fleet.node_of(host) == fleet.hosts("db")[0]:
+        patroni.keep_primary(
+            name="Hand over from a primary that left the inventory (patronictl)",
+            wanted=[node.name for node in fleet.hosts("db")],
+        )
         patroni.cluster_settings(
             name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings(host.data)
         )
