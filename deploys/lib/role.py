@@ -101,6 +101,8 @@ class Role:
     # How many hosts the group must have, and how big they must be.
     hosts: int = 0
     odd: bool = False
+    # Whether its members act as one: while one of them is away, the role is not touched on the others.
+    cluster: bool = False
     size: Size | None = None
     subgroups: tuple[Subgroup, ...] = ()
     health_checks: tuple[HealthCheck, ...] = ()

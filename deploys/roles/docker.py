@@ -42,6 +42,7 @@ VALIDATE = (
 ROLE = Role(
     "docker",
     "app",
+    cluster=True,
     health_checks=(
         HealthCheck(
             "the engine answers",

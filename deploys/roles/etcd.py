@@ -36,6 +36,7 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "etcd",
     "db",
+    cluster=True,
     hosts=3,
     odd=True,
     health_checks=(

@@ -81,6 +81,7 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "postgres",
     "db",
+    cluster=True,
     health_checks=(
         HealthCheck(
             "one leader, every member streams",

@@ -75,6 +75,7 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "relay",
     "app",
+    cluster=True,
     hosts=3,
     size=Size(8, 16, 200),
     health_checks=(

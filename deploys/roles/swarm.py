@@ -55,6 +55,7 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "swarm",
     "app",
+    cluster=True,
     subgroups=(Subgroup("dokploy", Size(4, 8, 100)),),
     health_checks=(
         HealthCheck(

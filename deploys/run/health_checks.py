@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
@@ -18,14 +18,17 @@ PAUSE_SECONDS = 2.0
 LOOK_SECONDS = 15.0
 
 
-def wait(role: Role, check: HealthCheck, inventory: Inventory, shell: Shell) -> float:
-    """Waits until the check passes and returns the seconds it took.
+def wait(
+    role: Role, check: HealthCheck, inventory: Inventory, shell: Shell, away: Collection[str] = ()
+) -> float:
+    """Waits until the check passes and returns the seconds it took. Hosts named in `away` are not asked.
 
     One that keeps failing, or whose units crash again and again, is an error that names the members, their
     last log lines and the command that mends them.
     """
     hosts = list(inventory) if role.group == ALL else inventory.groups.get(role.group, [])
     hosts = hosts[:1] if role.first_only else hosts
+    hosts = [host for host in hosts if host.name not in away]
     start = time.monotonic()
     for host in hosts[:1] if check.first else hosts:
         _wait(role, check, host, hosts, shell, start)

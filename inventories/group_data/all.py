@@ -22,6 +22,12 @@ ssh_authorized_keys: list[str] = []
 # CIDR blocks that may reach SSH; empty: from anywhere (keys only, root refused).
 ssh_allowed_from: list[str] = []
 
+# --- runs ------------------------------------------------------------------------------------------------
+# After how many seconds without a sign of life `apply` goes on without a host.
+host_silence_seconds = 30
+# Longest time that one command of an operation may take on a host.
+operation_seconds = 1800
+
 # --- base ------------------------------------------------------------------------------------------------
 # Whether the host may set the clock. Containers share their machine's clock and must not.
 set_clock = True
