@@ -1,8 +1,8 @@
 """The sandbox: a whole fleet on one machine, reached over SSH like any other.
 
 Hosts come into being with `make up`; addresses and host names here are the only ones there are. A second
-sandbox beside the first takes another network: RELAY_SANDBOX_SUBNET=172.30.78.0/24. More hosts for a while, to
-try what growing and shrinking do: RELAY_SANDBOX_EXTRA="app4 db4 db5 edge3".
+sandbox beside the first takes another network: RELAY_SANDBOX_SUBNET=172.30.78.0/24. More hosts, to try what
+growing and shrinking do: RELAY_SANDBOX_EXTRA="app4 db4 db5 edge3".
 """
 
 import os
