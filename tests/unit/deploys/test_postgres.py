@@ -227,3 +227,17 @@ def test_a_primary_that_left_the_inventory_hands_over(fake_role: Any, members: s
         for line in fake_role(postgres.postgres, "db2", responses=responses).commands
         if "switchover" in line
     ]
+
+
+def test_the_watcher_of_the_disk_follows_the_settings(fake_role: Any) -> None:
+    data = {
+        "postgres_disk_handover_mb": 7,
+        "postgres_disk_handover_percent": 3,
+        "postgres_disk_reserve_mb": 5,
+    }
+    outcome = fake_role(postgres.postgres, "db2", responses=LINUX, data=data)
+    unit = outcome.files["/etc/systemd/system/relay-disk-watch.service"]
+    (command,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert "--name db2 --data /var/lib/postgresql/15/relay --rest https://172.30.77.32:8008" in command
+    assert "--handover-mb 7 --handover-percent 3 --reserve-mb 5" in command
+    assert postgres.DISK_WATCH in outcome.files
