@@ -175,7 +175,7 @@ def _until(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
 @operation()
 def forget(wanted: Collection[str], addresses: Collection[str]) -> Commands:
     """Removes nodes that no relay host is: of hosts that left the inventory or have a new identity."""
-    for node in _nobodys(_settled(wanted), wanted, addresses):
+    for node in _nobodys(host.get_fact(Nodes), wanted, addresses):
         yield StringCommand(f"{NODE_TOOL} remove", node["ID"])
 
 
@@ -200,7 +200,10 @@ def _nobodys(
 
 @operation()
 def manage(wanted: Collection[str], managing: Collection[str]) -> Commands:
-    """Makes those in `managing` managers and the other relay hosts workers; promotes before it demotes."""
+    """Makes those in `managing` managers and the other relay hosts workers; promotes before it demotes.
+
+    It waits for nodes that have just joined; what follows finds them there.
+    """
     ready = [node for node in _settled(wanted) if node["Status"]["State"] == "ready"]
     for verb, role in (("promote", "worker"), ("demote", "manager")):
         for node in ready:
@@ -212,7 +215,7 @@ def manage(wanted: Collection[str], managing: Collection[str]) -> Commands:
 @operation()
 def label(wanted: dict[str, dict[str, str]]) -> Commands:
     """Gives nodes their labels."""
-    nodes = _settled(wanted)
+    nodes = host.get_fact(Nodes)
     if not nodes:
         yield StringCommand("docker node ls")
         return
