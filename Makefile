@@ -7,10 +7,10 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet chaos bench tools lock clean
+.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet fleet-faults chaos bench tools lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  ENV=production chooses another inventory for plan, apply, verify and secrets;"
 	@echo "  LIMIT='edge db1' restricts plan, apply and verify to groups or hosts."
 
@@ -52,6 +52,9 @@ contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prom
 
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
 	@.venv/bin/pytest tests/fleet -v --show-capture=no
+
+fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox that `make up` built (about an hour)
+	@.venv/bin/pytest tests/faults -v --show-capture=no
 
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos

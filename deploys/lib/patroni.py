@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any
 
 import yaml
@@ -14,6 +14,8 @@ from pyinfra.context import host
 
 Commands = Generator[StringCommand, None, None]
 Settings = dict[str, Any]
+# Roles of replicas that have confirmed every acknowledged write.
+CONFIRMING = ("Quorum Standby", "Sync Standby")
 
 
 class ClusterSettings(FactBase[Settings]):
@@ -57,6 +59,47 @@ class DatabaseDifferences(FactBase[list[str]]):
 
     def process(self, output: list[str]) -> list[str]:
         return [line for line in output if line]
+
+
+class Members(FactBase[list[dict[str, Any]]]):
+    """The cluster's members as Patroni lists them: Member, Role, State, …; none while there is no cluster."""
+
+    def command(self) -> str:
+        return "/usr/local/bin/patronictl list --format json 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> list[dict[str, Any]]:
+        return []
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        return list(json.loads("\n".join(output) or "[]"))
+
+
+@operation()
+def keep_primary(wanted: Collection[str]) -> Commands:
+    """Hands over when the primary is a host that the inventory no longer names.
+
+    A replica that left needs nothing: cut off by firewall and access rules, it loses its key in etcd.
+    """
+    members = host.get_fact(Members)
+    leaving = [m["Member"] for m in members if m.get("Role") == "Leader" and m["Member"] not in wanted]
+    if not leaving:
+        return
+    standbys = [
+        m["Member"]
+        for m in members
+        if m["Member"] in wanted and m["Role"] in CONFIRMING and m.get("State") == "streaming"
+    ]
+    if not standbys:
+        yield StringCommand(
+            f"echo 'the primary {leaving[0]} left the inventory and no replica can take over: bring one "
+            "back (patronictl list), or put the host back into the inventory' >&2; false"
+        )
+        return
+    yield StringCommand(
+        f"patronictl switchover relay --leader {leaving[0]} --candidate {standbys[0]} --force"
+    )
+    yield StringCommand("relay-patroni wait")
 
 
 def missing(wanted: Settings, found: Settings) -> Settings:

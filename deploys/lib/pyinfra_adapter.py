@@ -9,6 +9,9 @@ each sentence, so that another version is tried by running it:
 - An operation's names, its conditions (`_if`) and whether it changes its host are found by its hash.
 - pyinfra asks an operation's conditions only when it runs it, and believes `_maybe_is_change` before that.
 - What runs inside `host.deploy` carries its name as the first part of the operation's.
+- A host that failed is only missing from `active_hosts`, `activated_hosts` and in `failed_hosts`.
+- `should_raise_failed_hosts` is asked when a host failed; false lets the others go on.
+- An operation's `_timeout` bounds each of its commands and may be set after it was prepared.
 - Callbacks are called on the instance that was added, although the base class declares them static.
 """
 
@@ -23,7 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pyinfra
+from paramiko import SSHClient, SSHException, Transport
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -117,15 +122,86 @@ def labelled(host: Host, name: str) -> AbstractContextManager[None]:
     return label
 
 
-def execute(state: State) -> None:
-    """Runs what is prepared; raises PyinfraError at the first operation that fails on a host."""
+def execute(state: State, seconds: int = 0, go_on: Callable[[Sequence[Host]], bool] | None = None) -> None:
+    """Runs what is prepared; raises PyinfraError at the first operation that fails on a host, unless `go_on`
+    says of the hosts that failed that the others may go on.
+
+    No command of an operation may take longer than `seconds`, unless the operation says so; 0 is no limit.
+    """
+    for host in state.inventory:
+        for data in state.ops[host].values():
+            data.global_arguments["_timeout"] = data.global_arguments.get("_timeout") or seconds
+    state.should_raise_failed_hosts = lambda state: not (go_on and go_on(list(state.failed_hosts)))
     state.current_stage = StateStage.Execute
-    run_ops(state)
+    try:
+        run_ops(state)
+    except EOFError as error:
+        # A connection that ends in the middle of an upload.
+        raise PyinfraError("a connection ended") from error
+    finally:
+        state.should_raise_failed_hosts = None
 
 
-def run_shell(host: Host, command: str) -> tuple[bool, str]:
+def drop(state: State, hosts: Sequence[Host]) -> None:
+    """Goes on without some hosts, as if they had never been activated."""
+    state.active_hosts -= set(hosts)
+    state.activated_hosts -= set(hosts)
+    state.failed_hosts -= set(hosts)
+
+
+class Watch:
+    """Finds out hosts that have stopped answering, whatever they are busy with.
+
+    Each connection is asked for a sign of life all the time. A host that gives none within `seconds` is
+    lost: its connection is closed, so that whatever waits for the host fails. A machine that has frozen keeps
+    its connections open, and its kernel may even go on confirming packets: only an answer counts.
+    """
+
+    def __init__(self, hosts: Sequence[Host], seconds: float, report: Callable[[str], None]) -> None:
+        self.hosts, self.seconds, self.report = list(hosts), seconds, report
+        self.lost: list[Host] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[Watch]:
+        """Watches as long as the block runs."""
+        jobs = [gevent.spawn(self._watch, host) for host in self.hosts]
+        try:
+            yield self
+        finally:
+            gevent.killall(jobs)
+
+    def _watch(self, host: Host) -> None:
+        while alive(host, self.seconds):
+            gevent.sleep(self.seconds / 6)
+        self.lost.append(host)
+        self.report(f"{host.name} has not answered for {self.seconds:.0f} s")
+        if transport := _transport(host):
+            transport.close()
+
+
+def alive(host: Host, seconds: float) -> bool:
+    """Whether the host's SSH server answers within `seconds`; true of connections that are not SSH."""
+    transport = _transport(host)
+    if transport is None:
+        return True
+    with gevent.Timeout(seconds, False):
+        # Its answer is a refusal, which is an answer (RFC 4254, section 4).
+        transport.global_request("keepalive@openssh.com", wait=True)
+        return bool(transport.is_active())
+    return False
+
+
+def _transport(host: Host) -> Transport | None:
+    client: SSHClient | None = getattr(host.connector, "client", None)
+    return client.get_transport() if client else None
+
+
+def run_shell(host: Host, command: str, seconds: int = 0) -> tuple[bool, str]:
     """Runs a command as root: (whether it succeeded, its output)."""
-    ok, output = host.run_shell_command(StringCommand(command), _sudo=True)
+    try:
+        ok, output = host.run_shell_command(StringCommand(command), _sudo=True, _timeout=seconds or None)
+    except (OSError, EOFError, SSHException) as error:
+        return False, f"{host.name} does not answer ({error})"
     return ok, output.output
 
 

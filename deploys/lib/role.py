@@ -30,13 +30,21 @@ class Opening:
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """`command`, as root on the role's hosts, exits 0 when `what` holds; it must within `seconds`."""
+    """`command`, as root on the role's hosts, exits 0 when `what` holds; it must within `seconds`.
+
+    When it does not, each of the role's hosts is asked for the reason: its `units` that do not run, with
+    their last log lines, then `member`, which exits 0 where the host's own member is well and else says why.
+    `mend` is the command for a host that is not well, or another remedy in words.
+    """
 
     what: str
     command: str
     # Whether one host, the first, can answer for all.
     first: bool = False
     seconds: int = 120
+    units: tuple[str, ...] = ()
+    member: str = ""
+    mend: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class Role:
     # How many hosts the group must have, and how big they must be.
     hosts: int = 0
     odd: bool = False
+    # Whether its members act as one: while one of them is away, the role is not touched on the others.
+    cluster: bool = False
     size: Size | None = None
     subgroups: tuple[Subgroup, ...] = ()
     health_checks: tuple[HealthCheck, ...] = ()

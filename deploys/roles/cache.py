@@ -22,7 +22,15 @@ ROLE = Role(
     "cache",
     "ops",
     hosts=1,
-    health_checks=(HealthCheck("Redis runs", "systemctl is-active redis-server", first=True),),
+    health_checks=(
+        HealthCheck(
+            "Redis runs",
+            "systemctl is-active redis-server",
+            first=True,
+            units=("redis-server.service",),
+            mend="what its log names, then `sudo systemctl start redis-server`; it holds nothing to lose",
+        ),
+    ),
     scrapes=(Scrape("redis", EXPORTER_PORT),),
     probes=(Probe("tls", REDIS_PORT),),
     openings=(Opening((REDIS_PORT,), ("app",)),),

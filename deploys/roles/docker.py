@@ -42,7 +42,15 @@ VALIDATE = (
 ROLE = Role(
     "docker",
     "app",
-    health_checks=(HealthCheck("the engine answers", "docker info --format '{{.ServerVersion}}'"),),
+    cluster=True,
+    health_checks=(
+        HealthCheck(
+            "the engine answers",
+            "docker info --format '{{.ServerVersion}}'",
+            units=("docker.service", "containerd.service"),
+            mend="what its log names, then `sudo systemctl start docker`",
+        ),
+    ),
     scrapes=(Scrape("docker", METRICS_PORT),),
 )
 

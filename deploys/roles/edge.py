@@ -60,7 +60,14 @@ ROLE = Role(
     "edge",
     hosts=1,
     size=Size(2, 4, 50),
-    health_checks=(HealthCheck("nginx runs", "systemctl is-active nginx"),),
+    health_checks=(
+        HealthCheck(
+            "nginx runs",
+            "systemctl is-active nginx",
+            units=("nginx.service",),
+            mend="`sudo nginx -t` names the file and line; then `sudo systemctl start nginx`",
+        ),
+    ),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
     probes=(Probe("edge", 443, "/healthz"),),
     openings=(Opening((80, 443)),),

@@ -43,7 +43,17 @@ ROLE = Role(
     MONITORS,
     hosts=1,
     health_checks=(
-        HealthCheck("Prometheus runs", "systemctl is-active prometheus prometheus-alertmanager", first=True),
+        HealthCheck(
+            "Prometheus runs",
+            "systemctl is-active prometheus prometheus-alertmanager",
+            first=True,
+            units=(
+                "prometheus.service",
+                "prometheus-alertmanager.service",
+                "prometheus-blackbox-exporter.service",
+            ),
+            mend="what its log names, then `sudo systemctl start` the unit",
+        ),
     ),
     problems=problems,
 )

@@ -38,6 +38,7 @@ POSTGRES_PORT, REST_PORT, EXPORTER_PORT = 5432, 8008, 9187
 LIBRARY = "/usr/local/lib/relay"
 VENV = "/opt/patroni"
 # There while a restart of Patroni is due.
+DISK_WATCH = "/usr/local/sbin/relay-disk-watch"
 STALE = "/run/relay-patroni-stale"
 UNIT = "patroni.service"
 REQUIREMENTS = "templates/postgres/requirements.txt"
@@ -81,11 +82,15 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "postgres",
     "db",
+    cluster=True,
     health_checks=(
         HealthCheck(
             "one leader, every member streams",
             f'patronictl list -f json | python3 -c "{_MEMBERS_RUN}" || {{ patronictl list; false; }}',
             first=True,
+            units=(UNIT,),
+            member="relay-patroni serves",
+            mend="`sudo patronictl reinit relay HOST` makes a replica anew from the primary",
         ),
     ),
     scrapes=(Scrape("postgres", EXPORTER_PORT), Scrape("patroni", REST_PORT, tls=True)),
@@ -149,11 +154,16 @@ def postgres() -> None:
     settings.load(settings_written)
     restart(program.load(program_written))
     if fleet.node_of(host) == fleet.hosts("db")[0]:
+        patroni.keep_primary(
+            name="Hand over from a primary that left the inventory (patronictl)",
+            wanted=[node.name for node in fleet.hosts("db")],
+        )
         patroni.cluster_settings(
             name="Settings of the cluster (patronictl show-config)", wanted=cluster_settings(host.data)
         )
     heartbeat().keep()
     exporter().keep()
+    disk_watch().keep()
 
 
 def packages() -> None:
@@ -331,6 +341,23 @@ def heartbeat() -> Configuration:
             ConfigFile(f"{SYSTEMD_UNITS}{unit}", source(f"postgres/{unit}")),
         ],
     )
+
+
+def disk_watch() -> Configuration:
+    """What hands a primary over before its disk is full."""
+    data, node, unit = host.data, fleet.node_of(host), "relay-disk-watch.service"
+    command = (
+        f"{DISK_WATCH} --name {node.name} --data /var/lib/postgresql/{data.postgres_version}/relay"
+        f" --rest https://{node.address}:{REST_PORT} --handover-mb {data.postgres_disk_handover_mb}"
+        f" --handover-percent {data.postgres_disk_handover_percent}"
+        f" --reserve-mb {data.postgres_disk_reserve_mb}"
+    )
+    text = render("postgres/relay-disk-watch.service.j2", command=command)
+    files = [
+        ConfigFile(DISK_WATCH, source("postgres/relay_disk_watch.py"), mode="755"),
+        ConfigFile(f"{SYSTEMD_UNITS}{unit}", text),
+    ]
+    return Configuration(unit, files, check=f"{DISK_WATCH} --help >/dev/null")
 
 
 def exporter() -> Configuration:

@@ -18,7 +18,14 @@ ROLE = Role(
     "registry",
     "ops",
     first_only=True,
-    health_checks=(HealthCheck("the registry runs", "systemctl is-active docker-registry"),),
+    health_checks=(
+        HealthCheck(
+            "the registry runs",
+            "systemctl is-active docker-registry",
+            units=("docker-registry.service",),
+            mend="what its log names, then `sudo systemctl start docker-registry`",
+        ),
+    ),
     probes=(Probe("registry", REGISTRY_PORT, "/v2/"),),
     openings=(Opening((REGISTRY_PORT,), ("app",)),),
     secrets=(

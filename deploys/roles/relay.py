@@ -51,6 +51,11 @@ HEALTH_CHECK = (
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
 )
 _REPLICAS = f"docker service ls --filter name={SERVICE} --format '{{{{.Replicas}}}}'"
+_TASKS = f"docker ps --filter label=com.docker.swarm.service.name={SERVICE}"
+_WHY = (
+    f"{_TASKS} --all --last 1 --format 'its last task: {{{{.Status}}}}'; "
+    f"{_TASKS} --all --last 1 --quiet | xargs -r docker logs --tail 5 2>&1"
+)
 
 
 def problems() -> Iterator[str]:
@@ -72,6 +77,7 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "relay",
     "app",
+    cluster=True,
     hosts=3,
     size=Size(8, 16, 200),
     health_checks=(
@@ -80,6 +86,9 @@ ROLE = Role(
             # "3/3 (max 1 per node)"
             f"{_REPLICAS}; {_REPLICAS} | grep -Eq '^([1-9][0-9]*)/\\1( |$)'",
             first=True,
+            units=("docker.service",),
+            member=f"{_TASKS} --filter health=healthy --quiet | grep -q . || {{ {_WHY}; false; }}",
+            mend="what its log names; `sudo docker service ps relay_relay --no-trunc` lists all attempts",
         ),
     ),
     scrapes=(Scrape("relay", METRICS_PORT),),

@@ -21,6 +21,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host, inventory
 
 from deploys.lib import fleet
+from deploys.lib.config_files import ConfigFile, place, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Size, Subgroup
 
@@ -31,12 +32,14 @@ GOSSIP_PORT = 7946
 VXLAN_PORT = 4789
 # Networks of stacks; clear of the machine's own and of docker.py's.
 ADDRESS_POOL = "10.201.0.0/16"
+NODE_TOOL = "/usr/local/sbin/relay-swarm-node"
 # How long a node may take to join; one that is tried again leaves an entry behind that has no name.
 JOIN_PATIENCE = timedelta(minutes=1)
 # How long the managers may take to agree on a leader, and a node that has joined to say its name.
 LEADER_SECONDS = 60.0
 
 _NODES = "docker node ls --format '{{.Hostname}} {{.Status}}'"
+_STATE = "docker info --format '{{.Swarm.LocalNodeState}} {{.Swarm.Error}}'"
 
 
 def problems() -> Iterator[str]:
@@ -52,9 +55,18 @@ def problems() -> Iterator[str]:
 ROLE = Role(
     "swarm",
     "app",
+    cluster=True,
     subgroups=(Subgroup("dokploy", Size(4, 8, 100)),),
     health_checks=(
-        HealthCheck("every node is ready", f"{_NODES} >/dev/null && ! {_NODES} | grep -v Ready", first=True),
+        HealthCheck(
+            "every node is ready",
+            f"{_NODES} >/dev/null && ! {_NODES} | grep -v Ready",
+            first=True,
+            units=("docker.service",),
+            member=f"{_STATE} | grep -qx 'active ' || {{ {_STATE}; false; }}",
+            mend="`sudo systemctl start docker` there; a host that is gone for good is taken out of the "
+            "inventory, and apply removes it from the swarm",
+        ),
     ),
     openings=(
         Opening((MANAGEMENT_PORT, GOSSIP_PORT), ("app",)),
@@ -161,13 +173,52 @@ def _until(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
 
 
 @operation()
+def forget(wanted: Collection[str], addresses: Collection[str]) -> Commands:
+    """Removes nodes that no relay host is: of hosts that left the inventory or have a new identity."""
+    for node in _nobodys(host.get_fact(Nodes), wanted, addresses):
+        yield StringCommand(f"{NODE_TOOL} remove", node["ID"])
+
+
+def _nobodys(
+    nodes: list[dict[str, Any]], wanted: Collection[str], addresses: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    ready = _ready(nodes)
+    own = {
+        member.get_fact(SwarmState).get("NodeID") for member in inventory.groups["app"] if member.connected
+    }
+    # An entry without a name may be of a relay host that still joins, unless every one is there.
+    nobody_joins = ready.issuperset(wanted)
+    for node in nodes:
+        name, address = _hostname(node), node["Status"].get("Addr", "")
+        twin = node["Status"]["State"] == "down" and name in ready
+        nameless = not name and (nobody_joins or _old(node))
+        # A host's own name for itself need not be the inventory's.
+        left = name and name not in wanted and address not in addresses
+        if node["ID"] not in own and (twin or nameless or left):
+            yield node
+
+
+@operation()
+def manage(wanted: Collection[str], managing: Collection[str]) -> Commands:
+    """Makes those in `managing` managers and the other relay hosts workers; promotes before it demotes.
+
+    It waits for nodes that have just joined; what follows finds them there.
+    """
+    ready = [node for node in _settled(wanted) if node["Status"]["State"] == "ready"]
+    for verb, role in (("promote", "worker"), ("demote", "manager")):
+        for node in ready:
+            changes = _hostname(node) in wanted and (_hostname(node) in managing) == (verb == "promote")
+            if changes and node["Spec"]["Role"] == role:
+                yield StringCommand(f"docker node {verb}", node["ID"])
+
+
+@operation()
 def label(wanted: dict[str, dict[str, str]]) -> Commands:
-    """Gives nodes their labels; forgets entries of nodes that never came or have a new identity."""
-    nodes = _settled(wanted)
+    """Gives nodes their labels."""
+    nodes = host.get_fact(Nodes)
     if not nodes:
         yield StringCommand("docker node ls")
         return
-    yield from _forget(nodes, wanted)
     for node in nodes:
         labels = wanted.get(_hostname(node), {})
         present = node["Spec"].get("Labels") or {}
@@ -190,20 +241,6 @@ def _settled(wanted: Collection[str]) -> list[dict[str, Any]]:
 
 def _ready(nodes: list[dict[str, Any]]) -> set[str]:
     return {_hostname(node) for node in nodes if node["Status"]["State"] == "ready"}
-
-
-def _forget(nodes: list[dict[str, Any]], wanted: Collection[str]) -> Iterator[StringCommand]:
-    ready = _ready(nodes)
-    # An entry without a name may be of a relay host that still joins, unless every one is there.
-    nobody_joins = ready.issuperset(wanted)
-    for node in nodes:
-        twin = node["Status"]["State"] == "down" and _hostname(node) in ready
-        nobodys = not _hostname(node) and (nobody_joins or _old(node))
-        if twin or nobodys:
-            # After `swarm init --force-new-cluster` the earlier managers are none, whatever their role says.
-            if node.get("ManagerStatus"):
-                yield StringCommand("docker node demote", node["ID"])
-            yield StringCommand("docker node rm --force", node["ID"])
 
 
 def _hostname(node: dict[str, Any]) -> str:
@@ -233,8 +270,14 @@ def managers() -> list[fleet.Node]:
 @deploy("Swarm")
 def swarm() -> None:
     """The swarm role, for relay hosts."""
+    place(ConfigFile(NODE_TOOL, source("swarm/relay_swarm_node.py"), mode="755"))
     create(name="Start the swarm (/var/lib/docker/swarm)")
     role = "manager" if fleet.node_of(host) in managers() else "worker"
     join(name="Join the swarm (/var/lib/docker/swarm)", role=role)
     if host == inventory.groups["app"][0]:
-        label(name="Label the nodes of the swarm", wanted=labels())
+        wanted = labels()
+        addresses = [node.address for node in fleet.hosts("app")]
+        managing = [node.name for node in managers()]
+        manage(name="Choose the swarm's managers (docker node)", wanted=wanted, managing=managing)
+        forget(name="Remove nodes that no relay host is (docker node)", wanted=wanted, addresses=addresses)
+        label(name="Label the nodes of the swarm", wanted=wanted)

@@ -29,7 +29,8 @@ EPILOG = """examples:
   python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
   python -m deploys secrets sandbox --renew       a step towards new certificates and a new authority
   python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
-  python -m deploys apply sandbox --limit edge    bring one group (or host) in line
+  python -m deploys apply sandbox --limit edge    bring one group (or host) in line; 0 done, 1 error,
+                                                  3 done but for hosts that stopped answering
   python -m deploys verify sandbox                run the launch checklist
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
   python -m deploys sandbox up                    boot the sandbox's hosts
@@ -188,7 +189,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="plan|apply|verify|secrets|sandbox")
     for run, text in (
         (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
-        (apply, "make the fleet what the inventory says"),
+        (
+            apply,
+            "make the fleet what the inventory says: 0 done, 3 but for hosts that stopped answering, 1 error",
+        ),
         (verify, "run the launch checklist against the fleet"),
     ):
         command = commands.add_parser(run.__name__, help=text, epilog=EPILOG, formatter_class=layout)

@@ -15,10 +15,12 @@ from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
-from deploys.run import environment, health_checks, lock, trust, validate
-from deploys.run.runner import Change, Runner
+from deploys.run import diagnosis, environment, health_checks, lock, trust, validate
+from deploys.run.runner import Change, HostsLost, Runner
 
 CLEAN, DRIFT = 0, 2
+# Done, but for hosts that stopped answering.
+PARTIAL = 3
 
 
 @dataclass
@@ -29,6 +31,9 @@ class Run:
     limited: bool
     start: float = field(default_factory=time.monotonic)
     changes: int = 0
+    # Names of hosts that stopped answering, and of roles that were not touched because of them.
+    without: list[str] = field(default_factory=list)
+    left_alone: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -38,11 +43,27 @@ class Run:
         """Prints a line with the seconds since the start."""
         print(f"[{self.seconds:6.1f} s] {text}", flush=True)
 
+    def go_on_without(self, lost: HostsLost) -> None:
+        """Remembers hosts that stopped answering."""
+        self.without += lost.names
+        self.say(f"{lost}: the others go on")
+
+    def hindered(self, role: Role) -> bool:
+        """Whether the role must be left alone because one of its members is away."""
+        away = role.cluster and any(node.name in self.without for node in roles.members(role))
+        if away and role.name not in self.left_alone:
+            self.left_alone.append(role.name)
+            self.say(f"{role.name}: left alone, since a member of it is away")
+        return away
+
 
 def plan(name: str, limits: Sequence[str]) -> int:
     """Shows every pending change and changes nothing: 0 none, 2 some."""
     with _run("plan", name, limits) as (run, runner):
-        changes = runner.prepare(roles.table())
+        try:
+            changes = runner.prepare(roles.table())
+        except HostsLost as lost:
+            raise DeployError(f"{lost} while its state was read") from lost
         run.changes = len(changes)
         for change in changes:
             print(f"{change.host}: {change.stage}: {change.operation}")
@@ -51,39 +72,68 @@ def plan(name: str, limits: Sequence[str]) -> int:
 
 
 def apply(name: str, limits: Sequence[str]) -> int:
-    """Makes the fleet what the inventory says, stage by stage, and waits for each stage's health."""
+    """Makes the fleet what the inventory says, stage by stage, and waits for each stage's health.
+
+    0 done, 3 done but for hosts that stopped answering and roles whose members they are.
+    """
     with _run("apply", name, limits) as (run, runner):
-        pending = runner.prepare(roles.table())
+        pending = _prepare(run, runner, roles.table())
         run.say(_foreseen(pending))
         stale = {change.stage for change in pending}
         # What follows a changed stage may depend on it, so it is looked at again.
         acting = False
         for role in roles.table():
             acting = acting or role.name in stale
+            if run.hindered(role):
+                continue
             if acting:
                 _stage(run, runner, role)
-            if not run.limited:
+            if not run.limited and not run.hindered(role):
                 _health(run, runner, role)
         run.changes = sum(runner.done.values())
-        if not run.limited:
+        if not run.limited and not run.without:
             trust.record(fleet.state_directory())
         _summary(run, runner)
-    return CLEAN
+    return PARTIAL if run.without else CLEAN
+
+
+def _prepare(run: Run, runner: Runner, wanted: Sequence[Role]) -> list[Change]:
+    """What would change, on the hosts that still answer."""
+    while True:
+        try:
+            return runner.prepare(wanted)
+        except HostsLost as lost:
+            run.go_on_without(lost)
 
 
 def _stage(run: Run, runner: Runner, role: Role) -> None:
-    changes = runner.prepare([role])
-    if not changes:
+    changes = _prepare(run, runner, [role])
+    if not changes or run.hindered(role):
         return
     run.say(f"{role.name}: {len(changes)} changes")
     before = run.seconds
-    runner.execute()
+    try:
+        runner.execute(together=role.cluster)
+    except HostsLost as lost:
+        run.go_on_without(lost)
+        _stage(run, runner, role)
+        return
+    except DeployError as error:
+        raise DeployError("\n".join([str(error), *_reasons(run, runner, role)])) from error
     run.say(f"{role.name}: done in {run.seconds - before:.1f} s")
+
+
+def _reasons(run: Run, runner: Runner, role: Role) -> list[str]:
+    """What is wrong with the role's members, when its own operations failed."""
+    hosts = [host for host in runner.hosts if host.connected and fleet.node_of(host) in roles.members(role)]
+    return [
+        str(found) for check in role.health_checks for found in diagnosis.findings(check, hosts, runner.shell)
+    ]
 
 
 def _health(run: Run, runner: Runner, role: Role) -> None:
     for check in role.health_checks:
-        seconds = health_checks.wait(role, check, run.inventory, runner.shell)
+        seconds = health_checks.wait(role, check, run.inventory, runner.shell, away=run.without)
         run.say(f"{role.name}: {check.what}" + (f" (after {seconds:.1f} s)" if seconds >= 1 else ""))
 
 
@@ -97,6 +147,9 @@ def _summary(run: Run, runner: Runner) -> None:
     for host in runner.hosts:
         print(f"  {host.name:<10} {runner.done[host.name]:>4} changes")
     run.say(f"{run.changes} changes on {len(+runner.done)} hosts")
+    if run.without:
+        print(f"done without {', '.join(run.without)}, which stopped answering.")
+        print(f"Left alone: {', '.join(run.left_alone) or 'no role'}. Bring it back, then run apply again.")
 
 
 @contextmanager
@@ -108,7 +161,8 @@ def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, 
         run = Run(inventory, limited=bool(limits))
         about = {"command": command, "environment": name, "limit": list(limits)}
         with lock.exclusive(directory), _log(directory, command), _audited(run, directory, about):
-            runner = Runner(inventory, hosts, run.say)
+            patience = (fleet.setting("host_silence_seconds"), fleet.setting("operation_seconds"))
+            runner = Runner(inventory, hosts, run.say, *patience)
             with runner.connected():
                 run.say(f"{len(hosts)} hosts of {name}: connected")
                 trust.check(name, hosts, runner.shell, directory)
@@ -120,7 +174,7 @@ def _audited(run: Run, directory: Path, about: Mapping[str, object]) -> Iterator
     result = "interrupted"
     try:
         yield
-        result = "done"
+        result = f"done without {', '.join(run.without)}" if run.without else "done"
     except DeployError as error:
         result = f"failed: {str(error).splitlines()[0]}"
         raise

@@ -22,6 +22,10 @@ from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
 from deploys.run import stages
 
+# For a question that a healthy host answers at once, and for one sign of life.
+SHELL_SECONDS = 60
+ALIVE_SECONDS = 5
+
 
 @dataclass(frozen=True)
 class Change:
@@ -32,11 +36,32 @@ class Change:
     operation: str
 
 
-class Runner:
-    """One connected run over some hosts of an inventory."""
+class HostsLost(Exception):
+    """Hosts that stopped answering in the middle of a run; `names` are theirs."""
 
-    def __init__(self, inventory: Inventory, hosts: Sequence[Host], report: Callable[[str], None]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"{', '.join(names)} stopped answering")
+        self.names = list(names)
+
+
+class Runner:
+    """One connected run over some hosts of an inventory.
+
+    A host that has not answered for `silence_seconds` is lost: HostsLost names it, and the run may go on
+    without it. A command of an operation may take `operation_seconds`.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        hosts: Sequence[Host],
+        report: Callable[[str], None],
+        silence_seconds: int = 30,
+        operation_seconds: int = 1800,
+    ) -> None:
         self.hosts = list(hosts)
+        self.silence_seconds, self.operation_seconds = silence_seconds, operation_seconds
+        self.watch = pyinfra_adapter.Watch(hosts, silence_seconds, report)
         self.done: Counter[str] = Counter()
         self.state = pyinfra_adapter.new_state(inventory, hosts, fleet.REPOSITORY, report)
         self.facts = pyinfra_adapter.FactMemory(self.state)
@@ -47,8 +72,9 @@ class Runner:
         """Connects to every host, or fails naming those that cannot be reached."""
         with pyinfra_adapter.connected(self.state, self.hosts) as unreached:
             if unreached:
-                raise DeployError(_unreachable(unreached))
-            yield self
+                raise DeployError(_unreachable(unreached, self.hosts))
+            with self.watch.watching():
+                yield self
 
     def prepare(self, wanted: Iterable[Role]) -> list[Change]:
         """Loads the roles on their hosts and returns what would change, in the order of hosts and roles."""
@@ -56,6 +82,8 @@ class Runner:
         wanted = list(wanted)
         jobs = {host: self.state.pool.spawn(self._load, host, wanted) for host in self.hosts}
         gevent.joinall(jobs.values())
+        if any(job.value is not None for job in jobs.values()):
+            self._raise_lost()
         for host, job in jobs.items():
             if isinstance(job.value, PyinfraError):
                 raise DeployError(
@@ -65,11 +93,20 @@ class Runner:
                 raise DeployError(f"{host.name}: {job.value}") from job.value
         return [change for host in self.hosts for change in self._pending(host)]
 
-    def execute(self) -> None:
-        """Runs what is prepared; stops at the first operation that fails on a host."""
+    def execute(self, *, together: bool = False) -> None:
+        """Runs what is prepared; stops at the first operation that fails on a host.
+
+        When it failed because the host is lost, the others go on to the end, unless they act `together`.
+        """
+
+        def go_on(failed: Sequence[Host]) -> bool:
+            return not together and set(failed) <= set(self._lost())
+
         try:
-            pyinfra_adapter.execute(self.state)
+            pyinfra_adapter.execute(self.state, self.operation_seconds, go_on)
+            self._raise_lost()
         except PyinfraError as error:
+            self._raise_lost()
             raise DeployError(self._failure(error)) from error
         finally:
             self.facts.forget()
@@ -78,7 +115,22 @@ class Runner:
 
     def shell(self, host: Host, command: str) -> tuple[bool, str]:
         """Runs a command as root: (whether it succeeded, its output)."""
-        return pyinfra_adapter.run_shell(host, command)
+        return pyinfra_adapter.run_shell(host, command, seconds=SHELL_SECONDS)
+
+    def _lost(self) -> list[Host]:
+        return [
+            host
+            for host in self.hosts
+            if host in self.watch.lost or not pyinfra_adapter.alive(host, ALIVE_SECONDS)
+        ]
+
+    def _raise_lost(self) -> None:
+        """Leaves hosts out that no longer answer, and names them by HostsLost."""
+        lost = self._lost()
+        if lost:
+            self.hosts = [host for host in self.hosts if host not in lost]
+            pyinfra_adapter.drop(self.state, lost)
+            raise HostsLost([host.name for host in lost])
 
     def _load(self, host: Host, wanted: list[Role]) -> Exception | None:
         try:
@@ -103,6 +155,8 @@ class Runner:
         return f"stopped: {where}; the output is above and in the log"
 
 
-def _unreachable(hosts: Sequence[Host]) -> str:
+def _unreachable(hosts: Sequence[Host], wanted: Sequence[Host]) -> str:
     listed = ", ".join(f"{host.name} ({host.data.ssh_hostname})" for host in hosts)
-    return f"cannot log in to {listed}: is the host up, the address right, the SSH key accepted?"
+    rest = " ".join(host.name for host in wanted if host not in hosts)
+    without = f" To go on without: --limit {rest}" if rest else ""
+    return f"cannot log in to {listed}: is the host up, the address right, the SSH key accepted?{without}"

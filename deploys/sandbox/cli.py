@@ -24,6 +24,7 @@ def up(sandbox: Sandbox) -> None:
     engine.raise_limits(sandbox)
     access.ensure(sandbox)
     hosts.ensure_network(sandbox, running)
+    hosts.remove_strays(sandbox, running)
     absent = hosts.missing(sandbox, hosts.states(sandbox, running))
     if absent:
         reference = image.ensure(sandbox, running)

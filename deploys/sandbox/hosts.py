@@ -17,6 +17,8 @@ LABEL = "relay.sandbox"
 UNKNOWN_CAPABILITIES = {"BPF", "PERFMON", "CHECKPOINT_RESTORE"}
 BOOT_PATIENCE_SECONDS = 180.0
 OPEN_FILES = 1_048_576
+# Directories below /var/lib of an app host that are volumes.
+VOLUMES = ("docker", "containerd")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def volumes(sandbox: Sandbox, host: Host) -> dict[str, str]:
     if "app" not in host.groups:
         return {}
     # Newer engines keep images in containerd's directory.
-    return {f"{sandbox.container(host)}-{name}": f"/var/lib/{name}" for name in ("docker", "containerd")}
+    return {f"{sandbox.container(host)}-{name}": f"/var/lib/{name}" for name in VOLUMES}
 
 
 def states(sandbox: Sandbox, engine: Engine) -> dict[str, str]:
@@ -131,6 +133,15 @@ def ensure_network(sandbox: Sandbox, engine: Engine) -> None:
 def missing(sandbox: Sandbox, present: dict[str, str]) -> list[Host]:
     """Hosts to make: absent ones, and those that were created but never started."""
     return [h for h in sandbox.hosts if present.get(sandbox.container(h), "created") in ("created", "dead")]
+
+
+def remove_strays(sandbox: Sandbox, engine: Engine) -> None:
+    """Remove hosts that the inventory no longer names: they hold addresses that its own may need."""
+    named = {sandbox.container(host) for host in sandbox.hosts}
+    for container in sorted(states(sandbox, engine).keys() - named):
+        engine.docker("rm", "--force", "--volumes", container)
+        engine.docker("volume", "rm", "--force", *(f"{container}-{name}" for name in VOLUMES))
+        say(f"  removed {container}, which the inventory does not name")
 
 
 def create_all(sandbox: Sandbox, engine: Engine, hosts: list[Host], image: str) -> None:

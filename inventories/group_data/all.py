@@ -22,6 +22,12 @@ ssh_authorized_keys: list[str] = []
 # CIDR blocks that may reach SSH; empty: from anywhere (keys only, root refused).
 ssh_allowed_from: list[str] = []
 
+# --- runs ------------------------------------------------------------------------------------------------
+# After how many seconds without a sign of life `apply` goes on without a host.
+host_silence_seconds = 30
+# Longest time that one command of an operation may take on a host.
+operation_seconds = 1800
+
 # --- base ------------------------------------------------------------------------------------------------
 # Whether the host may set the clock. Containers share their machine's clock and must not.
 set_clock = True
@@ -95,6 +101,12 @@ postgres_maintenance_work_mem = "64MB"
 # WAL between two checkpoints, and the most that is kept for a replica that is away.
 postgres_max_wal_size = "1GB"
 postgres_slot_wal_keep_size = "2GB"
+
+# With less room than this for its data a primary hands over to a replica that has more: megabytes, or percent
+# of the disk, whichever is more. The reserve is a file beside the data that is freed first.
+postgres_disk_handover_mb = 2048
+postgres_disk_handover_percent = 5
+postgres_disk_reserve_mb = 1024
 
 # --- cache -----------------------------------------------------------------------------------------------
 # Memory for limits and sessions; the least recently used entries go first.

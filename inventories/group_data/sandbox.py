@@ -26,6 +26,11 @@ postgres_version = {"bookworm": 15, "trixie": 17, "noble": 16}.get(
 journal_max_use = "64M"
 unattended_upgrades = False
 
+# All hosts share this machine's disk.
+postgres_disk_handover_mb = 96
+postgres_disk_handover_percent = 0.1
+postgres_disk_reserve_mb = 48
+
 # Nobody sleeps beside the sandbox.
 alerts_required = False
 

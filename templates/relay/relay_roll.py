@@ -22,6 +22,8 @@ STACK_FILE = "/etc/relay/stack.yml"
 MIGRATION_SETTINGS = "/etc/relay/migrate.env"
 CA = "/etc/relay/tls/ca.crt"
 PAUSE_SECONDS = 2
+LOG_LINES = 8
+LOG_SECONDS = 20
 
 
 def say(text: str) -> None:
@@ -56,7 +58,7 @@ def wait(image: str, seconds: int) -> None:
         service = json.loads(docker("service", "inspect", SERVICE, "--format", "{{json .}}"))
         state = (service.get("UpdateStatus") or {}).get("State", "")
         if state in ("rollback_started", "rollback_paused", "rollback_completed", "paused"):
-            sys.exit(f"relay-roll: the new replicas did not become healthy ({state}): {problems()}")
+            sys.exit(f"relay-roll: the new replicas did not become healthy ({state}):\n{problems(image)}")
         wanted = service["Spec"]["Mode"]["Replicated"]["Replicas"]
         running = healthy(image)
         if running == wanted and state in ("", "completed"):
@@ -65,7 +67,7 @@ def wait(image: str, seconds: int) -> None:
         if told != (told := f"{running} of {wanted} replicas healthy"):
             say(told)
         time.sleep(PAUSE_SECONDS)
-    sys.exit(f"relay-roll: after {seconds} s {told}: {problems()}")
+    sys.exit(f"relay-roll: after {seconds} s {told}:\n{problems(image)}")
 
 
 def tasks() -> list[dict[str, Any]]:
@@ -81,12 +83,30 @@ def healthy(image: str) -> int:
     )
 
 
-def problems() -> str:
-    """What the tasks themselves complain about."""
-    shown = docker(
-        "service", "ps", SERVICE, "--no-trunc", "--format", "{{.Node}}: {{.CurrentState}} {{.Error}}"
-    )
-    return "; ".join(shown.splitlines()[:6])
+def problems(image: str) -> str:
+    """Why tasks of `image` failed: the newest failure of each node, with its error and its last log lines."""
+    shape = "{{.ID}}\t{{.Image}}\t{{.Node}}\t{{.CurrentState}}\t{{.Error}}"
+    listed = docker("service", "ps", SERVICE, "--no-trunc", "--format", shape)
+    rows = [line.split("\t") for line in listed.splitlines()]
+    newest: dict[str, str] = {}
+    for task, runs, node, state, error in rows:
+        # What failed before this roll had another image, and another reason.
+        if runs == image and (error or state.startswith(("Failed", "Rejected"))):
+            newest.setdefault(
+                node, f"  {node or 'no node'}: {state}: {error or 'no reason given'}\n{last_lines(task)}"
+            )
+    return "\n".join(newest.values()) or "  no task has failed; they only did not start in time"
+
+
+def last_lines(task: str) -> str:
+    """What a task logged last; it may never have run."""
+    command = ["docker", "service", "logs", "--raw", "--tail", str(LOG_LINES), task]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LOG_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "    (its log cannot be read: its host does not answer)"
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return "\n".join(f"    {line}" for line in lines[-LOG_LINES:]) or "    (it logged nothing)"
 
 
 def main() -> None:

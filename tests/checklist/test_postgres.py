@@ -191,3 +191,20 @@ def test_measured(host: Any) -> None:
     metrics = host.check_output(f"curl --silent --max-time 10 http://{own}:9187/metrics")
     assert [line.split()[1] for line in metrics.splitlines() if line.startswith("pg_up")] == ["1"]
     assert reaches(fleet.hosts("ops")[0].name, own, 9187)
+
+
+def test_the_disk_is_watched(host: Any) -> None:
+    """A watcher hands over before the disk is full: it keeps a reserve and tells its figures."""
+    assert host.service("relay-disk-watch").is_running
+    assert host.service("relay-disk-watch").is_enabled
+    metrics = host.check_output("curl --silent --max-time 10 http://127.0.0.1:9100/metrics")
+    found = {
+        line.split()[0]: float(line.split()[1])
+        for line in metrics.splitlines()
+        if line.startswith("postgres_disk_")
+    }
+    assert found["postgres_disk_reserve_bytes"] > 0
+    assert found["postgres_disk_free_bytes"] > found["postgres_disk_handover_bytes"]
+    assert found["postgres_disk_handover_blocked"] == 0
+    mine = f"/relay/disk/{host.backend.host.name}"
+    assert host.check_output(f"relay-etcdctl get --keys-only {mine}").strip() == mine

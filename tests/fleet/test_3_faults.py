@@ -133,6 +133,19 @@ def test_a_dead_primary_loses_no_acknowledged_charge(customers: Customers, reviv
     assert leader() != primary
 
 
+def test_a_planned_switchover_costs_no_call(customers: Customers) -> None:
+    """Holds and captures wait until the new primary takes writes."""
+    primary = leader()
+
+    def switch() -> None:
+        remote.run(primary, "patronictl", "switchover", "relay", "--leader", primary, "--force", seconds=120)
+
+    calls, struck = call_while(customers, remote.addresses("edge"), 20, switch, at=3)
+    assert leader() != primary
+    assert [call for call in calls if call.began > struck]
+    assert failures(calls) == []
+
+
 def settled(account: int, seconds: float = 300) -> dict[str, int]:
     """The account, once no hold is open: the sweeper ends those of calls that died with their host."""
     deadline = time.monotonic() + seconds

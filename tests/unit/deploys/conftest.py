@@ -71,11 +71,17 @@ def fake_role(
     fake host. `responses` are those of pyinfra's @fake connector; unmatched commands succeed in silence."""
     monkeypatch.chdir(ROOT)
 
-    def run(role: Any, host_name: str, responses: Any = None, data: dict[str, Any] | None = None) -> Outcome:
+    def run(
+        role: Any,
+        host_name: str,
+        responses: Any = None,
+        data: dict[str, Any] | None = None,
+        others: dict[str, Any] | None = None,
+    ) -> Outcome:
         outcome = Outcome()
         _record_files(monkeypatch, outcome)
         overrides = _paths(secrets_directory) | (data or {})
-        inventory = _fake_inventory(sandbox_inventory, responses or {}, overrides)
+        inventory = _fake_inventory(sandbox_inventory, responses or {}, overrides, others or {})
         state = State(inventory, None)
         state.config.SUDO = True
         state.config.FAIL_PERCENT = 0
@@ -91,13 +97,25 @@ def fake_role(
     return run
 
 
-def _fake_inventory(real: Inventory, responses: Any, overrides: dict[str, Any]) -> Inventory:
+def _fake_inventory(
+    real: Inventory, responses: Any, overrides: dict[str, Any], others: dict[str, Any]
+) -> Inventory:
     groups = {
         name: ([f"@fake/{host.name}" for host in real.groups.get(name, [])], data)
         for name, data in real.group_data.items()
     }
-    fake = {"fake_delay": 0, "fake_delay_jitter": 0, "fake_responses": responses}
-    names = [(f"@fake/{host.name}", {**real.get_host_data(host.name), **fake}) for host in real]
+    fake = {"fake_delay": 0, "fake_delay_jitter": 0}
+    names = [
+        (
+            f"@fake/{host.name}",
+            {
+                **real.get_host_data(host.name),
+                **fake,
+                "fake_responses": others.get(host.name, responses),
+            },
+        )
+        for host in real
+    ]
     return Inventory((names, real.get_data()), override_data=overrides, **groups)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import ModuleType
 
 from deploys.lib import fleet
@@ -15,5 +16,7 @@ def load(path: str) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    # Where dataclasses look their module up.
+    sys.modules[source.stem] = module
     specification.loader.exec_module(module)
     return module

@@ -50,7 +50,41 @@ def test_account_and_configuration_are_there_when_the_package_starts_the_service
 
 def test_a_member_that_changes_is_restarted_alone(outcome: Any) -> None:
     (load,) = [line for line in outcome.commands if etcd.RESTART in line]
-    assert "endpoint health --cluster" in load
+    # It refuses while the others have no quorum, and ends when this one serves.
+    assert "relay-etcd-member restart" in load
+
+
+def test_on_a_new_fleet_nobody_joins(outcome: Any) -> None:
+    assert not [line for line in outcome.commands if "relay-etcd-member join" in line]
+    assert settings(outcome)["ETCD_INITIAL_CLUSTER_STATE"] == "new"
+
+
+def test_a_host_that_comes_back_empty_joins_and_starts_no_sooner(fake_role: Any, monkeypatch: Any) -> None:
+    """Its peers have data: started as who it was, it would have forgotten what it confirmed."""
+    has_data = {"db1": True, "db2": False, "db3": True}
+    monkeypatch.setattr(
+        etcd.HasData, "process", lambda self, output: has_data[output[0]] if output else False
+    )
+    monkeypatch.setattr(etcd.HasData, "command", lambda self: "hostname-for-data")
+    answers = {name: LINUX | {"hostname-for-data": name} for name in has_data}
+    outcome = fake_role(etcd.etcd, "db2", responses=answers["db2"], others=answers)
+    names = outcome.operations
+    held = next(i for i, name in enumerate(names) if "Hold etcd back" in name)
+    install = next(i for i, name in enumerate(names) if "Install etcd" in name)
+    join = next(i for i, name in enumerate(names) if "Join the cluster" in name)
+    run = next(i for i, name in enumerate(names) if "Run etcd" in name)
+    assert held < install < join < run
+    assert f"{etcd.MEMBER} join" in outcome.commands
+
+
+def test_a_member_that_left_the_inventory_is_removed_by_the_first_host(fake_role: Any) -> None:
+    urls = {number: f"https://172.30.77.3{number}" for number in (1, 2, 3, 4)}
+    listed = [f"{n}d, started, db{n}, {url}:2380, {url}:2379, false" for n, url in urls.items()]
+    responses = LINUX | {"member list": listed}
+    assert f"{etcd.MEMBER} forget" in fake_role(etcd.etcd, "db1", responses=responses).commands
+    assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db2", responses=responses).commands
+    whole = LINUX | {"member list": listed[:3]}
+    assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db1", responses=whole).commands
 
 
 def test_data_is_never_touched(outcome: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pyinfra
 import pytest
 from pyinfra.api.deploy import deploy
+from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.operations import files, server
 
 from deploys import roles
-from deploys.lib import fleet
+from deploys.lib import fleet, pyinfra_adapter
 from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Role
 from deploys.run import cli, environment, health_checks, lock, stages, trust, validate
@@ -49,7 +51,11 @@ class FakeFleet:
             "ssh_hostname": "192.0.2.1",
         }
         names = [(f"@fake/{name}", settings) for name in self.contents]
-        data = {"state_directory": str(self.directory)}
+        data = {
+            "state_directory": str(self.directory),
+            "host_silence_seconds": 30,
+            "operation_seconds": 1800,
+        }
         return Inventory((names, data), edge=([name for name, _ in names], {}))
 
     directory: Path
@@ -140,6 +146,74 @@ def test_a_failed_operation_stops_the_run(
     assert cli.main(["apply", "sandbox"]) == 1
     assert "an operation failed on @fake/edge2" in capsys.readouterr().err
     assert audit(fleet_of_two)[-1]["result"].startswith("failed: stopped")
+
+
+def freeze(fake: FakeFleet, monkeypatch: pytest.MonkeyPatch, name: str, at: str) -> None:
+    """The host stops answering when a command that holds `at` runs on it."""
+    frozen: list[str] = []
+    original = FakeConnector.run_shell_command
+
+    def run(self: Any, command: Any, **arguments: Any) -> Any:
+        if self.host.name.endswith(name) and (frozen or at in str(command)):
+            frozen.append(name)
+            raise OSError("the connection ended")
+        return original(self, command, **arguments)
+
+    def alive(host: Any, _: float) -> bool:
+        return not (frozen and host.name.endswith(name))
+
+    monkeypatch.setattr(FakeConnector, "run_shell_command", run)
+    monkeypatch.setattr(pyinfra_adapter, "alive", alive)
+
+
+@pytest.mark.parametrize("at", ["reload-example", "sha1sum", "chmod"])
+def test_the_others_go_on_when_a_host_stops_answering(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: str
+) -> None:
+    fleet_of_two.contents = dict.fromkeys(fleet_of_two.contents, "changed by hand\n")
+    freeze(fleet_of_two, monkeypatch, "edge2", at)
+    assert cli.main(["apply", "sandbox"]) == 3
+    assert fleet_of_two.contents["edge1"] == TEXT
+    assert reloads(fleet_of_two) == ["edge1: reload-example"]
+    out = capsys.readouterr().out
+    assert "@fake/edge2 stopped answering: the others go on" in out
+    assert "done without @fake/edge2" in out
+    assert audit(fleet_of_two)[-1]["result"] == "done without @fake/edge2"
+
+
+def test_a_role_whose_members_act_as_one_is_not_half_applied(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together = replace(EXAMPLE, cluster=True, health_checks=(HealthCheck("it serves", "false", seconds=0),))
+    monkeypatch.setattr(roles, "table", lambda: (together,))
+    monkeypatch.setattr(roles, "members", lambda _: [fleet.Node("@fake/edge2", "192.0.2.1")])
+    fleet_of_two.contents = dict.fromkeys(fleet_of_two.contents, "changed by hand\n")
+    freeze(fleet_of_two, monkeypatch, "edge2", "sha1sum")
+    assert cli.main(["apply", "sandbox"]) == 3
+    assert fleet_of_two.contents["edge1"] == "changed by hand\n"
+    assert "Left alone: example" in capsys.readouterr().out
+
+
+def test_a_plan_names_a_host_that_stops_answering(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    freeze(fleet_of_two, monkeypatch, "edge2", "sha1sum")
+    assert cli.main(["plan", "sandbox"]) == 1
+    assert "@fake/edge2 stopped answering" in capsys.readouterr().err
+
+
+def test_a_host_that_cannot_be_reached_is_named_with_the_limit_to_go_on_without(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def connect(self: Any) -> None:
+        if self.host.name.endswith("edge2"):
+            raise ConnectError("refused")
+
+    monkeypatch.setattr(FakeConnector, "connect", connect)
+    assert cli.main(["apply", "sandbox"]) == 1
+    told = capsys.readouterr().err
+    assert "cannot log in to @fake/edge2" in told
+    assert "To go on without: --limit @fake/edge1" in told
 
 
 def test_a_limit_leaves_other_hosts_alone(fleet_of_two: FakeFleet) -> None:

@@ -13,7 +13,7 @@ import yaml
 from deploys.lib import fleet, patroni
 from deploys.lib.fleet import REPOSITORY
 from deploys.roles import postgres
-from tests.unit.deploys.facts import existing, running
+from tests.unit.deploys.facts import LINUX, existing, running
 
 REQUIREMENTS = REPOSITORY / "templates/postgres/requirements.txt"
 UNIT = REPOSITORY / "templates/postgres/patroni.service"
@@ -192,3 +192,52 @@ def test_a_pending_restart_is_drift(fake_role: Any, sandbox_inventory: Any) -> N
     commands = fake_role(postgres.postgres, "db1", responses=responses).commands
     assert "relay-patroni restart-pending" in commands
     assert not [line for line in commands if "edit-config" in line]
+
+
+def listed(**members: str) -> str:
+    """``patronictl list``: role by member; replicas stream."""
+    return json.dumps(
+        [
+            {"Member": name, "Role": role, "State": "running" if role == "Leader" else "streaming"}
+            for name, role in members.items()
+        ]
+    )
+
+
+HAND_OVER = "patronictl switchover relay --leader db4"
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        (listed(db1="Leader", db2="Quorum Standby", db4="Quorum Standby"), ""),
+        (listed(db4="Leader", db2="Replica", db3="Quorum Standby"), f"{HAND_OVER} --candidate db3 --force"),
+        (listed(db4="Leader", db2="Replica"), "the primary db4 left the inventory"),
+        ("", ""),
+    ],
+)
+def test_a_primary_that_left_the_inventory_hands_over(fake_role: Any, members: str, told: str) -> None:
+    responses = LINUX | {"patronictl list": members}
+    commands = fake_role(postgres.postgres, "db1", responses=responses).commands
+    found = [line for line in commands if "switchover" in line or "left the inventory" in line]
+    assert len(found) == bool(told)
+    assert all(told in line for line in found)
+    assert not [
+        line
+        for line in fake_role(postgres.postgres, "db2", responses=responses).commands
+        if "switchover" in line
+    ]
+
+
+def test_the_watcher_of_the_disk_follows_the_settings(fake_role: Any) -> None:
+    data = {
+        "postgres_disk_handover_mb": 7,
+        "postgres_disk_handover_percent": 3,
+        "postgres_disk_reserve_mb": 5,
+    }
+    outcome = fake_role(postgres.postgres, "db2", responses=LINUX, data=data)
+    unit = outcome.files["/etc/systemd/system/relay-disk-watch.service"]
+    (command,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert "--name db2 --data /var/lib/postgresql/15/relay --rest https://172.30.77.32:8008" in command
+    assert "--handover-mb 7 --handover-percent 3 --reserve-mb 5" in command
+    assert postgres.DISK_WATCH in outcome.files

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pyinfra
 import pytest
 from pyinfra.api.command import StringCommand
@@ -225,3 +227,69 @@ def test_nothing_else_touches_the_inner_workings() -> None:
         text = path.read_text().replace("import is_executing", "").replace("is_executing()", "")
         found = [word for word in inner if word in text]
         assert found == [] or path.name == "pyinfra_adapter.py", f"{Path(path).name}: {found}"
+
+
+def test_a_host_that_is_dropped_is_gone_on_without(state: State) -> None:
+    with prepared(state, lambda: server.shell(name="First", commands=["first"])) as (one, two):
+        state.failed_hosts.add(two)
+        pyinfra_adapter.drop(state, [two])
+        pyinfra_adapter.execute(state)
+        assert (commands(one), commands(two)) == (["first"], [])
+        assert two not in state.failed_hosts
+
+
+@pytest.mark.parametrize(("own", "told"), [(None, 7), (3, 3)])
+def test_a_time_out_bounds_each_command_and_may_be_set_late(
+    state: State, monkeypatch: pytest.MonkeyPatch, own: int | None, told: int
+) -> None:
+    seen: list[Any] = []
+    original = FakeConnector.run_shell_command
+
+    def run(self: Any, command: Any, **arguments: Any) -> Any:
+        seen.append(arguments.get("_timeout"))
+        return original(self, command, **arguments)
+
+    monkeypatch.setattr(FakeConnector, "run_shell_command", run)
+    options: dict[str, Any] = {"_timeout": own} if own else {}
+    with prepared(state, lambda: server.shell(name="First", commands=["first"], **options)):
+        pyinfra_adapter.execute(state, seconds=7)
+    assert seen == [told, told]
+
+
+class Transport:
+    """A connection that answers, is silent or has ended."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer, self.closed = answer, False
+
+    def global_request(self, kind: str, wait: bool) -> None:
+        assert (kind, wait) == ("keepalive@openssh.com", True)
+        if self.answer == "silent":
+            gevent.sleep(60)
+
+    def is_active(self) -> bool:
+        return self.answer == "answers"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def host_with(answer: str) -> tuple[Any, Transport]:
+    transport = Transport(answer)
+    client = SimpleNamespace(get_transport=lambda: transport)
+    return SimpleNamespace(name=answer, connector=SimpleNamespace(client=client)), transport
+
+
+@pytest.mark.parametrize(("answer", "alive"), [("answers", True), ("silent", False), ("ended", False)])
+def test_only_an_answer_is_a_sign_of_life(answer: str, alive: bool) -> None:
+    host, _ = host_with(answer)
+    assert pyinfra_adapter.alive(host, 0.05) == alive
+
+
+def test_a_silent_host_is_named_and_its_connection_closed(said: list[str]) -> None:
+    (silent, its), (well, other) = host_with("silent"), host_with("answers")
+    with pyinfra_adapter.Watch([silent, well], 0.05, said.append).watching() as watch:
+        gevent.sleep(0.3)
+    assert watch.lost == [silent]
+    assert (its.closed, other.closed) == (True, False)
+    assert said == ["silent has not answered for 0 s"]

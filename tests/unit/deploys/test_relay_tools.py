@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import urllib.error
 import urllib.request
 from email.message import Message
@@ -29,10 +30,23 @@ def tasks(*images: str) -> str:
     )
 
 
+# Newest first, as Swarm lists tasks.
+HISTORY = "\n".join(
+    [
+        f"t5\t{OLD}\tapp1\tRunning 2 seconds ago\t",
+        f"t4\t{IMAGE}\tapp1\tFailed 9 seconds ago\ttask: non-zero exit (1): health check failed",
+        f"t3\t{IMAGE}\tapp1\tFailed 20 seconds ago\ttask: non-zero exit (1)",
+        f"t2\t{IMAGE}\tapp2\tRejected 9 seconds ago\tNo such image",
+        f"t1\t{OLD}\tapp3\tFailed 3 days ago\tan old story",
+    ]
+)
+
+
 @pytest.fixture
 def roll(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = load("relay/relay_roll.py")
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(module, "last_lines", lambda task: f"    log of {task}")
     return module
 
 
@@ -45,7 +59,7 @@ def answers(module: ModuleType, monkeypatch: pytest.MonkeyPatch, rounds: list[tu
             turn["service"] = min(turn["service"] + 1, len(rounds) - 1)
             return rounds[turn["service"]][0]
         if words[:2] == ("service", "ps"):
-            return "app1: Running a health check failed" if "--no-trunc" in words else "id"
+            return HISTORY if "--no-trunc" in words else "id"
         return rounds[turn["service"]][1]
 
     monkeypatch.setattr(module, "docker", docker)
@@ -67,8 +81,40 @@ def test_a_roll_that_was_undone_is_a_failure_that_says_why(
     roll: ModuleType, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     answers(roll, monkeypatch, [(service(state), tasks(OLD, OLD, OLD))])
-    with pytest.raises(SystemExit, match=rf"{state}.*health check failed"):
+    with pytest.raises(SystemExit, match=rf"(?s){state}.*health check failed"):
         roll.wait(IMAGE, seconds=5)
+
+
+def test_the_newest_failure_of_each_node_is_told_with_its_log(
+    roll: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(roll, monkeypatch, [(service("rollback_completed"), tasks(OLD))])
+    assert roll.problems(IMAGE).splitlines() == [
+        "  app1: Failed 9 seconds ago: task: non-zero exit (1): health check failed",
+        "    log of t4",
+        "  app2: Rejected 9 seconds ago: No such image",
+        "    log of t2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logged", "told"),
+    [
+        (["\n".join(map(str, range(30)))], "\n".join(f"    {number}" for number in range(22, 30))),
+        ([""], "    (it logged nothing)"),
+        ([], "    (its log cannot be read: its host does not answer)"),
+    ],
+)
+def test_the_last_lines_of_a_task(monkeypatch: pytest.MonkeyPatch, logged: list[str], told: str) -> None:
+    module = load("relay/relay_roll.py")
+
+    def run(command: list[str], timeout: float, **_: Any) -> Any:
+        if not logged:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 0, stdout=logged[0], stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert module.last_lines("t1") == told
 
 
 def test_replicas_that_never_come_are_a_failure(roll: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ CERTIFIED = {
     "objectstore": {"seaweedfs"},
     "provider": {"provider"},
     "etcd": {"etcd"},
-    "postgres": {"patroni", "postgres-exporter"},
+    "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
     "edge": {"nginx"},
     "monitoring": {"prometheus", "blackbox"},
@@ -164,12 +163,11 @@ def test_its_files_name_every_port_that_a_role_declares(applied: Applied, role: 
 
 def test_no_role_reloads_or_restarts_in_another_way() -> None:
     """The programs that restart a cluster's members one by one are the actions of their sets."""
-    exceptions = {"etcd.py": 1}
     for path in sorted((fleet.REPOSITORY / "deploys/roles").glob("*.py")):
         found = re.findall(
             r"systemctl (?:reload|restart|try-restart)|(?:reloaded|restarted)=", path.read_text()
         )
-        assert len(found) == exceptions.get(path.name, 0), Path(path).name
+        assert found == [], path.name
 
 
 def test_a_file_that_names_the_certificate_reads_it(fake_role: Any, sandbox_inventory: Inventory) -> None:

@@ -24,7 +24,15 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swarm, "LEADER_SECONDS", 0)
 
 
-def node(name: str, state: str = "ready", member: bool = True, age: int = 3600, **labels: str) -> str:
+def node(
+    name: str,
+    state: str = "ready",
+    member: bool = True,
+    age: int = 3600,
+    role: str = "manager",
+    address: str = "",
+    **labels: str,
+) -> str:
     """An entry of a manager; `member` of the quorum or not; without a name when no host has used it yet."""
     created = (datetime.now(UTC) - timedelta(seconds=age)).isoformat().replace("+00:00", "123Z")
     return json.dumps(
@@ -32,8 +40,8 @@ def node(name: str, state: str = "ready", member: bool = True, age: int = 3600, 
             "ID": f"id-{name}-{state}",
             "CreatedAt": created,
             "Description": {"Hostname": name} if name else {},
-            "Spec": {"Labels": labels, "Role": "manager"},
-            "Status": {"State": state},
+            "Spec": {"Labels": labels, "Role": role},
+            "Status": {"State": state, "Addr": address},
             **({"ManagerStatus": {"Reachability": "reachable"}} if member else {}),
         }
     )
@@ -90,7 +98,7 @@ def test_a_member_changes_nothing(fake_role: Any) -> None:
     nodes = [node("app1", relay="true", dokploy="true"), node("app2", relay="true")]
     responses = {"docker info": MANAGER, "docker node ls -q": nodes}
     outcome = fake_role(swarm.swarm, "app1", responses=responses)
-    assert [name for name in outcome.changes if "ufw" not in name] == []
+    assert [name for name in outcome.changes if swarm.NODE_TOOL not in name] == []
 
 
 def test_labels_follow_the_inventory(fake_role: Any) -> None:
@@ -103,6 +111,10 @@ def test_labels_follow_the_inventory(fake_role: Any) -> None:
     ]
 
 
+def removed(outcome: Any) -> list[str]:
+    return [line.split()[-1] for line in outcome.commands if line.startswith(swarm.NODE_TOOL)]
+
+
 def test_a_dead_entry_of_a_rebuilt_node_is_forgotten(fake_role: Any) -> None:
     nodes = [
         node("app1", relay="true", dokploy="true"),
@@ -111,22 +123,35 @@ def test_a_dead_entry_of_a_rebuilt_node_is_forgotten(fake_role: Any) -> None:
         node("app3", state="down"),
     ]
     responses = {"docker info": MANAGER, "docker node ls -q": nodes}
-    outcome = fake_role(swarm.swarm, "app1", responses=responses)
     # app3 is only away: it is not forgotten.
-    assert commands(outcome, "node demote") == ["docker node demote id-app2-down"]
-    assert commands(outcome, "node rm") == ["docker node rm --force id-app2-down"]
+    assert removed(fake_role(swarm.swarm, "app1", responses=responses)) == ["id-app2-down"]
 
 
-def test_after_a_new_cluster_was_forced_the_managers_of_before_are_forgotten(fake_role: Any) -> None:
-    nodes = [
-        node("app1", relay="true", dokploy="true"),
-        node("app2", relay="true"),
-        node("app2", state="down", member=False),
-    ]
-    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
-    outcome = fake_role(swarm.swarm, "app1", responses=responses)
-    assert commands(outcome, "node demote") == []
-    assert commands(outcome, "node rm") == ["docker node rm --force id-app2-down"]
+@pytest.mark.parametrize("state", ["down", "ready"])
+def test_a_node_that_left_the_inventory_is_removed(fake_role: Any, state: str) -> None:
+    nodes = [node("app1"), node("app2"), node("app3"), node("app4", state=state)]
+    outcome = fake_role(swarm.swarm, "app1", responses={"docker info": MANAGER, "docker node ls -q": nodes})
+    assert removed(outcome) == [f"id-app4-{state}"]
+    assert "Remove nodes that no relay host is (docker node)" in "".join(outcome.changes)
+
+
+def test_a_host_with_another_name_for_itself_is_known_by_its_address(fake_role: Any) -> None:
+    nodes = [node("app1"), node("app2"), node("ip-172-30-77-23", address="172.30.77.23")]
+    outcome = fake_role(swarm.swarm, "app1", responses={"docker info": MANAGER, "docker node ls -q": nodes})
+    assert removed(outcome) == []
+
+
+def test_managers_follow_the_inventory(fake_role: Any) -> None:
+    nodes = [node("app1"), node("app2"), node("app3", role="worker")]
+    outcome = fake_role(swarm.swarm, "app1", responses={"docker info": MANAGER, "docker node ls -q": nodes})
+    assert commands(outcome, "node promote") == ["docker node promote id-app3-ready"]
+    outcome = fake_role(
+        swarm.swarm,
+        "app1",
+        responses={"docker info": MANAGER, "docker node ls -q": nodes},
+        data={"swarm_managers": 1},
+    )
+    assert commands(outcome, "node demote") == ["docker node demote id-app2-ready"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +164,7 @@ def test_an_entry_that_no_host_uses_is_forgotten(
 ) -> None:
     nodes = [*map(node, present), node("", state="unknown", member=False, age=age)]
     responses = {"docker info": MANAGER, "docker node ls -q": nodes}
-    removed = commands(fake_role(swarm.swarm, "app1", responses=responses), "node rm")
-    assert removed == ["docker node rm --force id--unknown"] * forgotten
+    assert removed(fake_role(swarm.swarm, "app1", responses=responses)) == ["id--unknown"] * forgotten
 
 
 @pytest.mark.parametrize(("executing", "looks"), [(True, 2), (False, 1)], ids=["apply", "plan"])

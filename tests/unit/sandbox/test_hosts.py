@@ -65,6 +65,18 @@ def test_a_new_host_inherits_nothing_of_an_interrupted_down(
     assert done[3].startswith("create ")
 
 
+def test_a_host_that_left_the_inventory_is_removed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    engine: Any = SimpleNamespace(docker=lambda *words, check=True: done.append(" ".join(words)))
+    present = dict.fromkeys(["relay-sandbox-app1", "relay-sandbox-app9"], "running")
+    monkeypatch.setattr(hosts, "states", lambda *_: present)
+    hosts.remove_strays(sandbox, engine)
+    assert done == [
+        "rm --force --volumes relay-sandbox-app9",
+        "volume rm --force relay-sandbox-app9-docker relay-sandbox-app9-containerd",
+    ]
+
+
 def test_hosts_that_never_started_are_made_again(sandbox: Sandbox) -> None:
     def missing(**states: str) -> list[str]:
         present = {f"relay-sandbox-{name}": state for name, state in states.items()}
