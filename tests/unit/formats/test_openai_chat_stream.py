@@ -37,6 +37,7 @@ def usage_chunk(usage: Any = USAGE) -> bytes:
 
 ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
 PING = b": keep-alive\n\n"
+LAST = event({"choices": [{"index": 0, "delta": {"content": "last"}, "finish_reason": "stop"}]})
 TEXT = content("abcd") + PING + content("efgh")
 WHOLE = TEXT + finish() + usage_chunk() + DONE
 
@@ -211,6 +212,7 @@ def test_a_begin_that_may_wait_no_longer_is_released() -> None:
         (content("a") + finish(), finish() + DONE),
         (content("a") + finish().rstrip(), finish().rstrip()),
         (content("a") + finish() + usage_chunk().rstrip(), finish() + usage_chunk().rstrip()),
+        (content("a") + finish() + LAST.rstrip(), finish() + LAST),
         (content("a") + usage_chunk(), usage_chunk() + DONE),
         (content("a") + finish() + b'data: {"choi', finish() + DONE),
         (DONE, DONE),
