@@ -101,7 +101,8 @@ class StreamMeter:
             return
         blank = b"\n\n" if _is_done(payload) else b""
         self._cut_end = not blank
-        self._kept.append(b"".join(self._passed(self._read(event), event + blank, blank)))
+        passed = self._passed(self._read(event), event + blank, blank)
+        self._kept[:0] = passed
 
     def tail(self) -> bytes:
         """What ends the stream, to be sent once the call is settled; with [DONE], which some leave out."""

@@ -91,7 +91,7 @@ def read_refusal(body: bytes) -> Said:
 def said_of(error: Any, depth: int = _DEPTH) -> Said:
     """What a decoded error says."""
     if isinstance(error, str):
-        return Said(error.strip()[:MAX_MESSAGE])
+        return Said(_sendable(error.strip()[:MAX_MESSAGE]))
     if isinstance(error, list) and depth:
         said = [said for said in (said_of(part, depth - 1) for part in error[:20]) if said.message]
         joined = "; ".join(part.message for part in said)[:MAX_MESSAGE]
@@ -131,7 +131,12 @@ def _path(location: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return value[:200] if isinstance(value, str) and value and not value.isdigit() else None
+    return _sendable(value[:200]) if isinstance(value, str) and value and not value.isdigit() else None
+
+
+def _sendable(text: str) -> str:
+    """``text`` without halves of surrogate pairs: UTF-8 has none."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _status(value: Any) -> int | None:

@@ -24,7 +24,7 @@ CLOSE_SECONDS = 1.0
 # chance to ask another provider.
 OPENING_SECONDS = 10.0
 # A customer that leaves before the end stops the provider, unless the end is on its way already.
-LEAVING_SECONDS = 0.1
+LEAVING_SECONDS = 0.05
 SSE_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),

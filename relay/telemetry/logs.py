@@ -111,7 +111,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": redact(record.getMessage().encode("utf-8", "replace").decode()),
         }
         for name in FIELDS & record.__dict__.keys():
             line[name] = record.__dict__[name]
@@ -120,9 +120,15 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    """Whoever cuts a response has logged why; the server's own line adds nothing."""
+    return "without completing response" not in record.getMessage()
+
+
 def configure(level: str) -> None:
     """Send all logs to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_says_something)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -217,6 +219,31 @@ def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, vendor
     assert (swept["outcome"], swept["charge"], paid["outcome"]) == ("swept", 0, "ok")
     assert customer.spent() == paid["charge"]
     assert relay.run("audit", "conserve").returncode == 0
+
+
+def test_a_customer_that_does_not_read_is_cut_pays_what_it_got_and_frees_its_slot(
+    relay: Relay, vendor: Vendor
+) -> None:
+    replica = relay.replica(RELAY_PROVIDER_TIMEOUT_SECONDS="6")
+    customer = Customer(relay, replica, "stalled", "5.00", "--concurrency", "1")
+    vendor.control(completion_tokens=40_000)
+    body = json.dumps(BODY | {"stream": True, "max_tokens": 40_000}).encode()
+    host, port = replica.url.removeprefix("http://").split(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: relay\r\nauthorization: Bearer {customer.key}\r\n"
+        )
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        eventually(lambda: customer.post(BODY).status_code == 429, 2)
+        record = eventually(lambda: relay.usage(customer.account), 12)[0]
+        vendor.control()
+        assert customer.post(BODY).status_code == 200, "its slot is free"
+    assert (record["outcome"], record["abort_rule"]) == ("client_stalled", "bill what was delivered")
+    assert 1 <= record["meters"]["out_text"] < 40_000
+    assert record["charge"] == price(record["meters"]["in_text"], record["meters"]["out_text"])
 
 
 # ---------------------------------------------------------------------- the database

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -92,6 +94,10 @@ def run(script: Script, scenario: Callable[[Server, AiohttpTransport], Awaitable
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
+def encoded(name: str, body: bytes) -> bytes:
+    return OK + b"content-encoding: %s\r\ncontent-length: %d\r\n\r\n%s" % (name.encode(), len(body), body)
+
+
 @pytest.mark.parametrize(
     ("answer", "close"),
     [
@@ -99,8 +105,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
         (OK + b"transfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", False),
         (OK + b"connection: close\r\n\r\nhello", True),
         (b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + OK + b"content-length: 5\r\n\r\nhello", False),
+        (encoded("gzip", gzip.compress(b"hello")), False),
+        (encoded("deflate", zlib.compress(b"hello")), False),
     ],
-    ids=["length", "chunked", "close-delimited", "interim"],
+    ids=["length", "chunked", "close-delimited", "interim", "gzip", "deflate"],
 )
 def test_bodies_of_every_framing(answer: bytes, close: bool) -> None:
     async def scenario(server: Server, transport: AiohttpTransport) -> None:
@@ -119,7 +127,9 @@ def test_bodies_of_every_framing(answer: bytes, close: bool) -> None:
         (OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", True),
         (OK + b"transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n", False),
         (OK + b"x-big: " + b"a" * (MAX_HEADER_BYTES + 1) + b"\r\ncontent-length: 0\r\n\r\n", False),
-        (OK + b"content-encoding: gzip\r\ncontent-length: 5\r\n\r\nhello", False),
+        (encoded("gzip", b"hello"), False),
+        (encoded("gzip", gzip.compress(b"hello")[:-4]), False),
+        (encoded("br", b"hello"), False),
         (OK + b"content-length: 2000\r\n\r\n" + b"x" * 2000, False),
         (b"", True),
     ],
@@ -129,7 +139,9 @@ def test_bodies_of_every_framing(answer: bytes, close: bool) -> None:
         "cut-chunks",
         "bad-chunk",
         "huge-header",
-        "encoded",
+        "not-gzip",
+        "cut-gzip",
+        "unknown-encoding",
         "too-large",
         "silent-close",
     ],

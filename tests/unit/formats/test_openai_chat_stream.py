@@ -37,6 +37,7 @@ def usage_chunk(usage: Any = USAGE) -> bytes:
 
 ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
 PING = b": keep-alive\n\n"
+LAST = event({"choices": [{"index": 0, "delta": {"content": "last"}, "finish_reason": "stop"}]})
 TEXT = content("abcd") + PING + content("efgh")
 WHOLE = TEXT + finish() + usage_chunk() + DONE
 
@@ -93,7 +94,7 @@ def test_line_ends_of_the_standard_are_mixed_at_will(places: list[int], ends: li
     assert made.estimate() == 4 * lines.count(b'"content"') // 4
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1400])
+@pytest.mark.parametrize("size", [1, 1400])
 def test_one_large_event_costs_linear_time(size: int) -> None:
     def seconds(length: int) -> float:
         made, data = meter(), content("x" * length)
@@ -101,8 +102,8 @@ def test_one_large_event_costs_linear_time(size: int) -> None:
         passed(made, (data[start : start + size] for start in range(0, len(data), size)))
         return time.process_time() - began
 
-    length = min(40_000 * size, 2_000_000)
-    small, large = min(seconds(length) for _ in range(3)), min(seconds(4 * length) for _ in range(3))
+    length = min(20_000 * size, 1_000_000)
+    small, large = min(seconds(length) for _ in range(2)), min(seconds(4 * length) for _ in range(2))
     assert large < 9 * small + 0.02, "four times the bytes cost about four times the time"
 
 
@@ -182,11 +183,12 @@ def test_all_choices_must_be_over() -> None:
 def test_what_is_kept_back_is_bounded() -> None:
     opening, ending = meter(), meter()
     ending.feed(content("abcd") + finish())
-    for _ in range(3 * MAX_KEPT_BYTES // len(PING)):
-        opening.feed(PING)
-        ending.feed(PING)
-    assert len(opening.tail()) <= MAX_KEPT_BYTES + len(PING)
-    assert len(ending.tail()) <= MAX_KEPT_BYTES + len(PING) + len(DONE)
+    beat = b": " + b"x" * 2000 + b"\n\n"
+    for _ in range(3 * MAX_KEPT_BYTES // len(beat)):
+        opening.feed(beat)
+        ending.feed(beat)
+    assert len(opening.tail()) <= MAX_KEPT_BYTES + len(beat)
+    assert len(ending.tail()) <= MAX_KEPT_BYTES + len(beat) + len(DONE)
     assert ending.tail().startswith(finish())
 
 
@@ -211,6 +213,7 @@ def test_a_begin_that_may_wait_no_longer_is_released() -> None:
         (content("a") + finish(), finish() + DONE),
         (content("a") + finish().rstrip(), finish().rstrip()),
         (content("a") + finish() + usage_chunk().rstrip(), finish() + usage_chunk().rstrip()),
+        (content("a") + finish() + LAST.rstrip(), finish() + LAST),
         (content("a") + usage_chunk(), usage_chunk() + DONE),
         (content("a") + finish() + b'data: {"choi', finish() + DONE),
         (DONE, DONE),

@@ -477,10 +477,13 @@ def test_usage_that_comes_late_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("first", [FINISH, content()[:-2] + b"\n\n"])
-def test_hidden_reasoning_is_not_had_for_free_by_leaving_at_the_end(first: bytes) -> None:
+def test_hidden_reasoning_is_not_had_for_free_by_leaving_at_the_end(
+    first: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The customer leaves when it has the text, while finish and usage are on their way."""
+    monkeypatch.setattr(stream_response, "LEAVING_SECONDS", 2.0)
     rest = [FINISH] if first != FINISH else []
-    result = run(says(content(), first, 0.05, *rest, USAGE_CHUNK, DONE), customer=Customer(leaves_after=1))
+    result = run(says(content(), first, 0.02, *rest, USAGE_CHUNK, DONE), customer=Customer(leaves_after=1))
     assert isinstance(result.raised, ClientGone)
     assert result.ledger.charged == 75_000
     assert result.ledger.facts.outcome == "client_gone"

@@ -22,7 +22,7 @@ from relay.limits.window import LocalLimits, Refused, share
 from relay.routing.channels import Channel, arrange
 from relay.routing.key_cipher import KeyCipher
 from relay.settings import Address, SettingError, Settings
-from relay.telemetry.logs import JsonFormatter, redact
+from relay.telemetry.logs import JsonFormatter, redact, redact_data
 from relay.telemetry.metrics import Metrics
 
 # ---------------------------------------------------------------------- settings
@@ -217,6 +217,36 @@ def test_keys_are_redacted(secret: str) -> None:
 )
 def test_named_secrets_are_redacted(text: str, secret: str) -> None:
     assert secret not in redact(text)
+
+
+@pytest.mark.parametrize("quote", ['{"a": ["key %s!"]}', "key %s", '{"%s": 1}', '{"a": "\\ud83d %s"}'])
+def test_a_secret_is_hidden_wherever_it_stands_and_however_it_is_escaped(quote: str) -> None:
+    secret = "pa/ss-wörd"
+    for written in (
+        secret,
+        json.dumps(secret)[1:-1],
+        secret.replace("/", "\\/") if quote[0] == "{" else secret,
+    ):
+        if quote[0] == "{" or written == secret:
+            hidden = redact_data((quote % written).encode(), [secret])
+            assert secret not in str(json.loads(hidden) if quote[0] == "{" else hidden.decode())
+            assert b"[redacted]" in hidden
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"a": 1, "b":NaN}', b"plain", b"\xff\xfe", b'{"a":"\\ud83d"}', b"[" * 5000]
+)
+def test_data_without_secrets_is_left_as_it_is(data: bytes) -> None:
+    assert redact_data(data, ["secret-key", ""]) == data
+
+
+def test_a_short_secret_does_not_eat_words() -> None:
+    assert redact("a key", ["a"]) == "a key"
+
+
+def test_a_log_line_is_written_whatever_it_says() -> None:
+    record = logging.LogRecord("relay", logging.INFO, __file__, 1, "half \ud83d", (), None)
+    assert json.loads(JsonFormatter().format(record))["message"] == "half ?"
 
 
 @pytest.mark.parametrize(
