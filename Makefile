@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet fleet-faults chaos bench tools lock clean
+.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet fleet-faults chaos bench fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas a
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench.ledger_bench
 
+mutation: .venv/ready ## Change the arithmetic of money and of limits; list the changes that no test notices
+	@nice .venv/bin/mutmut run --max-children 1
+	@.venv/bin/mutmut results
+
 tools: ## Install the programs that the tests run for real (needs root once)
 	@tests/install-tools
 
@@ -74,7 +78,7 @@ lock: ## Pin the dependencies anew, with hashes and without addresses
 	    --no-annotate --no-header $$f -o $${f%.in}.txt || exit 1; done
 
 clean: ## Remove what make built in this checkout (not the platform: see `make down`)
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The marker comes last: an interrupted installation is simply run again.
 .venv/ready: requirements.txt

@@ -1,19 +1,23 @@
-"""The pricing API: what would a call cost, what holds, and writing prices.
+"""The pricing API: what a call would cost, which prices hold, and writing prices.
 
-    POST   /api/pricing/quote          a charge with its whole derivation (any valid API key, or an
-    administrator) GET    /api/pricing                what holds for the caller's group; administrators:
-    all versions POST   /api/pricing                publish a price, or save it as a draft ("draft": true);
-    {"prices": [...]}
-                                       writes several or none
-    GET    /api/pricing/{id}           one version in both views
-    POST   /api/pricing/{id}/publish   publish a draft
-    POST   /api/pricing/{id}/end       end a version now, or {"at": time}
-    DELETE /api/pricing/{id}           drop a draft
-    GET|PUT /api/pricing/groups        group multipliers: {"group", "using", "multiplier"}
-    GET|PUT /api/pricing/fx            exchange rates: {"currency", "rate"}
+Any valid API key, and the administrators' token::
 
-Errors have OpenAI's shape: 400 names the field in `param`, 409 is a conflict (price and ratio, overlapping
-dates), 401 and 403 are about the bearer token, 404 an unknown version or an unpriced model.
+    POST    /api/pricing/quote          a charge with its whole derivation
+    GET     /api/pricing                what holds for the caller's group; to administrators all versions
+
+The administrators' token alone::
+
+    POST    /api/pricing                publish a price, or save it as a draft ("draft": true);
+                                        {"prices": [...]} writes several, or none if one is wrong
+    GET     /api/pricing/{id}           one version in both views
+    POST    /api/pricing/{id}/publish   publish a draft
+    POST    /api/pricing/{id}/end       end a version now, or {"at": time}
+    DELETE  /api/pricing/{id}           drop a draft
+    GET|PUT /api/pricing/groups         group multipliers: {"group", "using", "multiplier"}
+    GET|PUT /api/pricing/fx             exchange rates: {"currency", "rate"}
+
+Errors have OpenAI's shape: 400 names the field in ``param``; 401 and 403 are about the bearer token; 404 is
+an unknown version or a model without a price; 409 is a conflict (price and ratio, overlapping dates).
 """
 
 import hashlib

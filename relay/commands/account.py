@@ -1,4 +1,4 @@
-"""`python -m relay account …`."""
+"""``python -m relay account …``."""
 
 from __future__ import annotations
 

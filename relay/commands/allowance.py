@@ -1,4 +1,4 @@
-"""`python -m relay allowance …`."""
+"""``python -m relay allowance …``."""
 
 from __future__ import annotations
 

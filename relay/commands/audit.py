@@ -1,4 +1,4 @@
-"""`python -m relay audit recompute | conserve`."""
+"""``python -m relay audit recompute | conserve``."""
 
 import argparse
 import asyncio
@@ -27,7 +27,7 @@ _STATUS = "exit status: 0 the books agree; 1 they do not, or could not be read; 
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add `audit`."""
+    """Add ``audit``."""
     actions = add_command(subparsers, "audit", "Proofs that the books agree")
     again = _leaf(actions, "recompute", _recompute, "audit recompute --since 2026-11-01T00:00:00Z --json")
     again.description = "Derives each charge again from its own record; stops at the first difference."
@@ -74,7 +74,7 @@ async def _recompute(connection: AsyncConnection[Any], options: argparse.Namespa
 async def recompute_span(
     connection: AsyncConnection[Any], since: datetime, until: datetime, *, stop: bool
 ) -> dict[str, Any]:
-    """Re-derive all charges settled in a span; `stop` at the first record that differs."""
+    """Re-derive all charges settled in a span; ``stop`` at the first record that differs."""
     checked = different = 0
     differences: list[dict[str, Any]] = []
     async with aclosing(store.records(connection, since, until)) as records:

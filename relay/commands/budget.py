@@ -1,4 +1,4 @@
-"""`python -m relay budget …`."""
+"""``python -m relay budget …``."""
 
 from __future__ import annotations
 

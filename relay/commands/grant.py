@@ -1,4 +1,4 @@
-"""`python -m relay grant …`."""
+"""``python -m relay grant …``."""
 
 from __future__ import annotations
 

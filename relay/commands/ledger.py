@@ -1,4 +1,4 @@
-"""`python -m relay ledger …`."""
+"""``python -m relay ledger …``."""
 
 from __future__ import annotations
 

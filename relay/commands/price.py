@@ -1,4 +1,4 @@
-"""`python -m relay price …`."""
+"""``python -m relay price …``."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ _RATE_OPTIONS = {f"--{meter.replace('_', '-')}": meter for meter in METERS}
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add `price`."""
+    """Add ``price``."""
     actions = add_command(subparsers, "price", "What models cost, dated and versioned")
     for name, action, what in (
         ("publish", _publish, "price publish --model gpt-4o --in-text 2.50/1M --out-text 10/1M --json"),

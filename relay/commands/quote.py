@@ -1,4 +1,4 @@
-"""`python -m relay quote`."""
+"""``python -m relay quote``."""
 
 import argparse
 import json
@@ -49,7 +49,7 @@ examples:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add `quote`."""
+    """Add ``quote``."""
     parser = leaf(subparsers, "quote", _quote, "quote")
     parser.description = "What a call would cost, with its derivation."
     parser.epilog = _FILE_HELP

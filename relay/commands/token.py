@@ -1,4 +1,4 @@
-"""`python -m relay token …`."""
+"""``python -m relay token …``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m relay usage …`."""
+"""``python -m relay usage …``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Runs the jobs: in each relay that serves, and alone as `python -m relay work`. One runs each job at a
-time.
-"""
+"""Runs the jobs, in each relay that serves or alone as ``python -m relay work``; no job twice at a time."""
 
 import asyncio
 import json
@@ -32,7 +30,7 @@ Run = Callable[[AsyncConnection[Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`every`: between runs; `lease`: how long one run may take before another relay tries again."""
+    """``every``: between runs; ``lease``: how long one run may take before another relay tries again."""
 
     name: str
     every: timedelta
@@ -73,7 +71,7 @@ class Metrics:
 
 
 class Worker:
-    """The jobs' loop. `keep_months`: of usage records; `keep_days`: of settled holds."""
+    """The jobs' loop. ``keep_months``: of usage records; ``keep_days``: of settled holds."""
 
     def __init__(
         self, dsn: str, registry: CollectorRegistry, *, keep_months: int = 13, keep_days: int = 35
@@ -104,7 +102,7 @@ class Worker:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def run_forever(self) -> None:
-        """As `start`, in the foreground."""
+        """As ``start``, in the foreground."""
         await self._run()
 
     async def _run(self) -> None:

@@ -2,11 +2,11 @@
 
 
 class LedgerError(Exception):
-    """Base of the ledger's errors; `str()` is fit for an operator."""
+    """Base of the ledger's errors; ``str()`` is fit for an operator."""
 
 
 class InsufficientCredit(LedgerError):
-    """The account's free credit does not cover the hold; `missing_nanodollars` is what a top-up must add."""
+    """The account's free credit does not cover the hold; a top-up must add ``missing_nanodollars``."""
 
     def __init__(self, missing_nanodollars: int) -> None:
         super().__init__(f"credit is short by {missing_nanodollars} n$")

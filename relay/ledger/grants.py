@@ -37,7 +37,7 @@ async def grant_credit(
     priority: int | None = None,
     actor: str = "cli",
 ) -> dict[str, Any]:
-    """Grant `amount` (n$ for credit) once by (source, source_id, unit); granting again changes nothing.
+    """Grant ``amount`` (n$ for credit) once by (source, source_id, unit); granting again changes nothing.
 
     Returns id and outcome ("made" or "known"). Raises FieldError; Conflict when the source id was used for
     another account or amount.

@@ -32,7 +32,7 @@ Execute = Callable[[AsyncConnection[TupleRow], Sequence[T]], Awaitable[Sequence[
 
 
 class Member(Generic[T, R]):
-    """One caller's part of a batch. `sent`: a statement with it was begun, its outcome may be unknown.
+    """One caller's part of a batch. ``sent``: a statement with it was begun, its outcome may be unknown.
 
     A caller that is cancelled cancels its future; the item is written all the same.
     """
@@ -50,9 +50,9 @@ class Member(Generic[T, R]):
 class GroupCommit(Generic[T, R]):
     """One connection, one statement in flight; concurrent callers share it.
 
-    `execute` writes a batch and returns a result for each member. It must be idempotent by key: when the
+    ``execute`` writes a batch and returns a result for each member. It must be idempotent by key: when the
     connection is lost the outcome is unknown, and the same members are sent again until their deadlines.
-    A statement in flight is never cancelled. `orphaned` is told of each item that may have been written
+    A statement in flight is never cancelled. ``orphaned`` is told of each item that may have been written
     although its caller has gone or was told otherwise.
     """
 
@@ -93,7 +93,7 @@ class GroupCommit(Generic[T, R]):
             await asyncio.gather(self._clock, return_exceptions=True)
 
     def submit(self, key: Hashable, item: T, seconds: float) -> Member[T, R]:
-        """Queue an item; its future gets the result, or LedgerUnavailable after `seconds`."""
+        """Queue an item; its future gets the result, or LedgerUnavailable after ``seconds``."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         member = Member(key, item, monotonic() + seconds, future)
         self._waiting.append(member)

@@ -1,4 +1,4 @@
-"""The one door to the ledger: hold, capture, release; concurrent calls share statements and commits."""
+"""The only way into the ledger: hold, capture, release. Concurrent calls share statements and commits."""
 
 import logging
 import random
@@ -40,9 +40,8 @@ class _Held(NamedTuple):
 class Ledger:
     """One dedicated connection for holds, one for captures and releases, each with one statement in flight.
 
-    `dsn`: libpq text of relay_app; several hosts with target_session_attrs=read-write where there is
-    failover.
-    `settle_seconds`: how long a capture is tried while the database is away. `on_alert(name, facts)` is
+    ``dsn``: libpq text of relay_app; with failover, several hosts and target_session_attrs=read-write.
+    ``settle_seconds``: how long a capture is tried while the database is away. ``on_alert(name, facts)`` is
     called for what an operator must know: "unpriced_meter", "usage_doubted", "capture_lost", "late_capture".
     """
 
@@ -69,9 +68,7 @@ class Ledger:
         self._settles.start()
 
     async def close(self) -> None:
-        """Finish what waits (holds before captures, so that orphaned holds are given back), then
-        disconnect.
-        """
+        """Finish what waits, then disconnect. Holds first: an orphaned one is given back by a release."""
         await self._holds.close()
         await self._settles.close()
 
@@ -95,7 +92,7 @@ class Ledger:
     async def capture(self, order: CaptureOrder) -> int:
         """Charge; durable when it returns the n$ really charged. Idempotent by request id.
 
-        It is written even if the caller is cancelled meanwhile. Tries for `settle_seconds` through
+        It is written even if the caller is cancelled meanwhile. Tries for ``settle_seconds`` through
         failovers; then raises LedgerUnavailable and leaves the hold to the sweeper. Raises UnknownHold
         when the sweeper was first.
         """

@@ -26,9 +26,10 @@ from relay.pricing.tariff import Admission, Cost
 
 @dataclass(frozen=True, slots=True)
 class HoldOrder:
-    """Reserve the most that a call can cost, ``bound``: its ``covered_amount`` when the account's typed
-    quotas cover its ``quotas`` in full, else its ``amount``.
+    """Reserve the most that a call can cost.
 
+    Held are ``bound.covered_amount`` n$ when the account's typed quotas cover ``bound.quotas`` in full, else
+    ``bound.amount``.
     ``expires_at``: after it the sweeper ends the hold; give the longest call plus a minute.
     """
 
@@ -42,8 +43,9 @@ class HoldOrder:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A durable hold. ``allotted``: typed units reserved; ``overage``: multiplier of what no plan period
-    pays.
+    """A durable hold.
+
+    ``allotted``: typed units that it reserved; ``overage``: the multiplier of what no plan period pays.
     """
 
     order: HoldOrder
@@ -57,7 +59,8 @@ class CallFacts:
 
     ``outcome``: "ok", or what went wrong ("client_gone", "provider_error", "truncated", ...);
     ``abort_rule``: the rule that priced a stream that was cut short, else None;
-    ``attempts``: one mapping an attempt at a provider, JSON-able (channel_id, outcome, status, cost, ms).
+    ``attempts``: a mapping for each attempt at a provider (channel_id, outcome, status, cost, ms), of what
+    JSON can hold.
     """
 
     outcome: str = "ok"

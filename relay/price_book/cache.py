@@ -18,7 +18,7 @@ class PriceBook:
     """The published prices. A change elsewhere is seen at once; one that no notification told, within 2 s.
 
     While the database is away the last prices hold on: holds cannot be written then either.
-    `loaded_since`: the earliest time at which the catalog knows every price.
+    ``loaded_since``: the earliest time at which the catalog knows every price.
     """
 
     def __init__(self, dsn: str) -> None:

@@ -16,7 +16,7 @@ DbRow = Mapping[str, Any]
 
 
 async def load_catalog(connection: AsyncConnection[Any], since: datetime) -> Catalog:
-    """Everything published that holds at `since` or later."""
+    """Everything published that holds at ``since`` or later."""
     rows = await store.load_published(connection, since)
     versions = tuple(_version(version) for version in rows.versions)
     groups = tuple(_group(row) for row in rows.groups)

@@ -212,7 +212,7 @@ def shown(version: Mapping[str, Any]) -> dict[str, Any]:
 async def set_group(
     connection: AsyncConnection[Any], group: Any, using: Any, multiplier: Any, source: str
 ) -> dict[str, Any]:
-    """Replace from now on what a group pays, in general or (`using`) on another group's channels."""
+    """Replace from now on what a group pays, in general or (``using``) on another group's channels."""
     if not isinstance(group, str) or not group.strip() or not isinstance(using, str):
         raise FieldError("group", "it is missing or not text", 'write e.g. "vip"')
     value = decimal_text(decimal(multiplier, "multiplier"))

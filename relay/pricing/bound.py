@@ -83,8 +83,10 @@ def _beyond_quotas(meters: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that a call can cost, n$. ``covered_amount``: what remains if typed quotas pay ``quotas`` in
-    full. ``most``: the units that it was priced from.
+    """The most that a call can cost.
+
+    ``amount``: n$ at list price; ``covered_amount``: what remains of it where typed quotas pay ``quotas`` in
+    full; ``most``: the units that it was priced from.
     """
 
     amount: int

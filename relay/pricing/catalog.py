@@ -2,14 +2,14 @@
 
 Precedence, the same for sell and cost prices:
 
-1. *The model's pattern with the most literal characters.* The full name has them all; `o3-mini-*` beats
-   `o3*`, which beats `*`. A name with an effort suffix (`-minimal`, `-low`, `-medium`, `-high`, `-xhigh`,
-   `-none`) is also a variant of the name without it, and matches that name's own price with its characters:
-   `o3-mini-high` takes `o3-mini-high`, else `o3-mini-*`, else `o3-mini`, else `o3*`.
+1. *The model's pattern with the most literal characters.* The full name has them all; ``o3-mini-*`` beats
+   ``o3*``, which beats ``*``. A name with an effort suffix (see EFFORTS) is also a variant of the name
+   without it, and matches that name's own price with its characters:
+   ``o3-mini-high`` takes ``o3-mini-high``, else ``o3-mini-*``, else ``o3-mini``, else ``o3*``.
    Equal counts: the pattern that sorts first (so none depends on the order of writing).
 2. A price for the customer's group before one for all groups.
 3. For cost prices: one for the channel before one for its provider before one for all. Both are named in
-   the version's ``provider``; no channel has the name of another's provider (`relay channel` sees to it).
+   the version's ``provider``; no channel has the name of another's provider (``relay channel`` sees to it).
 """
 
 import re
@@ -26,8 +26,11 @@ EFFORTS = ("-minimal", "-low", "-medium", "-high", "-xhigh", "-none")
 
 @dataclass(frozen=True, slots=True)
 class GroupMultiplier:
-    """What a customer group pays. `for_group` '': in general; else when it uses that group's channels,
-    and then it *replaces* the general multiplier."""
+    """What a customer group pays.
+
+    ``for_group`` empty: in general. Else the multiplier holds when the customer uses that group's channels,
+    and then it *replaces* the general one.
+    """
 
     id: int
     customer_group: str

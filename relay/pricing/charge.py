@@ -1,4 +1,4 @@
-"""From meters and prices to a charge: one exact sum, one rounding. Pure; see docs in `compute`."""
+"""From meters and prices to a charge: one exact sum, one rounding (see ``compute``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from relay.pricing.units import MILLION, round_half_up
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The price of one meter: nano-currency for 1,000,000 units, or None to be priced as `fallback`.
+    """The price of one meter: nano-currency for 1,000,000 units, or None to be priced as ``fallback``.
 
-    The row holds where `context_from <= prompt length < context_to` (all input meters together, None: no
+    The row holds where ``context_from <= prompt length < context_to`` (all input meters together, None: no
     end) and for the given service tier ('' is the standard one, also used by tiers without own rows).
     """
 
@@ -27,7 +27,7 @@ class Row:
 
 
 class Line(NamedTuple):
-    """One priced meter of a charge: quantity times unit_price (of the meter `priced_as`)."""
+    """One priced meter of a charge: quantity times unit_price (of the meter ``priced_as``)."""
 
     meter: str
     quantity: int
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """The result. `amount` and `exact` are n$; `exact` is the sum before rounding and minimum."""
+    """The result. ``amount`` and ``exact`` are n$; ``exact`` is the sum before rounding and minimum."""
 
     amount: int
     numerator: int
@@ -53,7 +53,7 @@ class Charge(NamedTuple):
 class Terms:
     """What turns a sum of rows into n$: multipliers and fx as one factor, and how to round.
 
-    `free`: the model is free because somebody said so; no meter of it needs a price.
+    ``free``: the model is free because somebody said so; no meter of it needs a price.
     """
 
     numerator: int = 1
@@ -92,9 +92,7 @@ def select(rows: Sequence[Row], length: int, service_tier: str = "") -> Table:
 
 
 def resolve(found: Table) -> Table:
-    """The row that prices each meter: its own, or its fallback's, and so on; a meter without any is
-    absent.
-    """
+    """The row that prices each meter: its own, or its fallback's, and so on; without any it is absent."""
     priced = {meter: _priced_row(found, meter) for meter in {*found, *METERS}}
     return {meter: row for meter, row in priced.items() if row is not None}
 
@@ -121,8 +119,8 @@ def table_for(rows: Sequence[Row], meters: Mapping[str, int], service_tier: str 
 def compute(table: Table, meters: Mapping[str, int], terms: Terms) -> Charge:
     """Charge = ROUND_HALF_UP(sum of quantity * unit price * factor / 10**6) to quantum, then the minimum.
 
-    The minimum holds where the exact sum is above zero. A meter without a price or fallback is listed in
-    `unpriced` and adds nothing, unless the table prices the whole call (a `call` row) or the model is free.
+    The minimum holds where the exact sum is above zero. A meter without a price or fallback adds nothing and
+    is listed in ``unpriced``, unless a ``call`` row prices the whole call or the model is free.
     """
     total: Fraction | int = 0
     lines = []

@@ -39,7 +39,7 @@ RATIOS: dict[str, tuple[str, str | None]] = {
 def compile_price(document: Mapping[str, Any], *, exact: bool = True) -> tuple[str, list[Row]]:
     """The style and the rows of a price as typed. Raises FieldError, Conflict.
 
-    `exact`: rows must be whole nano-currency for 1M units, as the database keeps them.
+    ``exact``: rows must be whole nano-currency for 1M units, as the database keeps them.
     """
     rates, ratios = document.get("rates"), document.get("ratios")
     if rates is not None and ratios is not None:

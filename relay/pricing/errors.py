@@ -2,13 +2,13 @@
 
 
 class PricingError(Exception):
-    """Base of the errors of pricing; `str()` is fit for an operator."""
+    """Base of the errors of pricing; ``str()`` is fit for an operator."""
 
 
 class FieldError(PricingError, ValueError):
     """A value that was written by somebody is not acceptable.
 
-    `field` names it (`rates.in_text`), `problem` says why and `remedy` what to write instead.
+    ``field`` names it (``rates.in_text``), ``problem`` says why and ``remedy`` what to write instead.
     """
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:

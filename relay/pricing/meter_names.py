@@ -35,7 +35,7 @@ _TOOL = re.compile(r"tool:[a-z0-9][a-z0-9_.\-]{0,63}")
 
 
 def is_meter(name: str) -> bool:
-    """Whether a price may be set for this name: one of METERS or `tool:<name>`."""
+    """Whether a price may be set for this name: one of METERS or ``tool:<name>``."""
     return name in METERS or _TOOL.fullmatch(name) is not None
 
 

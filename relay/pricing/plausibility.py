@@ -2,22 +2,21 @@
 
 The rule, in this order:
 
-1. *Nothing came.* The answer holds nothing and the provider told no usage: there is nothing to charge.
-2. *As told.* Every figure is a whole number; the prompt is within the call's input bound and
-   PROMPT_ALLOWANCE; the answer is within the output limit of all choices and OUTPUT_ALLOWANCE; no meter
-   occurs that the call cannot have; and neither side is told as zero though it was there.
-3. *As told, up to the hold.* A prompt or answer within its allowance may cost more than was held. Then the
-   units above the bound are left out, so that no charge is ever above its hold.
-4. *Counted.* Anything else is not believed at all: a provider with one impossible figure has no credit for
-   its others. The prompt and the answer are counted by their text, and never above the bound. Clamping
-   false figures to the bound instead would charge the customer everything that was held.
+1. *Nothing came.* The answer holds nothing and the provider reported no usage: there is nothing to charge.
+2. *As reported.* Every figure is a whole number; the prompt is within the call's input bound plus
+   PROMPT_ALLOWANCE; the answer is within the output limit of all choices plus OUTPUT_ALLOWANCE; no meter
+   occurs that the call cannot have; and neither side is reported as zero though it was there.
+3. *As reported, up to the hold.* A prompt or answer within its allowance may cost more than was held. Then
+   the units above the bound are left out, so that no charge is ever above its hold.
+4. *Counted.* Otherwise none of the figures is believed: who reports one that cannot be is not trusted with
+   the others. The prompt and the answer are counted by their text, at most up to the bound. (False figures
+   that were cut to the bound would charge the customer everything that was held.)
 
 The record keeps the provider's own figures beside those that were charged, and says why.
 
-PROMPT_ALLOWANCE: providers add tokens of their own to a prompt. Chat templates add a system text (some
-40 tokens for Llama 3, 20 for Qwen 2.5), instructions for tools some hundreds (Anthropic documents 264 to
-530). OUTPUT_ALLOWANCE: end-of-turn and channel markers that some count beside the limit. Reasoning gets no
-allowance: it counts inside the output limit.
+PROMPT_ALLOWANCE: providers add tokens of their own to a prompt: a chat template's system text (tens of
+tokens) and instructions for tools (some hundreds). OUTPUT_ALLOWANCE: some count end-of-turn and channel
+markers beside the limit. Reasoning has no allowance: it counts inside the output limit.
 """
 
 from collections.abc import Callable, Mapping

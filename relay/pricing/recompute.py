@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a record says (`found`) and what its own content leads to (`expected`)."""
+    """What a record says (``found``) and what its own content leads to (``expected``)."""
 
     request_id: str
     item: str

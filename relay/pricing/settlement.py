@@ -1,5 +1,4 @@
-"""From meters to what a capture writes: typed quotas first, then the list charge, then what overage makes
-of it.
+"""From meters to what a capture writes: typed quotas, then the list charge, then the overage.
 
 Typed quotas pay before credit: the units that the hold reserved cover the call's meters in the order of
 QUOTA_METERS; what they do not cover is priced. What a plan period's credit does not pay is multiplied by the
@@ -17,8 +16,8 @@ from relay.pricing.units import round_half_up
 
 
 class Settlement(NamedTuple):
-    """`list_charge`: priced after quotas, n$; `quotas_used`: typed units; `meters`: as counted (with the
-    call).
+    """``meters``: as counted, with the call itself where it has a price; ``quotas_used``: typed units;
+    ``list_charge``: what quotas do not pay, at list price.
     """
 
     meters: Mapping[str, int]
@@ -29,7 +28,7 @@ class Settlement(NamedTuple):
 def settle(
     tariff: Tariff, meters: Mapping[str, int], allotted: Mapping[str, int], service_tier: str = ""
 ) -> Settlement:
-    """Price a call whose hold reserved `allotted` typed units. The tier follows from the whole prompt."""
+    """Price a call whose hold reserved ``allotted`` typed units. The tier follows from the whole prompt."""
     counted = tariff.counted(meters)
     priced, used = (counted, {}) if not allotted else cover(counted, allotted)
     charge = compute(tariff.table(counted, service_tier), priced, tariff.terms)
@@ -51,7 +50,7 @@ def cover(meters: Mapping[str, int], allotted: Mapping[str, int]) -> tuple[dict[
 
 
 def with_overage(exact: Fraction, plan_paid: int, overage: Fraction, terms: Terms) -> int:
-    """The charge when a plan period pays `plan_paid` of it: that + the rest times the multiplier.
+    """The charge when a plan period pays ``plan_paid`` of it: that + the rest times the multiplier.
 
     What lists at nothing after its rounding costs nothing, whoever would pay: a multiplier makes no charge.
     The database function ledger_settle computes the same where both parts are above zero.

@@ -18,7 +18,7 @@ from relay.pricing.units import decimal_text, fraction_text
 
 @dataclass(frozen=True, slots=True)
 class PriceVersion:
-    """A published price. `free`: charged nothing, and said so; quantum and minimum in n$."""
+    """A published price. ``free``: charged nothing, and said so; quantum and minimum in n$."""
 
     id: int
     model: str
@@ -90,7 +90,7 @@ class Tariff:
         return self._selected(meters, service_tier)[1]
 
     def longest_tables(self, length: int, service_tier: str = "") -> list[Table]:
-        """The tables of every prompt length up to `length`: a bound must cover them all."""
+        """The tables of every prompt length up to ``length``: a bound must cover them all."""
         starts = [0, *(edge for edge in self._edges if edge <= length)]
         return [self.table({"in_text": start}, service_tier) for start in starts]
 
@@ -133,7 +133,7 @@ class CostBook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The sell price of one call, frozen. `at`: the moment of admission (aware)."""
+    """The sell price of one call, frozen. ``at``: the moment of admission (aware)."""
 
     model: str
     customer_group: str
@@ -152,8 +152,9 @@ class Admission:
         return self.tariff.charge(meters, self.service_tier)
 
     def cost(self, provider: str, meters: Mapping[str, int], channel: str = "") -> "Cost | None":
-        """What the provider takes for them, by the cost price of the channel, of the provider or of all;
-        None: none is published.
+        """What the provider takes for them, or None where no cost price is published.
+
+        A price of the channel goes before one of the provider, and that before one for all.
         """
         if self.costs is None:
             return None
@@ -164,9 +165,9 @@ class Admission:
         return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
 
     def bound(self, most: MaxUsage) -> Bound:
-        """The most that a call can cost: the whole prompt at its dearest input meter and prompt length, the
-        maximum output at its dearest meter, and everything else that it can use.
+        """The most that a call can cost.
 
+        The whole prompt falls to its dearest meter, the maximum output too, at the dearest prompt length.
         Raises Unpriced when a meter that the call will use has neither a price nor a fallback.
         """
         if self.free:

@@ -1,6 +1,6 @@
 """Providers' usage, normalised to disjoint meters: each unit that a provider counts lands in exactly one.
 
-Reasoning tokens are answer text: OpenAI, Anthropic count them in the output already, Gemini beside it.
+Reasoning tokens are answer text: OpenAI and Anthropic count them in the output already, Gemini beside it.
 Sources: the providers' API references for their usage objects (tests/unit/pricing/test_usage.py has an
 example each).
 """
@@ -24,8 +24,8 @@ _MODALITIES_OUT = {"AUDIO": "out_audio", "IMAGE": "out_image", "VIDEO": "out_ima
 def normalise(fmt: str, raw: Raw) -> dict[str, int]:
     """Disjoint meters (no zeros) of a provider's usage object, or of a response that contains one.
 
-    `fmt`: openai (chat, completions), openai_responses (or responses), anthropic, gemini, embeddings, images,
-    audio (transcription, translation, speech), meters. Raises FieldError naming the field when it is
+    ``fmt``: openai (chat, completions), openai_responses (or responses), anthropic, gemini, embeddings,
+    images, audio (transcription, translation, speech), meters. Raises FieldError naming the field when it is
     malformed, and nothing else whatever a provider sends.
     """
     reader = FORMATS.get(ALIASES.get(fmt, fmt))
@@ -87,9 +87,8 @@ def _require(raw: Raw, *names: str) -> None:
 def _openai(raw: Raw) -> dict[str, int]:
     """Chat completions, completions and responses: details are parts of the totals.
 
-    Cached tokens may be of any kind: they are taken from text first, what is left over from audio and images
-    (or by kind, where the provider says). A provider that reports more parts than the total counted them
-    beside it.
+    Cached tokens may be of any kind. They are taken by kind where the provider says so, else from text first
+    and then from audio and images. Where the parts exceed the total, the provider counts them beside it.
     """
     _require(raw, "prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
     inputs = part(raw, "prompt_tokens_details", "input_tokens_details", "input_token_details")
@@ -136,9 +135,7 @@ def _total(raw: Raw, name: str) -> int:
 
 
 def _tools(raw: Raw) -> dict[str, int]:
-    """Uses of providers' built-in tools: Anthropic's server_tool_use, or the gateway's own count in
-    `tools`.
-    """
+    """Uses of providers' built-in tools: Anthropic's server_tool_use, or the gateway's count in ``tools``."""
     served = part(raw, "server_tool_use")
     uses = {f"tool:{name.removesuffix('_requests')}": count(served, name) for name in served}
     own = part(raw, "tools")
@@ -226,9 +223,7 @@ def _embeddings(raw: Raw) -> dict[str, int]:
 
 
 def _images(raw: Raw) -> dict[str, int]:
-    """Images: tokens where the provider counts them (the answer is image unless it says text), else
-    pieces.
-    """
+    """Images: tokens where the provider counts them, else pieces. The answer is image unless it says text."""
     if raw.get("input_tokens") is None and raw.get("output_tokens") is None:
         _require(raw, "n", "images", "image_count", "data")
         listed = next((raw[name] for name in ("data", "images") if isinstance(raw.get(name), list)), None)

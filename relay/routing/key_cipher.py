@@ -21,7 +21,7 @@ class KeyCipher:
             ) from None
 
     def encrypt(self, clear: str) -> str:
-        """KeyCipher a key."""
+        """Encrypt a key."""
         return self._fernet.encrypt(clear.encode()).decode()
 
     def decrypt(self, sealed: str) -> str:

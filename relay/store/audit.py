@@ -115,7 +115,7 @@ from usage where settled_at >= %s and settled_at < %s order by settled_at, reque
 
 
 async def conserve(connection: AsyncConnection[Any], most: int) -> tuple[DbRow, list[DbRow]]:
-    """Totals, and the first `most` differences of each check, all seen at one moment."""
+    """Totals, and the first ``most`` differences of each check, all seen at one moment."""
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     await connection.set_read_only(True)
     wrong: list[DbRow] = []

@@ -77,8 +77,9 @@ async def entries_of_request(connection: AsyncConnection[Any], request_id: UUID)
 async def reverse_entry(
     connection: AsyncConnection[Any], entry_id: int, reason: str, source: str
 ) -> tuple[str, int | None]:
-    """Write the reversing entry; returns (made | known | unknown | not_reversible | debt_was_paid, its
-    id).
+    """Write the reversing entry; returns its outcome and id.
+
+    Outcomes: made, known, unknown, not_reversible, debt_was_paid.
     """
     cursor = await connection.execute(
         "select outcome, entry_id from ledger_reverse(%s, %s, %s)", (entry_id, reason, source)

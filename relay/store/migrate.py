@@ -61,8 +61,9 @@ class LockHeld(Exception):
 class Patience:
     """How a migration waits for a lock that traffic holds.
 
-    While it waits, every statement that conflicts with the lock queues behind it: so it waits
-    `lock_seconds`, steps aside until whoever held the lock is done, `pause_seconds` at most, and tries again.
+    While it waits, every statement that conflicts with the lock queues behind it. So it waits for
+    ``lock_seconds``, steps aside until whoever held the lock is done (``pause_seconds`` at most), and tries
+    again.
     The wait is longer than PostgreSQL's deadlock_timeout (1 s), at which an autovacuum in the way ends.
     """
 
@@ -97,7 +98,7 @@ def migrate(dsn: str, patience: Patience = Patience()) -> tuple[str | None, str]
 
 
 def main(dsn: str, patience: Patience) -> int:
-    """Entry of `python -m relay migrate`: 0 when the schema suits this version, else 1 with the reason."""
+    """Entry of ``python -m relay migrate``: 0 when the schema suits this version, else 1 with the reason."""
     try:
         before, after = migrate(dsn, patience)
     except Exception as error:  # the operator wants one line and a remedy, whatever the driver raised
@@ -146,7 +147,7 @@ def _revision(work: Connection) -> str | None:
 
 
 def _take_turn(watch: Watch) -> None:
-    """Asks again and again: whoever waits inside a statement keeps `create index concurrently` waiting."""
+    """Asks again and again: whoever waits inside a statement keeps ``create index concurrently`` waiting."""
     end = time.monotonic() + OTHER_MIGRATION_SECONDS
     told = False
     while not _true(watch, "select pg_try_advisory_lock(%s)", LOCK_KEY):
@@ -192,7 +193,7 @@ def _attempt(revision: str, watch: Watch, work: Connection) -> Holders | None:
 
 
 def _observe(revision: str, watch: Watch, waiter: int, done: Event) -> Holders:
-    """Look until `done` and return whom the session `waiter` was last seen waiting for."""
+    """Look until ``done`` and return whom the session ``waiter`` was last seen waiting for."""
     seen: Holders = []
     report = time.monotonic() + REPORT_SECONDS
     while not done.wait(OBSERVE_SECONDS):

@@ -30,7 +30,7 @@ from price_rows where version_id = any (%s) order by version_id, id
 
 
 class PriceRows(NamedTuple):
-    """Rows of everything published: versions with theirs in `rows`, group multipliers, exchange rates."""
+    """Rows of everything published: versions with theirs in ``rows``, group multipliers, exchange rates."""
 
     revision: int
     versions: list[DbRow]
@@ -39,7 +39,7 @@ class PriceRows(NamedTuple):
 
 
 async def load_published(connection: AsyncConnection[Any], since: datetime) -> PriceRows:
-    """Everything published that holds at `since` or later."""
+    """Everything published that holds at ``since`` or later."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         # The revision first: what changes while we read moves it, and the prices are loaded again.
         await cursor.execute("select revision from revisions where topic = 'prices'")
@@ -65,8 +65,9 @@ async def _with_rows(cursor: AsyncCursor[DbRow], versions: list[DbRow]) -> list[
 
 
 async def insert_version(connection: AsyncConnection[Any], version: DbRow, rows: Sequence[DbRow]) -> int:
-    """Write a draft and return its id. `version`: the columns of price_versions that have no default;
-    `rows`: those of price_rows.
+    """Write a draft and return its id.
+
+    ``version``: the columns of price_versions that have no default; ``rows``: those of price_rows.
     """
     async with connection.transaction():
         cursor = await connection.execute(
@@ -89,7 +90,7 @@ async def insert_version(connection: AsyncConnection[Any], version: DbRow, rows:
 async def publish(connection: AsyncConnection[Any], version_id: int, *, supersede: bool) -> DbRow | None:
     """Publish a draft; None when there is none of this id (or it is published already).
 
-    A draft that was to hold from the past holds from now. `supersede`: an open-ended version that began
+    A draft that was to hold from the past holds from now. ``supersede``: an open-ended version that began
     earlier ends where this one begins. Raises psycopg.errors.ExclusionViolation when another version
     overlaps.
     """
@@ -126,7 +127,7 @@ async def list_versions(
     at: datetime | None = None,
     version_id: int | None = None,
 ) -> list[DbRow]:
-    """Versions with their rows, newest first; `at`: only those that hold then."""
+    """Versions with their rows, newest first; ``at``: only those that hold then."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             f"select {_VERSION} from price_versions"  # noqa: S608

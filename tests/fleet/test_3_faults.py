@@ -50,7 +50,7 @@ def customers() -> Customers:
 
 
 def call_while(
-    customers: Customers, edges: dict[str, str], seconds: float, strike: Callable[[], None], at: float = 5
+    customers: Customers, edges: dict[str, str], seconds: float, strike: Callable[[], object], at: float = 5
 ) -> tuple[list[Call], float]:
     """Call for `seconds`, run `strike` beside it after `at` of them; return calls and the strike's moment."""
     load = customers.load(edges)

@@ -1,20 +1,20 @@
-"""Forward-only migrations. Each is a revision in `versions/`, its SQL a file of the same name in `sql/`.
+"""Forward-only migrations: each is a revision in ``versions/``, its SQL a file of that name in ``sql/``.
 
-A long function has a file of its own in `functions/` that always holds its newest text; whoever changes it
+A long function has a file of its own in ``functions/`` that always holds its newest text; whoever changes it
 adds a revision that defines it again.
 
 Rules, so that replicas of the previous version serve on while one runs, and again if the roll is undone:
 - add (a table, a nullable column or one with a constant default, a function); never rename or drop what the
-  previous version of the relay uses: drop it one version later, under `-- squawk-ignore RULE` and the reason;
-- an index on a table that has rows: `build_index()` in a migration of its own; a constraint: `not valid`,
+  previous version of the relay uses: drop it one version later, under ``-- squawk-ignore RULE`` and why;
+- an index on a table that has rows: ``build_index()`` in a migration of its own; a constraint: ``not valid``,
   validated by the next migration;
-- a function whose parameters change gets a new name (`ledger_hold_2`), the old one stays one version;
+- a function whose parameters change gets a new name (``ledger_hold_2``), the old one stays one version;
 - no statement rewrites or long-locks a table that calls write to: every migration gives up a lock that it
   does not get within 2 s and is tried again (relay.store.migrate);
 - the relay names the columns that it reads and writes: an added one must not change what a statement returns.
-A released migration is never edited. The linter squawk (`.squawk.toml`) and a comparison of the catalogs hold
-every migration after the first release's to this; tests/contract/test_migrations.py shows a previous version
-living through one.
+A released migration is never edited. The linter squawk (``.squawk.toml``) and a comparison of the catalogs
+hold every migration after the first release's to this; tests/contract/test_migrations.py shows a previous
+version living through one.
 """
 
 from importlib import resources
@@ -27,7 +27,7 @@ FIRST_RELEASE = "0009_partition_rights"
 
 
 def apply(revision: str) -> None:
-    """Run the SQL file of a revision, e.g. `0001_foundation`, in the migration's transaction."""
+    """Run the SQL file of a revision, e.g. ``0001_foundation``, in the migration's transaction."""
     _run(f"sql/{revision}.sql")
 
 
@@ -40,7 +40,7 @@ def define(function: str, *, callable_by_relay: bool = True) -> None:
 
 
 def build_index(name: str, definition: str) -> None:
-    """Build an index while writers go on, e.g. `build_index("holds_by_token", "on holds (token_id)")`.
+    """Build an index while writers go on, e.g. ``build_index("holds_by_token", "on holds (token_id)")``.
 
     The only step of its migration, since it cannot be part of a transaction: the invalid index that an
     interrupted attempt leaves is replaced by the next one. It waits for old transactions as long as they
@@ -56,9 +56,7 @@ def build_index(name: str, definition: str) -> None:
 
 
 def _run(path: str) -> None:
-    """The text goes to the server as it is: a file holds many statements, and its % signs are no
-    placeholders.
-    """
+    """Send the text as it is: a file holds many statements, and its % signs are no placeholders."""
     text = (resources.files(__name__) / path).read_text(encoding="utf-8")
     if op.get_context().as_sql:
         op.get_context().impl.static_output(text)

@@ -1,5 +1,5 @@
 """Alembic's environment: runs raw SQL migrations on the connection that relay.store.migrate hands over, or
-writes them out (`alembic upgrade --sql`) for the tests that judge their SQL.
+writes them out (``alembic upgrade --sql``) for the tests that judge their SQL.
 """
 
 from alembic import context
