@@ -52,14 +52,46 @@ def bad_request(param: str | None, message: str, code: str | None = None) -> Api
 
 def too_large(limit: int) -> ApiError:
     """413: the body is above ``limit`` bytes."""
-    message = f"The request body is too large: at most {limit} bytes are accepted."
-    return ApiError(413, message, code="request_too_large", headers={"connection": "close"})
+    message = f"The request body is too large: send at most {limit} bytes."
+    return ApiError(413, message, code="request_too_large")
 
 
 def unsupported_media_type(given: str) -> ApiError:
     """415: the body is not JSON."""
     message = f"Unsupported content type '{given}': send 'Content-Type: application/json'."
     return ApiError(415, message, code="unsupported_media_type")
+
+
+def encoded_body(given: str) -> ApiError:
+    """415: the body is compressed (RFC 7694 says what is accepted)."""
+    message = f"The request body is encoded as '{given}': send it without compression."
+    return ApiError(
+        415, message, code="unsupported_content_encoding", headers={"accept-encoding": "identity"}
+    )
+
+
+def unknown_url(method: str, path: str) -> ApiError:
+    """404: nothing is served at this path."""
+    message = f"Unknown request URL: {method} {path[:200]}. The API's paths begin with /v1, e.g. /v1/models."
+    return ApiError(404, message, code="unknown_url")
+
+
+def method_not_allowed(method: str, allowed: str) -> ApiError:
+    """405: ``allowed`` lists the methods that this path has."""
+    message = f"Method {method} is not allowed here: use {allowed}."
+    return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
+
+
+def not_http(reason: str) -> ApiError:
+    """400: what came is not an HTTP request."""
+    message = f"This is not a valid HTTP/1.1 request: {reason}. Check the client, or the proxy before it."
+    return ApiError(400, message, code="invalid_http")
+
+
+def head_too_large(limit: int) -> ApiError:
+    """431: the request line and the headers are above ``limit`` bytes."""
+    message = f"The URL and the headers are too large: send at most {limit} bytes."
+    return ApiError(431, message, code="headers_too_large")
 
 
 def unauthorized(message: str) -> ApiError:

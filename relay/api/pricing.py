@@ -30,7 +30,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from relay import errors
-from relay.asgi import Receive, Scope, Send, client_address, header, read_body, send_body
+from relay.asgi import Receive, Scope, Send, authorization, client_address, read_body, send_body
 from relay.errors import ApiError
 from relay.formats.json_depth import check_depth
 from relay.formats.openai_chat_request import parse as parse_chat
@@ -88,14 +88,14 @@ class PricingApi:
         await send_body(send, 200, body, [(b"content-type", b"application/json")])
 
     async def _authenticate(self, scope: Scope) -> Who:
-        authorization = header(scope, b"authorization")
-        scheme, _, secret = authorization.partition(b" ")
+        given_key = authorization(scope)
+        scheme, _, secret = given_key.partition(b" ")
         expected = self._settings.admin_token_hash
         given = hashlib.sha256(secret.strip()).hexdigest()
         if expected and scheme.lower() == b"bearer" and hmac.compare_digest(given, expected.lower()):
             return Who(True, "default")
         address = client_address(scope, self._settings.trusted_networks)
-        caller = await self._tokens.authenticate(authorization, address)
+        caller = await self._tokens.authenticate(given_key, address)
         return Who(False, caller.group)
 
     async def _answer(self, who: Who, scope: Scope, receive: Receive) -> Any:

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import errors
-from relay.app import new_request_id
-from relay.asgi import client_address
+from relay.asgi import client_address, new_request_id
 from relay.identity import tokens
 from relay.limits.window import LocalLimits, Refused, share
 from relay.routing.channels import Channel, arrange
