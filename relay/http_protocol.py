@@ -49,8 +49,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            self._refuse(cause if isinstance(cause, ApiError) else not_http(_reason(cause or error)))
+            self._refuse(_refusal(error))
         except ApiError as error:
             self._refuse(error)
         else:
@@ -69,6 +68,8 @@ class HttpProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
             raise head_too_large(MAX_HEAD_BYTES)
+        if httptools.parse_url(self.url).path is None:
+            raise not_http("the URL has no path")
         super().on_headers_complete()
         self._in_head = False
 
@@ -149,9 +150,14 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
 
 
-def _reason(error: BaseException) -> str:
-    """The parser's words, without the bytes that it may repeat."""
-    return str(error).partition(" b'")[0] or type(error).__name__
+def _refusal(error: httptools.HttpParserError) -> ApiError:
+    """What the parser says of a request, or what one of this class's methods said while it was parsing."""
+    cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+    if isinstance(cause, ApiError):
+        return cause
+    if isinstance(cause, httptools.HttpParserError):
+        return not_http(str(cause).partition(" b'")[0])  # without the bytes that it repeats
+    raise error
 
 
 def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
