@@ -27,10 +27,10 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _sendable(message)
         self.kind = kind
         self.code = code
-        self.param = param
+        self.param = param if param is None else _sendable(param)
         self.headers = dict(headers or {})
         self.extra = dict(extra or {})
 
@@ -43,6 +43,11 @@ class ApiError(Exception):
         """The JSON body."""
         shape = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": shape | self.extra}
+
+
+def _sendable(text: str) -> str:
+    """``text``, which may repeat what a client sent, without halves of surrogate pairs: UTF-8 has none."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def bad_request(param: str | None, message: str, code: str | None = None) -> ApiError:
