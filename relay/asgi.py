@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -11,7 +12,14 @@ from uuid import UUID
 
 import orjson
 
-from relay.errors import ApiError, encoded_body, too_large, unauthorized, unsupported_media_type
+from relay.errors import (
+    ApiError,
+    encoded_body,
+    request_timeout,
+    too_large,
+    unauthorized,
+    unsupported_media_type,
+)
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -19,6 +27,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Network = IPv4Network | IPv6Network
 Headers = list[tuple[bytes, bytes]]
+
+
+# Between two pieces of a request's body.
+BODY_SECONDS = 60.0
 
 
 class ClientGone(Exception):
@@ -65,8 +77,8 @@ def client_address(scope: Scope, trusted: tuple[Network, ...]) -> str | None:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body; raises ApiError 413 above ``limit`` bytes, 415 when it is compressed, and
-    ClientGone.
+    """The whole request body; raises ApiError 408 when it stops coming, 413 above ``limit`` bytes, 415 when it
+    is compressed, and ClientGone.
     """
     _refuse_encoded(scope)
     declared = header(scope, b"content-length")
@@ -75,7 +87,11 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise request_timeout(BODY_SECONDS) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         part = message.get("body", b"")
@@ -88,7 +104,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 async def read_json(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body of a JSON request, undecoded; raises ApiError 413 and 415, and ClientGone.
+    """The whole body of a JSON request, undecoded; raises what read_body does.
 
     Without a content type the body counts as JSON; its charset is ignored: JSON is UTF-8 (RFC 8259, 8.1).
     """

@@ -55,6 +55,12 @@ def bad_request(param: str | None, message: str, code: str | None = None) -> Api
     return ApiError(400, message, param=param, code=code)
 
 
+def request_timeout(seconds: float) -> ApiError:
+    """408: nothing more came of the body for ``seconds``."""
+    message = f"Nothing more of the request body came for {seconds:g} s: send it whole."
+    return ApiError(408, message, code="request_timeout", headers={"connection": "close"})
+
+
 def too_large(limit: int) -> ApiError:
     """413: the body is above ``limit`` bytes."""
     message = f"The request body is too large: send at most {limit} bytes."

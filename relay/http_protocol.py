@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import Any
@@ -36,6 +37,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = self._in_body = self._deaf = False
         self._head_bytes = self._body_bytes = 0
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._close_unless_more_comes()
+
     def data_received(self, data: bytes) -> None:
         """What the client sent."""
         if self._deaf:
@@ -53,7 +59,7 @@ class HttpProtocol(HttpToolsProtocol):
         except ApiError as error:
             self._refuse(error)
         else:
-            self._bound_discarding()
+            self._bound_waiting()
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -108,16 +114,20 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
-    def _bound_discarding(self) -> None:
-        """What is still coming of a request that was answered may be neither endless nor late."""
-        if not self._in_body or self._in_head or not self.cycle.response_complete:
-            return
-        if self._body_bytes > MAX_DISCARDED_BYTES:
+    def _bound_waiting(self) -> None:
+        """Neither the rest of a head, nor what still comes of a request that was answered, is waited for
+        without end; the rest of a body is the application's to wait for.
+        """
+        answered = self._in_body and not self._in_head and self.cycle.response_complete
+        if answered and self._body_bytes > MAX_DISCARDED_BYTES:
             self.transport.close()
-        else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+        elif answered or self._in_head:
+            self._close_unless_more_comes()
+
+    def _close_unless_more_comes(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _refuse(self, error: ApiError) -> None:
         """Answer and close, but never so that the client takes it for another request's answer."""

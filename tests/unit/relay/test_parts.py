@@ -136,6 +136,8 @@ def test_only_trusted_proxies_say_who_the_client_is() -> None:
     assert client_address(scope, trusted) == "203.0.113.7"
     assert client_address(scope, ()) == "192.0.2.11"
     assert client_address(scope | {"client": ("203.0.113.200", 5)}, trusted) == "203.0.113.200"
+    lines = [(b"x-forwarded-for", b"198.51.100.9"), (b"x-forwarded-for", b"203.0.113.7")]
+    assert client_address(scope | {"headers": lines}, trusted) == "203.0.113.7"
 
 
 # ---------------------------------------------------------------------- limits
