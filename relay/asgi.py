@@ -77,8 +77,8 @@ def client_address(scope: Scope, trusted: tuple[Network, ...]) -> str | None:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body; raises ApiError 408 when it stops coming, 413 above ``limit`` bytes, 415 when it
-    is compressed, and ClientGone.
+    """The whole request body; raises ApiError 408 when it stops coming, 413 above ``limit`` bytes, 415 when
+    it is compressed, and ClientGone.
     """
     _refuse_encoded(scope)
     declared = header(scope, b"content-length")
