@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -17,12 +18,24 @@ import uvloop
 from prometheus_client import CollectorRegistry, start_http_server
 from psycopg_pool import AsyncConnectionPool
 
+from relay import errors
 from relay.api import pricing
-from relay.asgi import ClientGone, Receive, Scope, Send, send_error
+from relay.asgi import (
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    new_request_id,
+    send_error,
+    send_nothing,
+    with_headers,
+)
+from relay.cors import Cors
 from relay.errors import ApiError
 from relay.gateway import chat, models
 from relay.gateway.health import Health
 from relay.gateway.services import Services
+from relay.http_protocol import HttpProtocol
 from relay.identity.token_cache import TokenCache
 from relay.jobs.worker import Worker
 from relay.ledger.ledger import Ledger
@@ -39,28 +52,56 @@ from relay.telemetry.metrics import OTHER, Metrics
 # Longer than a proxy keeps its idle connections, so that the proxy, not we, closes them.
 KEEPALIVE_SECONDS = 90
 REFUSED_FOR_QUOTA = frozenset({402, 429})
+_SLASHES = re.compile("/{2,}")
+Handler = Callable[[Scope, Receive, Send, UUID], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
 
-def new_request_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): ordered by time, which keeps the database's indexes small."""
-    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 7 << 76
-    return UUID(int=value & ~(0x3 << 62) | 2 << 62)
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What is served at a path. Whoever has GET has HEAD; all have OPTIONS."""
+
+    methods: tuple[str, ...]
+    handle: Handler
+
+    def allowed(self) -> str:
+        """The value of the header Allow."""
+        return ", ".join([*self.methods, *(["HEAD"] if "GET" in self.methods else []), "OPTIONS"])
 
 
 class App:
     """The ASGI application."""
 
     def __init__(self, services: Services, health: Health, api: pricing.PricingApi) -> None:
-        self._services, self._health, self._pricing = services, health, api
+        self._services = services
+        self._cors = Cors(services.settings.cors_origins)
         self.running: set[asyncio.Task[Any]] = set()
+        self._paths = {
+            "/v1/chat/completions": Route(("POST",), partial(chat.chat_completions, services)),
+            "/v1/models": Route(
+                ("GET",), lambda scope, _, send, __: models.list_models(services, scope, send)
+            ),
+            "/healthz": Route(("GET",), lambda _, __, send, ___: health.ready(send)),
+            "/livez": Route(("GET",), lambda _, __, send, ___: health.alive(send)),
+        }
+        administration = Route(
+            ("GET", "POST", "PUT", "DELETE"), lambda scope, receive, send, _: api(scope, receive, send)
+        )
+        self._paths[pricing.PREFIX] = administration
+        self._prefixes = {
+            models.PREFIX: Route(
+                ("GET",), lambda scope, _, send, __: models.show_model(services, scope, send)
+            ),
+            f"{pricing.PREFIX}/": administration,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
         if scope["type"] != "http":
             return
         request_id = new_request_id()
+        send = with_headers(send, [(b"x-request-id", str(request_id).encode()), *self._cors.headers(scope)])
         inflight = self._services.metrics.inflight
         inflight.inc()
         task = asyncio.current_task()
@@ -72,7 +113,7 @@ class App:
         except ApiError as error:
             if error.status in REFUSED_FOR_QUOTA:
                 self._services.metrics.rejections.labels(error.reason).inc()
-            await send_error(send, error, str(request_id))
+            await send_error(send, error)
         except ClientGone:
             pass
         except Exception:
@@ -82,35 +123,33 @@ class App:
             with suppress(
                 RuntimeError
             ):  # an answer has begun: returning without its end closes the connection
-                await send_error(send, failure, str(request_id))
+                await send_error(send, failure)
         finally:
             inflight.dec()
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: UUID) -> None:
-        path, method = scope["path"], scope["method"]
-        if path == "/v1/chat/completions":
-            _only(method, "POST")
-            await chat.chat_completions(self._services, scope, receive, send, request_id)
-        elif path == "/v1/models":
-            _only(method, "GET")
-            await models.list_models(self._services, scope, send)
-        elif path.startswith(models.PREFIX):
-            _only(method, "GET")
-            await models.show_model(self._services, scope, send)
-        elif path == "/healthz":
-            await self._health.ready(send)
-        elif path == "/livez":
-            await self._health.alive(send)
-        elif path == pricing.PREFIX or path.startswith(f"{pricing.PREFIX}/"):
-            await self._pricing(scope, receive, send)
-        else:
-            raise ApiError(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
+        """A path's repeated slashes count as one, and a slash at its end as none."""
+        path = _SLASHES.sub("/", scope["path"])
+        path = path.rstrip("/") or "/"
+        method = scope["method"]
+        route = self._find(path)
+        if method == "OPTIONS" and (route is not None or path == "*"):
+            allowed = route.allowed() if route is not None else "GET, HEAD, POST, OPTIONS"
+            head = [(b"allow", allowed.encode()), *self._cors.preflight(scope, allowed)]
+            await send_nothing(send, head)
+            return
+        if route is None:
+            raise errors.unknown_url(method, path)
+        asked = "GET" if method == "HEAD" else method  # the server leaves out the body of an answer to HEAD
+        if asked not in route.methods:
+            raise errors.method_not_allowed(method, route.allowed())
+        await route.handle({**scope, "path": path, "method": asked}, receive, send, request_id)
 
-
-def _only(method: str, allowed: str) -> None:
-    if method != allowed:
-        message = f"Method {method} is not allowed here: use {allowed}."
-        raise ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
+    def _find(self, path: str) -> Route | None:
+        exact = self._paths.get(path)
+        if exact is not None:
+            return exact
+        return next((route for prefix, route in self._prefixes.items() if path.startswith(prefix)), None)
 
 
 class Server(uvicorn.Server):
@@ -198,7 +237,7 @@ async def _serve(settings: Settings) -> None:
             app,
             host=settings.listen.host,
             port=settings.listen.port,
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
+from uuid import UUID
 
 import orjson
 
-from relay.errors import ApiError, too_large, unsupported_media_type
+from relay.errors import (
+    ApiError,
+    encoded_body,
+    request_timeout,
+    too_large,
+    unauthorized,
+    unsupported_media_type,
+)
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -18,8 +29,19 @@ Network = IPv4Network | IPv6Network
 Headers = list[tuple[bytes, bytes]]
 
 
+# Between two pieces of a request's body.
+BODY_SECONDS = 60.0
+
+
 class ClientGone(Exception):
     """The customer closed the connection."""
+
+
+def new_request_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): ordered by time, which keeps the database's indexes small."""
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 2 << 62)
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -31,24 +53,45 @@ def header(scope: Scope, name: bytes) -> bytes:
     return b""
 
 
+def headers(scope: Scope, name: bytes) -> list[bytes]:
+    """All headers called ``name`` (lower case)."""
+    return [value for key, value in scope["headers"] if key == name]
+
+
+def authorization(scope: Scope) -> bytes:
+    """The Authorization header, or empty; raises ApiError 401 when there are several that differ."""
+    given = set(headers(scope, b"authorization"))
+    if len(given) > 1:
+        raise unauthorized("The header Authorization was sent more than once: send one API key.")
+    return given.pop() if given else b""
+
+
 def client_address(scope: Scope, trusted: tuple[Network, ...]) -> str | None:
     """The customer's address: the peer's, or what a trusted proxy put last into X-Forwarded-For."""
     peer: str | None = scope["client"][0] if scope.get("client") else None
     if not trusted or peer is None or not any(ip_address(peer) in network for network in trusted):
         return peer
-    forwarded = header(scope, b"x-forwarded-for").rpartition(b",")[2].strip()
+    # Several lines of a header are one list (RFC 9110, 5.3): what comes before the proxy's is the customer's.
+    forwarded = b",".join(headers(scope, b"x-forwarded-for")).rpartition(b",")[2].strip()
     return forwarded.decode("latin-1") or peer
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body; raises ApiError 413 above ``limit`` bytes, and ClientGone."""
+    """The whole request body; raises ApiError 408 when it stops coming, 413 above ``limit`` bytes, 415 when
+    it is compressed, and ClientGone.
+    """
+    _refuse_encoded(scope)
     declared = header(scope, b"content-length")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)
     parts: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise request_timeout(BODY_SECONDS) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         part = message.get("body", b"")
@@ -61,27 +104,62 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 async def read_json(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body of a JSON request, undecoded; raises ApiError 413 and 415, and ClientGone."""
+    """The whole body of a JSON request, undecoded; raises what read_body does.
+
+    Without a content type the body counts as JSON; its charset is ignored: JSON is UTF-8 (RFC 8259, 8.1).
+    """
     content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
-    if content_type != b"application/json":
+    if content_type and content_type != b"application/json" and not content_type.endswith(b"+json"):
         raise unsupported_media_type(content_type.decode("latin-1"))
     return await read_body(scope, receive, limit)
 
 
-async def send_body(send: Send, status: int, body: bytes, headers: Headers) -> None:
+def _refuse_encoded(scope: Scope) -> None:
+    encodings = b",".join(headers(scope, b"content-encoding")).lower()
+    transfers = b",".join(headers(scope, b"transfer-encoding")).lower()
+    given = {item.strip() for item in encodings.split(b",")} - {b"", b"identity"}
+    given |= {item.strip() for item in transfers.split(b",")} - {b"", b"chunked"}
+    if given:
+        raise encoded_body(min(given).decode("latin-1"))
+
+
+async def send_body(send: Send, status: int, body: bytes, head: Headers) -> None:
     """Send a whole response with its length."""
-    headers = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    head = [*head, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_json(send: Send, status: int, payload: Any, headers: Headers | None = None) -> None:
+async def send_json(send: Send, status: int, payload: Any, head: Headers | None = None) -> None:
     """Send ``payload`` as JSON."""
-    head = [(b"content-type", b"application/json"), *(headers or [])]
-    await send_body(send, status, orjson.dumps(payload), head)
+    content_type = (b"content-type", b"application/json")
+    await send_body(send, status, orjson.dumps(payload), [content_type, *(head or [])])
 
 
-async def send_error(send: Send, error: ApiError, request_id: str) -> None:
+async def send_nothing(send: Send, head: Headers) -> None:
+    """Send 204, which has no body and no length."""
+    await send({"type": "http.response.start", "status": 204, "headers": head})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def send_error(send: Send, error: ApiError) -> None:
     """Send an error in OpenAI's shape."""
-    head = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    await send_json(send, error.status, error.body(), [*head, (b"x-request-id", request_id.encode())])
+    await send_json(send, error.status, error.body(), error_head(error))
+
+
+def error_head(error: ApiError) -> Headers:
+    """The headers that an error has of its own."""
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
+
+
+def with_headers(send: Send, more: Headers) -> Send:
+    """``send`` for one response, which adds the headers ``more`` that the response does not have itself."""
+
+    async def send_with(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            names = {name for name, _ in message["headers"]}
+            added = [item for item in more if item[0] not in names]
+            message = {**message, "headers": [*message["headers"], *added]}
+        await send(message)
+
+    return send_with

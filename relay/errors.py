@@ -27,10 +27,10 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _sendable(message)
         self.kind = kind
         self.code = code
-        self.param = param
+        self.param = param if param is None else _sendable(param)
         self.headers = dict(headers or {})
         self.extra = dict(extra or {})
 
@@ -45,21 +45,64 @@ class ApiError(Exception):
         return {"error": shape | self.extra}
 
 
+def _sendable(text: str) -> str:
+    """``text``, which may repeat what a client sent, without halves of surrogate pairs: UTF-8 has none."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def bad_request(param: str | None, message: str, code: str | None = None) -> ApiError:
     """400: ``param`` names the field that is wrong."""
     return ApiError(400, message, param=param, code=code)
 
 
+def request_timeout(seconds: float) -> ApiError:
+    """408: nothing more came of the body for ``seconds``."""
+    message = f"Nothing more of the request body came for {seconds:g} s: send it whole."
+    return ApiError(408, message, code="request_timeout", headers={"connection": "close"})
+
+
 def too_large(limit: int) -> ApiError:
     """413: the body is above ``limit`` bytes."""
-    message = f"The request body is too large: at most {limit} bytes are accepted."
-    return ApiError(413, message, code="request_too_large", headers={"connection": "close"})
+    message = f"The request body is too large: send at most {limit} bytes."
+    return ApiError(413, message, code="request_too_large")
 
 
 def unsupported_media_type(given: str) -> ApiError:
     """415: the body is not JSON."""
     message = f"Unsupported content type '{given}': send 'Content-Type: application/json'."
     return ApiError(415, message, code="unsupported_media_type")
+
+
+def encoded_body(given: str) -> ApiError:
+    """415: the body is compressed (RFC 7694 says what is accepted)."""
+    message = f"The request body is encoded as '{given}': send it without compression."
+    return ApiError(
+        415, message, code="unsupported_content_encoding", headers={"accept-encoding": "identity"}
+    )
+
+
+def unknown_url(method: str, path: str) -> ApiError:
+    """404: nothing is served at this path."""
+    message = f"Unknown request URL: {method} {path[:200]}. The API's paths begin with /v1, e.g. /v1/models."
+    return ApiError(404, message, code="unknown_url")
+
+
+def method_not_allowed(method: str, allowed: str) -> ApiError:
+    """405: ``allowed`` lists the methods that this path has."""
+    message = f"Method {method} is not allowed here: use {allowed}."
+    return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
+
+
+def not_http(reason: str) -> ApiError:
+    """400: what came is not an HTTP request."""
+    message = f"This is not a valid HTTP/1.1 request: {reason}. Check the client, or the proxy before it."
+    return ApiError(400, message, code="invalid_http")
+
+
+def head_too_large(limit: int) -> ApiError:
+    """431: the request line and the headers are above ``limit`` bytes."""
+    message = f"The URL and the headers are too large: send at most {limit} bytes."
+    return ApiError(431, message, code="headers_too_large")
 
 
 def unauthorized(message: str) -> ApiError:

@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 PREFIX = "RELAY_"
+ANY = "*"  # in settings that name models or channels: all that are not named
 Network = IPv4Network | IPv6Network
+UnknownFields = Literal["pass", "drop", "refuse"]
+OutputLimitField = Literal["max_completion_tokens", "max_tokens"]
+
+
+Choice = TypeVar("Choice", bound=str)
 
 
 class SettingError(Exception):
@@ -50,7 +58,14 @@ class Settings:
     max_answer_bytes: int  # of a provider's answer that is not streamed
     max_event_bytes: int  # of one event of a provider's stream
     max_depth: int  # nesting of a request's JSON
-    default_max_output: int  # tokens a call may produce when it does not say
+    max_output: Mapping[
+        str, int
+    ]  # MODEL_MAX_OUTPUT: tokens of an answer to a call that does not say, by model
+    unknown_fields: Mapping[str, UnknownFields]  # what becomes of request fields unknown here, by channel
+    output_limit_field: Mapping[
+        str, OutputLimitField
+    ]  # what a channel's provider calls max_completion_tokens
+    cors_origins: frozenset[str]  # whose web pages may call the API, "*": all; empty: none
     image_hold_tokens: int  # input tokens held for each image in a prompt
     settle_seconds: float  # how long a capture is retried while the database is away
     hold_margin_seconds: float  # what a hold lives longer than any call and its settlement
@@ -64,6 +79,14 @@ class Settings:
     def hold_seconds(self) -> float:
         """Life of a hold: longer than a call and its settlement can take; then the sweeper ends it."""
         return self.provider_timeout_seconds + self.settle_seconds + self.hold_margin_seconds
+
+    def max_output_of(self, model: str) -> int:
+        """Tokens that an answer by ``model`` may have when the call does not say."""
+        return self.max_output.get(model, self.max_output[ANY])
+
+    def refuses_unknown_fields(self) -> bool:
+        """Whether no channel takes a request with fields that are unknown here."""
+        return all(policy == "refuse" for policy in self.unknown_fields.values())
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -91,7 +114,10 @@ class Settings:
             max_answer_bytes=int(read.number("MAX_ANSWER_BYTES", 64 << 20, least=1024)),
             max_event_bytes=int(read.number("MAX_EVENT_BYTES", 16 << 20, least=1024)),
             max_depth=int(read.number("MAX_DEPTH", 64, least=4)),
-            default_max_output=int(read.number("DEFAULT_MAX_OUTPUT", 4096, least=1)),
+            max_output=read.counts("MODEL_MAX_OUTPUT", {ANY: 4096}),
+            unknown_fields=read.choices("UNKNOWN_FIELDS", {ANY: "pass"}, get_args(UnknownFields)),
+            output_limit_field=read.choices("OUTPUT_LIMIT_FIELD", {}, get_args(OutputLimitField)),
+            cors_origins=read.origins("CORS_ORIGINS"),
             image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),
             settle_seconds=read.number("SETTLE_SECONDS", 60),
             hold_margin_seconds=read.number("HOLD_MARGIN_SECONDS", 60),
@@ -140,6 +166,45 @@ class _Reader:
             return tuple(ip_network(part) for part in parts)
         except ValueError as error:
             raise SettingError(f"{PREFIX}{name}: {error}; give networks as 192.0.2.0/24, ...") from None
+
+    def by_name(self, name: str) -> dict[str, str]:
+        """``NAME=VALUE,*=VALUE``; a value alone is that of ``*``."""
+        found: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in self.text(name).split(","))):
+            key, _, value = item.rpartition("=")
+            found[key.strip() or ANY] = value.strip()
+        return found
+
+    def counts(self, name: str, default: Mapping[str, int]) -> dict[str, int]:
+        given = self.by_name(name)
+        for value in given.values():
+            if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 10_000_000:
+                problem = f"'{value}' is not a number from 1 to 10000000"
+                raise SettingError(f"{PREFIX}{name}: {problem}; give e.g. gpt-4o=16384,*=4096")
+        return {**default, **{key: int(value) for key, value in given.items()}}
+
+    def choices(
+        self, name: str, default: Mapping[str, Choice], allowed: tuple[Choice, ...]
+    ) -> dict[str, Choice]:
+        found = dict(default)
+        for key, value in self.by_name(name).items():
+            chosen = next((choice for choice in allowed if choice == value), None)
+            if chosen is None:
+                options = " or ".join(map(str, allowed))
+                problem = f"'{value}' is not {options}"
+                raise SettingError(f"{PREFIX}{name}: {problem}; give e.g. CHANNEL={allowed[0]}")
+            found[key] = chosen
+        return found
+
+    def origins(self, name: str) -> frozenset[str]:
+        given = frozenset(
+            part.strip().rstrip("/").lower() for part in self.text(name).split(",") if part.strip()
+        )
+        for origin in given - {ANY}:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != origin:
+                raise SettingError(f"{PREFIX}{name}: '{origin}' is not like https://chat.example.com, or *")
+        return given
 
     def address(self, name: str, default: str) -> Address:
         raw = self.text(name, default)

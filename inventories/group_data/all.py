@@ -128,6 +128,15 @@ swarm_managers = 3
 relay_base_epoch = "1"
 # Where customers who run out of credit are sent; empty: the console's own page.
 relay_topup_url = ""
+# Whose web pages may call the API from a browser: origins, separated by commas, or "*"; empty: none.
+relay_cors_origins = ""
+# Tokens that an answer may have when the call does not say: by model, "*" for the others.
+relay_model_max_output = "*=4096"
+# What a channel's provider calls that limit where it is not what its kind of provider takes, for instance
+# "main=max_tokens" (or max_completion_tokens).
+relay_output_limit_field = ""
+# Fields of a request that the relay does not know: pass, drop or refuse; by channel, "*" for the others.
+relay_unknown_fields = "*=pass"
 # Longest time that a whole call may take; `plan` sees to it that the edge waits longer.
 relay_provider_timeout_seconds = 600
 # How long a capture is tried again while the database is away: longer than a failover.

@@ -34,7 +34,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from relay import errors
-from relay.asgi import Receive, Scope, Send, client_address, header, read_body, send_body
+from relay.asgi import Receive, Scope, Send, authorization, client_address, read_body, send_body
 from relay.errors import ApiError
 from relay.formats.json_depth import check_depth
 from relay.formats.openai_chat_request import parse as parse_chat
@@ -86,20 +86,22 @@ class PricingApi:
             raise ApiError(status, str(error), param=error.field, code="invalid_value") from error
         except Unpriced as error:
             raise ApiError(404, str(error), param="model", code="unpriced") from error
+        except psycopg.errors.RestrictViolation as error:
+            raise ApiError(409, error.diag.message_primary or "Conflict.", code="conflict") from error
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise errors.unavailable("The database is away: try again.", "database_unavailable") from error
         body = json.dumps(payload, default=str).encode()
         await send_body(send, 200, body, [(b"content-type", b"application/json")])
 
     async def _authenticate(self, scope: Scope) -> Who:
-        authorization = header(scope, b"authorization")
-        scheme, _, secret = authorization.partition(b" ")
+        given_key = authorization(scope)
+        scheme, _, secret = given_key.partition(b" ")
         expected = self._settings.admin_token_hash
         given = hashlib.sha256(secret.strip()).hexdigest()
         if expected and scheme.lower() == b"bearer" and hmac.compare_digest(given, expected.lower()):
             return Who(True, "default")
         address = client_address(scope, self._settings.trusted_networks)
-        caller = await self._tokens.authenticate(authorization, address)
+        caller = await self._tokens.authenticate(given_key, address)
         return Who(False, caller.group)
 
     async def _answer(self, who: Who, scope: Scope, receive: Receive) -> Any:
@@ -108,12 +110,14 @@ class PricingApi:
             case ("POST", "quote"):
                 return await self._quote(who, await _document(scope, receive))
             case ("GET", ""):
-                return await self._list(who, parse_qs(scope["query_string"].decode("latin-1")))
+                query = parse_qs(scope["query_string"].decode("latin-1"))
+                _check_texts(query)
+                return await self._list(who, query)
         if not who.administrator:
             raise ApiError(403, "This needs the administrators' token.", code="forbidden")
         document = await _document(scope, receive) if scope["method"] in ("POST", "PUT") else {}
         async with self._pool.connection() as connection:
-            if len(path) == 1 and not path[0].isdigit():
+            if len(path) == 1 and not _is_number(path[0]):
                 answer = await _collections(connection, scope["method"], path[0], document)
             else:
                 answer = await _version(connection, scope["method"], path, document)
@@ -138,7 +142,9 @@ class PricingApi:
         request = document.get("request")
         if request is None:
             return derivation(admission, read_meters(document))
-        chat = parse_chat(json.dumps({"model": model, **request}, default=str).encode(), self._settings)
+        if not isinstance(request, dict):
+            raise FieldError("request", "it is not an object", 'write {"messages": [...]}')
+        chat = parse_chat(json.dumps({**request, "model": model}, default=float).encode(), self._settings)
         bound = chat.bound(admission)
         images = chat.images * self._settings.image_hold_tokens
         meters = {"in_text": prompt_estimate(chat.messages), "out_text": chat.max_output}
@@ -245,8 +251,12 @@ async def _end(connection: Connection, version: int, document: Document) -> dict
     return await publish.show(connection, version)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def _number(text: str) -> int:
-    if not text.isdigit() or len(text) > 18:
+    if not _is_number(text) or len(text) > 18:
         raise FieldError("id", f"{text[:40]!r} is not a version", "GET /api/pricing lists them")
     return int(text)
 
@@ -261,4 +271,19 @@ async def _document(scope: Scope, receive: Receive) -> Document:
         raise errors.bad_request(None, f"The body is not JSON: {error}.", "invalid_json") from error
     if not isinstance(document, dict):
         raise errors.bad_request(None, "The body is not a JSON object.", "invalid_json")
+    _check_texts(document)
     return document
+
+
+def _check_texts(value: Any, field: str = "") -> None:
+    """Raise ApiError 400 for a text that the database cannot hold: with NUL, or half of a surrogate pair."""
+    if isinstance(value, str) and ("\0" in value or value.encode("utf-8", "replace").decode() != value):
+        message = f"{field or 'A name'} holds NUL or half of a surrogate pair: leave such characters out."
+        raise errors.bad_request(field or None, message, "invalid_value")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_texts(name, field)
+            _check_texts(inner, f"{field}.{name}" if field else name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_texts(inner, f"{field}[{number}]")

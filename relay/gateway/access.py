@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from relay import errors
-from relay.asgi import Scope, client_address, header
+from relay.asgi import Scope, authorization, client_address
 from relay.gateway.services import Services
 from relay.identity.token_cache import Caller
 from relay.limits.shared import Slot
@@ -18,7 +18,7 @@ from relay.pricing.tariff import Admission
 async def identify(services: Services, scope: Scope) -> Caller:
     """Whose key this is; raises ApiError 401, 403 and 503."""
     address = client_address(scope, services.settings.trusted_networks)
-    return await services.tokens.authenticate(header(scope, b"authorization"), address)
+    return await services.tokens.authenticate(authorization(scope), address)
 
 
 def admit(services: Services, caller: Caller, model: str) -> Admission:

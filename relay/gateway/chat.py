@@ -21,6 +21,7 @@ from relay.gateway.outcome import secrets_of
 from relay.gateway.services import Services
 from relay.gateway.stream_response import StreamAnswer
 from relay.providers import openai
+from relay.providers.profiles import profile_of
 from relay.providers.transport import Reply
 from relay.routing.channels import Channel
 from relay.telemetry.logs import redact_data
@@ -65,7 +66,11 @@ class ChatExchange:
         return call.services.transport.post(
             openai.chat_url(channel.base_url),
             openai.headers(channel.api_key, call.request_id),
-            provider_request(request, channel.provider_model(request.model)),
+            provider_request(
+                request,
+                channel.provider_model(request.model),
+                profile_of(channel.provider, channel.name, call.services.settings),
+            ),
         )
 
     def answer(self, channel: Channel) -> Answer:

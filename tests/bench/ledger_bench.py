@@ -25,7 +25,7 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from relay.app import new_request_id
+from relay.asgi import new_request_id
 from relay.ledger.ledger import Ledger
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
 from relay.pricing.bound import MaxUsage

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg
 
-from relay.app import new_request_id
+from relay.asgi import new_request_id
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
 from relay.pricing.bound import Bound
 from relay.pricing.charge import Row

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, errors
 
-from relay.app import new_request_id
+from relay.asgi import new_request_id
 from relay.ledger.ledger import Ledger
 from relay.ledger.orders import CaptureOrder, HoldOrder
 from relay.price_book import publish

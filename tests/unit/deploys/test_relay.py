@@ -67,6 +67,14 @@ def test_the_stack_knows_the_provider_and_trusts_the_edge(stack: dict[str, Any])
     assert service["environment"]["RELAY_TRUSTED_PROXIES"] == "172.30.77.11/32,172.30.77.12/32"
 
 
+def test_the_relay_takes_the_fleets_settings(stack: dict[str, Any]) -> None:
+    environment = stack["services"]["relay"]["environment"]
+    assert environment["RELAY_CORS_ORIGINS"] == ""
+    assert environment["RELAY_MODEL_MAX_OUTPUT"] == "*=4096"
+    assert environment["RELAY_OUTPUT_LIMIT_FIELD"] == ""
+    assert environment["RELAY_UNKNOWN_FIELDS"] == "*=pass"
+
+
 def test_a_fleet_without_a_provider_of_its_own(sandbox_inventory: Inventory) -> None:
     text, _ = relay.stack_file(PINNED, relay.stack_values() | {"named_hosts": []})
     assert yaml.safe_load(text)["services"]["relay"]["extra_hosts"] == []

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import errors
-from relay.app import new_request_id
-from relay.asgi import client_address
+from relay.asgi import client_address, new_request_id
 from relay.identity import tokens
 from relay.limits.window import LocalLimits, Refused, share
 from relay.routing.channels import Channel, arrange
@@ -46,6 +45,13 @@ def test_settings_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
         ("RELAY_LISTEN", "host:99999"),
         ("RELAY_TRUSTED_PROXIES", "edge1"),
         ("RELAY_SEAL_KEY_FILE", "/nowhere/at/all"),
+        ("RELAY_MODEL_MAX_OUTPUT", "gpt-4o=many"),
+        ("RELAY_MODEL_MAX_OUTPUT", "gpt-4o=0"),
+        ("RELAY_UNKNOWN_FIELDS", "ignore"),
+        ("RELAY_UNKNOWN_FIELDS", "main=pass,*=maybe"),
+        ("RELAY_OUTPUT_LIMIT_FIELD", "main=max_length"),
+        ("RELAY_CORS_ORIGINS", "chat.example.com"),
+        ("RELAY_CORS_ORIGINS", "https://chat.example.com/path"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
@@ -56,6 +62,14 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
 def test_a_missing_setting_is_named_with_its_remedy() -> None:
     with pytest.raises(SettingError, match=r"RELAY_SEAL_KEY is not set.*RELAY_SEAL_KEY_FILE"):
         Settings.read({}).require("seal_key")
+
+
+def test_settings_by_name_have_a_default_for_the_others() -> None:
+    read = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "big=16384", "RELAY_UNKNOWN_FIELDS": "main=refuse"})
+    assert [read.max_output_of(model) for model in ("big", "small")] == [16384, 4096]
+    assert read.unknown_fields == {"main": "refuse", "*": "pass"}
+    assert not read.refuses_unknown_fields()
+    assert Settings.read({"RELAY_UNKNOWN_FIELDS": "refuse"}).refuses_unknown_fields()
 
 
 def test_a_hold_outlives_the_longest_call() -> None:
@@ -122,6 +136,8 @@ def test_only_trusted_proxies_say_who_the_client_is() -> None:
     assert client_address(scope, trusted) == "203.0.113.7"
     assert client_address(scope, ()) == "192.0.2.11"
     assert client_address(scope | {"client": ("203.0.113.200", 5)}, trusted) == "203.0.113.200"
+    lines = [(b"x-forwarded-for", b"198.51.100.9"), (b"x-forwarded-for", b"203.0.113.7")]
+    assert client_address(scope | {"headers": lines}, trusted) == "203.0.113.7"
 
 
 # ---------------------------------------------------------------------- limits

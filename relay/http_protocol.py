@@ -1,0 +1,203 @@
+"""HTTP/1.1 as uvicorn has it, and what it lacks of RFC 9112.
+
+- ``Upgrade`` to what is not offered (h2c, websocket) is ignored, as RFC 9110, 7.8 says. The parser takes the
+  rest of such a connection for another protocol, so the request is read again without the header.
+- A client of HTTP/1.0 gets no chunks: an answer of unknown length ends with the connection.
+- What is not HTTP, or has too large a head, gets an error in the API's shape and not a bare line of text.
+- An answer may be sent before its request was read to the end: the rest of the body is read and thrown away,
+  so that the client does not lose the answer to a connection reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from relay.asgi import Message, Receive, Scope, Send, error_head, new_request_id
+from relay.errors import ApiError, head_too_large, method_not_allowed, not_http
+
+MAX_HEAD_BYTES = 64 << 10
+MAX_DISCARDED_BYTES = 64 << 20
+_HOP_BY_HOP = frozenset({b"upgrade", b"http2-settings"})
+
+log = logging.getLogger(__name__)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_head = self._in_body = self._deaf = False
+        self._head_bytes = self._body_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._close_unless_more_comes()
+
+    def data_received(self, data: bytes) -> None:
+        """What the client sent."""
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._head_bytes += len(data) if self._in_head else 0
+        try:
+            self.parser.feed_data(data)
+            if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+                raise head_too_large(MAX_HEAD_BYTES)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(_refusal(error))
+        except ApiError as error:
+            self._refuse(error)
+        else:
+            self._bound_waiting()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._in_head = self._in_body = True
+        self._head_bytes = self._body_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is there: start the call, unless the request is to be read again."""
+        if self.parser.should_upgrade():
+            return
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            raise head_too_large(MAX_HEAD_BYTES)
+        if httptools.parse_url(self.url).path is None:
+            raise not_http("the URL has no path")
+        super().on_headers_complete()
+        self._in_head = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body's end."""
+        if self.parser.should_upgrade():
+            return
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is sent. A client that was not told to continue will not send its body."""
+        super().on_response_complete()
+        if self._in_body and self.expect_100_continue and not self._body_bytes:
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] != "1.1":
+            app = partial(_answer_without_chunks, cycle, app)
+        super()._start_asgi_task(cycle, app)
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(method_not_allowed("CONNECT", "GET, POST"))
+            return
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % item for item in _without_upgrade(self.headers)]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def _bound_waiting(self) -> None:
+        """Neither the rest of a head, nor what still comes of a request that was answered, is waited for
+        without end; the rest of a body is the application's to wait for.
+        """
+        answered = self._in_body and not self._in_head and self.cycle.response_complete
+        if answered and self._body_bytes > MAX_DISCARDED_BYTES:
+            self.transport.close()
+        elif answered or self._in_head:
+            self._close_unless_more_comes()
+
+    def _close_unless_more_comes(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer and close, but never so that the client takes it for another request's answer."""
+        request_id = str(new_request_id())
+        fields = {"request_id": request_id, "reason": error.reason, "status": error.status}
+        log.info("a request was refused: %s", error, extra=fields)
+        running = self.cycle if self.cycle is not None and not self.cycle.response_complete else None
+        in_body = self._in_body and not self._in_head
+        if running is not None and not in_body and not self.pipeline:
+            # The request before it is answered; then the connection ends.
+            running.keep_alive = False
+            self._deaf = True
+            return
+        unanswered = running is not None and not running.response_started and not self.pipeline
+        if unanswered if in_body else running is None:
+            self._write_error(error, request_id)
+        self.transport.close()
+
+    def _write_error(self, error: ApiError, request_id: str) -> None:
+        body = orjson.dumps(error.body())
+        head = [
+            *self.server_state.default_headers,
+            *error_head(error),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(b"%s: %s\r\n" % item for item in head)
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+
+
+def _refusal(error: httptools.HttpParserError) -> ApiError:
+    """What the parser says of a request, or what one of this class's methods said while it was parsing."""
+    cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+    if isinstance(cause, ApiError):
+        return cause
+    if isinstance(cause, httptools.HttpParserError):
+        return not_http(str(cause).partition(" b'")[0])  # without the bytes that it repeats
+    raise error
+
+
+def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    kept: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name == b"connection":
+            tokens = [token.strip() for token in value.split(b",")]
+            value = b", ".join(token for token in tokens if token.lower() not in _HOP_BY_HOP)
+        if name not in _HOP_BY_HOP:
+            kept.append((name, value))
+    return kept
+
+
+async def _answer_without_chunks(
+    cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Call ``app`` for a client of HTTP/1.0; an answer without a length ends when uvicorn closes, as it does
+    after each answer to such a client (RFC 9112, 6.3).
+    """
+    unbounded = False
+
+    async def send_plain(message: Message) -> None:
+        nonlocal unbounded
+        if message["type"] == "http.response.start":
+            unbounded = all(name != b"content-length" for name, _ in message["headers"])
+            if unbounded:
+                cycle.chunked_encoding = False
+        elif unbounded:
+            # uvicorn counts down to a declared length: declare each piece.
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_plain)
