@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet chaos bench tools lock clean
+.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet chaos fuzz bench tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, do
 
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos
+
+fuzz: .venv/ready tools ## What a provider may send, read by OpenAI's SDK through the relay; CASES=1000000 SEED=7, or SEED=7 CASE=5
+	@$(PY) -m tests.contract.fuzz $(addprefix --cases ,$(CASES)) $(addprefix --seed ,$(SEED)) $(addprefix --case ,$(CASE))
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench.ledger_bench
