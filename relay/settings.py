@@ -48,6 +48,7 @@ class Settings:
     provider_timeout_seconds: float  # for a whole call
     max_body_bytes: int  # of a customer's request
     max_answer_bytes: int  # of a provider's answer that is not streamed
+    max_event_bytes: int  # of one event of a provider's stream
     max_depth: int  # nesting of a request's JSON
     default_max_output: int  # tokens a call may produce when it does not say
     image_hold_tokens: int  # input tokens held for each image in a prompt
@@ -88,6 +89,7 @@ class Settings:
             provider_timeout_seconds=read.number("PROVIDER_TIMEOUT_SECONDS", 600),
             max_body_bytes=int(read.number("MAX_BODY_BYTES", 16 << 20, least=1024)),
             max_answer_bytes=int(read.number("MAX_ANSWER_BYTES", 64 << 20, least=1024)),
+            max_event_bytes=int(read.number("MAX_EVENT_BYTES", 16 << 20, least=1024)),
             max_depth=int(read.number("MAX_DEPTH", 64, least=4)),
             default_max_output=int(read.number("DEFAULT_MAX_OUTPUT", 4096, least=1)),
             image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),

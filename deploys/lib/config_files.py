@@ -25,13 +25,13 @@ from pyinfra.api.operation import OperationMeta, operation
 from pyinfra.context import host
 from pyinfra.operations import systemd
 
-from deploys.lib import fleet
+from deploys.lib import fleet, pki
 
 Commands = Generator[StringCommand | FileUploadCommand, None, None]
 
 LOADED = "/var/lib/relay/loaded"
 TLS = "/etc/relay/tls"
-AUTHORITY = "/usr/local/share/ca-certificates/relay-fleet.crt"
+AUTHORITIES = "/usr/local/share/ca-certificates"
 SYSTEMD_UNITS = "/etc/systemd/system/"
 
 
@@ -83,19 +83,25 @@ def _write_all(files: Sequence[ConfigFile], verb: str) -> Callable[[], bool]:
 
 
 def tls_files() -> list[ConfigFile]:
-    """The fleet's CA and the current host's certificate and key, which base puts there for all programs."""
+    """The fleet's authorities and the current host's certificate and key, which base puts in place."""
     own = fleet.node_of(host).name
     return [
-        ConfigFile(f"{TLS}/ca.crt", fleet.secret("ca_cert")),
+        ConfigFile(f"{TLS}/ca.crt", fleet.secret("ca_trusted")),
         ConfigFile(f"{TLS}/host.crt", fleet.secret(f"tls_cert:{own}")),
         ConfigFile(f"{TLS}/host.key", fleet.secret(f"tls_key:{own}"), mode="640", group="ssl-cert"),
     ]
 
 
-def trusted_authority() -> ConfigFile:
-    """The fleet's CA as the system's trust store takes it in. A program that relies on the store reads that
-    when it starts, so it names this file among its `reads`."""
-    return ConfigFile(AUTHORITY, fleet.secret("ca_cert"))
+def trusted_authorities() -> list[ConfigFile]:
+    """The fleet's authorities as the system's trust store takes them in: one a file, and always two, so that
+    an old one's file is overwritten. A program that relies on the store reads it when it starts, so it names
+    these files among its `reads`."""
+    trusted = pki.split(fleet.secret("ca_trusted"))
+    names = ("relay-fleet.crt", "relay-fleet-2.crt")
+    return [
+        ConfigFile(f"{AUTHORITIES}/{name}", text)
+        for name, text in zip(names, (trusted[0], trusted[-1]), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

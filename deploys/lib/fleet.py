@@ -72,6 +72,11 @@ def store() -> SecretStore:
     return SecretStore.at(REPOSITORY, setting("secrets_file"), setting("secrets_key_file"))
 
 
+def state_directory() -> Path:
+    """Where the control machine keeps locks, logs and what it knows of the environment's runs."""
+    return Path(REPOSITORY, Path(setting("state_directory")).expanduser())
+
+
 def secret(name: str) -> str:
     """A secret's value; SecretMissing names the command that makes it."""
     return store()[name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -23,6 +24,7 @@ CA_DAYS = 3650
 # The longest that common clients accept.
 LEAF_DAYS = 825
 CLOCK_SKEW = timedelta(hours=1)
+_BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -95,31 +97,33 @@ def days_left(certificate: str) -> int:
     return (end - datetime.now(UTC)).days
 
 
-def covers(certificate: str, names: Iterable[str], ca_cert: str) -> bool:
-    """Whether a PEM certificate is the CA's and is valid for all of `names`."""
-    loaded = x509.load_pem_x509_certificate(certificate.encode())
-    authority = x509.load_pem_x509_certificate(ca_cert.encode())
+def split(bundle: str) -> list[str]:
+    """The certificates of a PEM text, each ending in a newline; what stands between them is left out."""
+    return [f"{block}\n" for block in _BLOCK.findall(bundle)]
+
+
+def issued_by(certificate: str, bundle: str) -> bool:
+    """Whether one of the authorities of a PEM bundle has signed a PEM certificate."""
+    leaf = x509.load_pem_x509_certificate(certificate.encode())
+    return any(_signed(leaf, x509.load_pem_x509_certificate(one.encode())) for one in split(bundle))
+
+
+def covers(certificate: str, names: Iterable[str], bundle: str) -> bool:
+    """Whether a PEM certificate is of one of a bundle's authorities and is valid for all of `names`."""
+    leaf = x509.load_pem_x509_certificate(certificate.encode())
     try:
-        loaded.verify_directly_issued_by(authority)
-        alternatives = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
         return False
-    return set(_alternatives(names)) <= set(alternatives)
+    return issued_by(certificate, bundle) and set(_alternatives(names)) <= set(alternatives)
 
 
-def missing(subjects: Iterable[Subject], values: Mapping[str, str], *, renew: bool = False) -> dict[str, str]:
-    """New entries of the secrets file: an absent CA, absent or wrong certificates; all leaves on `renew`."""
-    new: dict[str, str] = {}
-    if "ca_cert" not in values or "ca_key" not in values:
-        new["ca_cert"], new["ca_key"] = new_authority("Relay fleet CA")
-    ca_cert = new.get("ca_cert") or values["ca_cert"]
-    ca_key = new.get("ca_key") or values["ca_key"]
-    for subject in subjects:
-        current = values.get(subject.cert)
-        kept = current is not None and subject.private_key in values and not renew
-        if not kept or not covers(str(current), subject.names, ca_cert):
-            new[subject.cert], new[subject.private_key] = issue(subject, ca_cert, ca_key)
-    return new
+def _signed(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        leaf.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _builder(

@@ -19,7 +19,7 @@ import pyrage
 import yaml
 from cryptography.fernet import Fernet
 
-from deploys.lib import pki
+from deploys.lib import authority, pki
 from deploys.lib.errors import DeployError
 
 KEY_VARIABLE = "RELAY_SECRETS_KEY"
@@ -129,20 +129,31 @@ def create_missing(
     *,
     renew: bool = False,
 ) -> list[str]:
-    """Makes absent secrets and certificates, all certificates anew on `renew`; returns the names."""
-    values = store.read()
-    new = {
-        secret.name: secret.make()
-        for secret in declared
-        if isinstance(secret, Secret) and secret.name not in values
-    }
+    """Makes absent secrets and certificates; on `renew` takes the authority one step further and issues all
+    certificates anew (see deploys.lib.authority). Returns the names of what it made."""
+    before = store.read()
+    values = dict(before)
+    for secret in declared:
+        if isinstance(secret, Secret) and secret.name not in values:
+            values[secret.name] = secret.make()
     for secret in declared:
         if isinstance(secret, BcryptHash):
-            new |= _hashed(secret, values | new)
-    new |= pki.missing(subjects, values, renew=renew)
-    if new:
-        store.write(values | new)
-    return list(new)
+            values |= _hashed(secret, values)
+    values = authority.renewed(values, subjects) if renew else authority.completed(values, subjects)
+    if values != before:
+        store.write(values)
+    return [name for name, value in values.items() if before.get(name) != value]
+
+
+def trust(store: SecretStore, bundle: str) -> int:
+    """Lets hosts trust the authorities of a PEM text, too; returns how many they trust then."""
+    found = pki.split(bundle)
+    if not found:
+        raise DeployError("the file holds no certificate (a block BEGIN CERTIFICATE)")
+    values = store.read()
+    trusted = list(dict.fromkeys([*pki.split(values.get("ca_trusted", "")), *found]))
+    store.write({"ca_cert": found[0], **values, "ca_trusted": "".join(trusted)})
+    return len(trusted)
 
 
 def matches(password: str, password_hash: str) -> bool:

@@ -22,7 +22,7 @@ from deploys.lib.config_files import (
     render,
     source,
     tls_files,
-    trusted_authority,
+    trusted_authorities,
 )
 from deploys.lib.role import ALL, Opening, Role
 from deploys.roles import firewall
@@ -106,8 +106,9 @@ def trust() -> None:
     """The fleet's CA in the system's trust store; the host's certificate and key in /etc/relay/tls."""
     Configuration(
         "ca-certificates",
-        [trusted_authority()],
-        action="update-ca-certificates",
+        trusted_authorities(),
+        # Without the second command, a file whose content changed keeps the link of its old content.
+        action="update-ca-certificates && openssl rehash /etc/ssl/certs",
         label="fleet-ca",
     ).keep(run=False)
     files.directory(name=f"Make {TLS}", path=TLS, user="root", group="root", mode="755")

@@ -10,11 +10,12 @@ from pyinfra.context import host
 from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet
-from deploys.lib.config_files import TLS, ConfigFile, Configuration, render, trusted_authority
+from deploys.lib.config_files import TLS, ConfigFile, Configuration, render, trusted_authorities
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
 
 PACKAGES = ["prometheus-redis-exporter", "redis-server"]
+SETTINGS = "/etc/redis/redis.conf"
 REDIS_PORT, EXPORTER_PORT = 6379, 9121
 LOCAL_URL = f"rediss://127.0.0.1:{REDIS_PORT}"
 
@@ -57,7 +58,15 @@ def cache() -> None:
     )
     redis = configuration()
     written = redis.write()
-    apt.packages(name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    installed = apt.packages(
+        name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True
+    )
+    # The package's installation gives the file to the account that must only read it.
+    server.shell(
+        name=f"Take back {SETTINGS} from its package",
+        commands=[f"chown root:redis {SETTINGS}"],
+        _if=fleet.changed(installed),
+    )
     redis.load(written)
     systemd.service(name="Run Redis (redis-server.service)", service=redis.unit, enabled=True)
     exporter().keep()
@@ -74,7 +83,7 @@ def configuration() -> Configuration:
     )
     return Configuration(
         "redis-server.service",
-        [ConfigFile("/etc/redis/redis.conf", text, mode="640", group="redis")],
+        [ConfigFile(SETTINGS, text, mode="640", group="redis")],
         label="redis",
     )
 
@@ -89,6 +98,6 @@ def exporter() -> Configuration:
             ConfigFile("/etc/relay/redis-exporter.json", password, mode="640", group="prometheus"),
             ConfigFile("/etc/default/prometheus-redis-exporter", options),
         ],
-        reads=[trusted_authority()],
+        reads=trusted_authorities(),
         label="redis-exporter",
     )

@@ -172,6 +172,6 @@ def trust_registry() -> None:
     """Root may pull from and push to the fleet's registry."""
     path = f"/etc/docker/certs.d/{registry()}/ca.crt"
     place(
-        ConfigFile(path, fleet.secret("ca_cert")),
+        ConfigFile(path, fleet.secret("ca_trusted")),
         ConfigFile("/root/.docker/config.json", json.dumps(credentials(), indent="\t"), mode="600"),
     )

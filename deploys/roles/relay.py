@@ -235,7 +235,7 @@ def stack_values() -> dict[str, Any]:
         "secrets": stored,
         "ca_path": CA_PATH,
         "health_check": HEALTH_CHECK,
-        "ca_config": named("ca", fleet.secret("ca_cert")),
+        "ca_config": named("ca", fleet.secret("ca_trusted")),
         "named_hosts": fleet.hosts("provider"),
         "stop_grace": f"{seconds('relay_stop_grace'):g}s",
         "replicas": replicas,
@@ -277,6 +277,6 @@ def build_and_roll() -> None:
             name=f"Swarm secret {name}", kind="secret", stored=values["secrets"][name], content=content
         )
     swarm_object(
-        name="Swarm config ca", kind="config", stored=values["ca_config"], content=fleet.secret("ca_cert")
+        name="Swarm config ca", kind="config", stored=values["ca_config"], content=fleet.secret("ca_trusted")
     )
     roll(name=f"Roll the relay ({STACK_FILE})", reference=reference, values=values)

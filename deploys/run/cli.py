@@ -11,12 +11,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploys import roles
-from deploys.lib import fleet
+from deploys.lib import authority, fleet
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
-from deploys.run import environment
+from deploys.run import environment, trust
 
 CHECKERS = 6
 LOOK_AGAIN_SECONDS = 5
@@ -26,6 +27,7 @@ NO_TESTS = 5
 
 EPILOG = """examples:
   python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
+  python -m deploys secrets sandbox --renew       a step towards new certificates and a new authority
   python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
   python -m deploys apply sandbox --limit edge    bring one group (or host) in line; 0 done, 1 error,
                                                   3 done but for hosts that stopped answering
@@ -133,19 +135,42 @@ def broke_off(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> bool:
 
 
 def secrets(arguments: argparse.Namespace) -> int:
-    """Makes missing secrets, or shows one."""
-    with environment.use(arguments.environment):
+    """Makes missing secrets, shows one, or renews certificates and their authority."""
+    name = arguments.environment
+    with environment.use(name):
+        store = fleet.store()
         if arguments.show:
             print(fleet.secret(arguments.show))
             return 0
-        store = fleet.store()
+        if arguments.trust:
+            print(f"{vault.trust(store, Path(arguments.trust).read_text())} authorities are trusted")
+        if arguments.renew and not trust.may_go_on(fleet.state_directory(), store.read()):
+            raise DeployError(
+                f"the step before is not known to be on all hosts: run `python -m deploys apply {name}` "
+                "(without --limit), then this again"
+            )
         made = vault.create_missing(
             store, roles.secrets(), roles.certificate_subjects(), renew=arguments.renew
         )
-    for name in made:
-        print(f"made {name}")
+        step = authority.step(store)
+    for one in made:
+        print(f"made {one}")
     print(f"{store.path}: {len(made)} made, {len(store)} in all; opened by {store.key_path}")
+    if step in NEXT:
+        print(NEXT[step].format(name=name))
     return 0
+
+
+NEXT = {
+    authority.ANNOUNCED: (
+        "A new authority is announced. Next: `python -m deploys apply {name}`, so that all hosts trust both; "
+        "then `python -m deploys secrets {name} --renew` switches to it."
+    ),
+    authority.SWITCHED: (
+        "The new authority signs. Next: `python -m deploys apply {name}`, so that every host shows its new "
+        "certificate; then `python -m deploys secrets {name} --renew` and `apply` drop the old authority."
+    ),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,7 +199,12 @@ def parser() -> argparse.ArgumentParser:
     text = "make what is missing: passwords, keys, certificates"
     command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
     command.add_argument("environment", metavar="ENV")
-    command.add_argument("--renew", action="store_true", help="issue every certificate anew")
+    text = (
+        "issue every certificate anew and take the authority a step on: announced, switched, old one dropped"
+    )
+    command.add_argument("--renew", action="store_true", help=text)
+    text = "let hosts trust the authorities of a PEM file too, such as /etc/relay/tls/ca.crt of a host"
+    command.add_argument("--trust", metavar="FILE", help=text)
     command.add_argument("--show", metavar="NAME", help="print the value of one secret")
     command.set_defaults(run=secrets)
     commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)

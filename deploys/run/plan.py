@@ -15,7 +15,7 @@ from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
-from deploys.run import diagnosis, environment, health_checks, lock, validate
+from deploys.run import diagnosis, environment, health_checks, lock, trust, validate
 from deploys.run.runner import Change, HostsLost, Runner
 
 CLEAN, DRIFT = 0, 2
@@ -91,6 +91,9 @@ def apply(name: str, limits: Sequence[str]) -> int:
             if not run.limited and not run.hindered(role):
                 _health(run, runner, role)
         run.changes = sum(runner.done.values())
+        # What a lost host trusts is not known.
+        if not run.limited and not run.without:
+            trust.record(fleet.state_directory())
         _summary(run, runner)
     return PARTIAL if run.without else CLEAN
 
@@ -155,7 +158,7 @@ def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, 
     with environment.use(name) as inventory:
         hosts = environment.select(inventory, limits)
         validate.check(inventory, name)
-        directory = Path(fleet.REPOSITORY, Path(fleet.setting("state_directory")).expanduser())
+        directory = fleet.state_directory()
         run = Run(inventory, limited=bool(limits))
         about = {"command": command, "environment": name, "limit": list(limits)}
         with lock.exclusive(directory), _log(directory, command), _audited(run, directory, about):
@@ -163,6 +166,7 @@ def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, 
             runner = Runner(inventory, hosts, run.say, *patience)
             with runner.connected():
                 run.say(f"{len(hosts)} hosts of {name}: connected")
+                trust.check(name, hosts, runner.shell, directory)
                 yield run, runner
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
-from deploys.lib import fleet, pki, secrets
+from deploys.lib import authority, fleet, pki, secrets
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role, Size
 from deploys.lib.secrets import Secret
@@ -123,21 +123,24 @@ def credentials(inventory: Inventory, name: str) -> Iterator[str]:
 
 
 def certificates(values: Mapping[str, str], name: str) -> Iterator[str]:
-    """Certificates that are missing, for other names or addresses, or about to end."""
+    """Certificates that are missing, for other names or addresses, not trusted, or about to end."""
     make = f"run `python -m deploys secrets {name}`"
-    if "ca_cert" not in values or "ca_key" not in values:
-        yield f"secret 'ca_cert' or 'ca_key' is missing: {make}"
+    signs = "ca_key" in values or authority.step(values) == authority.ANNOUNCED
+    if "ca_cert" not in values or "ca_trusted" not in values or not signs:
+        yield f"secret 'ca_cert' or 'ca_key' is missing, or 'ca_trusted': {make}"
         return
     least = int(fleet.setting("certificate_days_left"))
-    if pki.days_left(values["ca_cert"]) < least:
-        yield (
-            "the fleet's CA certificate is about to end: remove ca_cert and ca_key from the secrets, " + make
-        )
+    if pki.days_left(values["ca_cert"]) < least and authority.step(values) == authority.STEADY:
+        yield f"the fleet's CA certificate is about to end: {make} --renew"
+    if values["ca_cert"] not in pki.split(values["ca_trusted"]):
+        yield "the authority that signs (ca_cert) is not among those that hosts trust (ca_trusted): " + make
     for subject in roles.certificate_subjects():
         certificate = values.get(subject.cert)
         if certificate is None or subject.private_key not in values:
             yield f"secret {subject.cert!r} or its key is missing: {make}"
-        elif not pki.covers(certificate, subject.names, values["ca_cert"]):
+        elif not pki.issued_by(certificate, values["ca_trusted"]):
+            yield f"certificate {subject.cert!r} is of an authority that hosts do not trust: {make}"
+        elif not pki.covers(certificate, subject.names, values["ca_trusted"]):
             yield f"certificate {subject.cert!r} is not for {', '.join(subject.names)}: {make}"
         elif (days := pki.days_left(certificate)) < least:
             yield f"certificate {subject.cert!r} ends in {days} days: {make} --renew"

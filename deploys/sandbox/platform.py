@@ -69,7 +69,7 @@ def run_python(*arguments: str, lock: TextIO) -> int:
 
 def write_ca() -> None:
     """The fleet's CA where `curl --cacert` and the SDKs find it."""
-    show = [sys.executable, *DEPLOYS, "secrets", "sandbox", "--show", "ca_cert"]
+    show = [sys.executable, *DEPLOYS, "secrets", "sandbox", "--show", "ca_trusted"]
     CA_FILE.write_bytes(subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout)
 
 

@@ -135,8 +135,11 @@ class PricingApi:
         if request is None:
             return derivation(admission, read_meters(document))
         chat = parse_chat(json.dumps({"model": model, **request}, default=str).encode(), self._settings)
-        bound = admission.bound(input_units=chat.input_bound, max_output=chat.max_output)
+        bound = chat.bound(admission)
+        images = chat.images * self._settings.image_hold_tokens
         meters = {"in_text": prompt_estimate(chat.messages), "out_text": chat.max_output}
+        if images:
+            meters["in_image"] = images
         return {**derivation(admission, meters), "estimated": True, "hold_nanodollars": bound.amount}
 
     async def _catalog(self, at: datetime) -> Catalog:

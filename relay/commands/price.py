@@ -68,7 +68,8 @@ def _document_options(parser: argparse.ArgumentParser, *, optional: bool) -> Non
     )
     parser.add_argument("--ratio", action="append", default=[], metavar="NAME=N", help="e.g. model=1.25")
     parser.add_argument("--side", choices=("sell", "cost"), help="(default: sell)")
-    parser.add_argument("--provider", help="cost of this provider or channel only")
+    parser.add_argument("--provider", help="cost of this provider only")
+    parser.add_argument("--channel", help="cost of this channel only; goes before its provider's")
     parser.add_argument("--group", help="sale price of this customer group only")
     parser.add_argument("--currency", help="ISO 4217 (default: USD)")
     parser.add_argument("--from", dest="valid_from", help="ISO 8601 (default: now)")
@@ -92,6 +93,7 @@ def _document(options: argparse.Namespace) -> dict[str, Any]:
         "model",
         "side",
         "provider",
+        "channel",
         "group",
         "currency",
         "valid_from",

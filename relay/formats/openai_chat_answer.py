@@ -1,10 +1,13 @@
-"""Whole answers in OpenAI's chat format.
+"""Answers in OpenAI's chat format: what of them is read, and a whole answer.
 
-Protocol: https://platform.openai.com/docs/api-reference/chat
+Protocol: https://platform.openai.com/docs/api-reference/chat. Only what is metered is read, and that
+tolerantly: a field of another type than the protocol's counts as absent, and passes to the customer as it is.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +15,20 @@ import msgspec
 from relay.formats.text_estimate import split_text, text_estimate
 
 USAGE_FORMAT = "openai"
+# How deep parts of a content are followed: Mistral's have texts inside their "thinking".
+PART_DEPTH = 3
+
+
+class BadAnswer(Exception):
+    """What a provider sent with a success status is no answer."""
+
+
+class ErrorAnswer(Exception):
+    """What a provider sent with a success status is an error; ``error``: its value, decoded."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__("the answer is an error")
+        self.error = error
 
 
 class Message(msgspec.Struct):
@@ -20,22 +37,50 @@ class Message(msgspec.Struct):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
+    thinking: Any = None
     refusal: Any = None
     tool_calls: Any = None
+    function_call: Any = None
+
+    @classmethod
+    def of(cls, value: Any) -> Message | None:
+        """From decoded JSON; None when it is no object."""
+        if not isinstance(value, Mapping):
+            return None
+        return cls(**{name: value.get(name) for name in cls.__struct_fields__})
 
 
-class _Choice(msgspec.Struct):
+class Choice(msgspec.Struct):
+    """One choice of a whole answer or of a stream's chunk."""
+
+    index: int = 0
     message: Message | None = None
+    delta: Message | None = None
+    finish_reason: str | None = None
+
+    @classmethod
+    def of(cls, value: Any) -> Choice | None:
+        """From decoded JSON; None when it is no object."""
+        if not isinstance(value, Mapping):
+            return None
+        index, reason = value.get("index"), value.get("finish_reason")
+        return cls(
+            index if isinstance(index, int) else 0,
+            Message.of(value.get("message")),
+            Message.of(value.get("delta")),
+            reason if isinstance(reason, str) else None,
+        )
 
 
 class Completion(msgspec.Struct):
-    """What is read of a whole answer."""
+    """What is read of a whole answer or of a stream's chunk."""
 
-    choices: list[_Choice]
+    choices: list[Choice] = []
     usage: dict[str, Any] | None = None
+    error: Any = None
 
     def estimate(self) -> int:
-        """Counted tokens of everything the provider generated."""
+        """Counted tokens of everything the provider generated in whole messages."""
         texts: list[str] = []
         for choice in self.choices:
             if choice.message is not None:
@@ -43,22 +88,90 @@ class Completion(msgspec.Struct):
         return sum(text_estimate(*split_text(text)) for text in texts)
 
 
-_completion = msgspec.json.Decoder(Completion)
+_answer = msgspec.json.Decoder(Completion)
+
+
+def decode(document: bytes) -> Completion | None:
+    """A whole answer or a chunk, or None when it is not a JSON object.
+
+    What the fast decoder refuses (another type, half of an emoji, NaN) is read as Python's json reads it,
+    which is what OpenAI's SDK does.
+    """
+    try:
+        return _answer.decode(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        value = loads(document)
+    if not isinstance(value, dict):
+        return None
+    choices, usage = value.get("choices"), value.get("usage")
+    listed = choices if isinstance(choices, list) else []
+    return Completion(
+        [choice for choice in map(Choice.of, listed) if choice is not None],
+        usage if isinstance(usage, dict) else None,
+        value.get("error"),
+    )
+
+
+def loads(document: bytes) -> Any:
+    """JSON as Python's json reads it; None when it is not JSON."""
+    try:
+        return json.loads(document.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_completion(body: bytes) -> Completion:
-    """A whole answer; raises ValueError when it is none."""
-    return _completion.decode(body)
+    """A whole answer; raises ErrorAnswer, and BadAnswer when it has no choices and no usage either."""
+    answer = decode(body)
+    if answer is None:
+        raise BadAnswer("the answer is not a JSON object")
+    if answer.error:
+        raise ErrorAnswer(answer.error)
+    if not answer.choices and answer.usage is None and not _has_choices(body):
+        raise ErrorAnswer(loads(body))
+    return answer
+
+
+def _has_choices(body: bytes) -> bool:
+    value = loads(body)
+    return isinstance(value, dict) and "choices" in value
 
 
 def collect_texts(message: Message, into: list[str]) -> None:
     """Append the generated texts of a message."""
-    for value in (message.content, message.reasoning_content or message.reasoning, message.refusal):
-        if isinstance(value, str) and value:
-            into.append(value)
-    for call in message.tool_calls or ():
-        function = call.get("function") if isinstance(call, dict) else None
-        for name in ("name", "arguments"):
-            value = function.get(name) if isinstance(function, dict) else None
-            if isinstance(value, str):
-                into.append(value)
+    content = message.content
+    if type(content) is str:
+        if content:
+            into.append(content)
+    elif content:
+        into.extend(_texts(content))
+    if message.tool_calls or message.function_call:
+        _collect_calls(message, into)
+    reasoning = message.reasoning_content or message.reasoning or message.thinking
+    if reasoning or message.refusal:
+        into.extend(_texts(reasoning))
+        into.extend(_texts(message.refusal))
+
+
+def _collect_calls(message: Message, into: list[str]) -> None:
+    calls = message.tool_calls if isinstance(message.tool_calls, list) else []
+    functions = [
+        call.get(kind) for call in calls if isinstance(call, dict) for kind in ("function", "custom")
+    ]
+    for function in (*functions, message.function_call):
+        if isinstance(function, dict):
+            for name in ("name", "arguments", "input"):
+                into.extend(_texts(function.get(name)))
+
+
+def _texts(value: Any, depth: int = PART_DEPTH) -> Iterable[str]:
+    """A text, or the texts of a list of parts."""
+    if isinstance(value, str):
+        if value:
+            yield value
+    elif isinstance(value, list) and depth:
+        for part in value:
+            yield from _texts(part, depth - 1)
+    elif isinstance(value, dict):
+        for name in ("text", "thinking", "refusal"):
+            yield from _texts(value.get(name), depth - 1)

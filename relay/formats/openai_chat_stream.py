@@ -1,124 +1,257 @@
 """Reads an OpenAI event stream along while its bytes pass through.
 
-Events are server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) that hold a
-``chat.completion.chunk`` each; the last one is ``[DONE]``. What ends a stream (the usage chunk and what
-follows) is kept back until the call is paid for.
+Events are server-sent events that hold a ``chat.completion.chunk`` each; the last one is ``[DONE]``. What is
+generated passes as it is made. Two parts are kept back, and both are bounded:
+
+- the begin, until something was generated: so long another provider may still be asked;
+- the end (from the chunk with which the last choice finishes, a chunk of usage alone, or ``[DONE]``), until
+  the call is paid for. Usage does not end a stream: what is generated afterwards releases what was kept.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from relay.formats.openai_chat_answer import Message, collect_texts
+from relay.formats import sse
+from relay.formats.openai_chat_answer import Choice, Completion, collect_texts, decode, loads
 from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.top_level import replace_string
 
-MAX_EVENT_BYTES = 4 << 20
-_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+MAX_EVENT_BYTES = 16 << 20
+# Above this nothing more is kept back: a begin passes on, and an end is not made longer.
+MAX_KEPT_BYTES = 256 << 10
+DONE = b"data: [DONE]\n\n"
 
-
-class BadStream(Exception):
-    """The provider's stream is not one of chat completion chunks."""
-
-
-class _Choice(msgspec.Struct):
-    delta: Message | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: dict[str, Any] | None = None
-    error: Any = None
-
-
-_chunk = msgspec.json.Decoder(_Chunk)
+# What becomes of an event: _END passes what was kept so far, and is kept itself.
+_PASS, _KEEP, _END, _DROP = range(4)
 
 
 class StreamMeter:
-    """Feed it blocks; it returns what may be sent on, and knows what was delivered."""
+    """Feed it blocks; it returns what may be sent on, and knows what was generated.
 
-    def __init__(self, *, keep_usage_chunk: bool) -> None:
+    ``keep_usage_chunk``: the customer asked for the chunk of usage alone, else it is left out. ``choices``:
+    how many were asked for. ``model``: the name that chunks get in place of the provider's, if any.
+    ``redact`` cleans the JSON or text of whatever is not an ordinary chunk.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_usage_chunk: bool,
+        choices: int = 1,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        model: str | None = None,
+        redact: Callable[[bytes], bytes] = lambda text: text,
+    ) -> None:
         self._keep_usage_chunk = keep_usage_chunk
-        self._partial = b""
-        self._tail: list[bytes] = []
-        self._ending = False
+        self._choices = choices
+        self._model = model
+        self._redact = redact
+        self._buffer = sse.EventBuffer(max_event_bytes)
+        self._opening = True
+        self._keeping = True
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._altered: bytes | None = None
+        self._seen: set[int] = set()
+        self._over: set[int] = set()
         self._plain = 0
         self._other = 0
+        self._usage_ends = False
+        self._cut_end = False
         self.usage: dict[str, Any] | None = None
+        self.usage_is_last = False
         self.error: Any = None
+        self.events = 0
         self.done = False
 
     def feed(self, block: bytes) -> bytes:
-        """The bytes to send on now; raises BadStream."""
-        data = self._partial + block if self._partial else block
-        start = passed = 0
-        for match in _END.finditer(data):
-            event, end = data[start : match.start()], match.end()
-            self._read(event)
-            if self._ending:
-                if not self._stripped(event):
-                    self._tail.append(data[start:end])
-            else:
-                passed = end
+        """The bytes to send on now; raises EventTooLarge."""
+        data = self._buffer.add(block)
+        if not data:
+            return b""
+        pieces: list[bytes] = []
+        start = clean = 0  # data[clean:start] passes as it came
+        for stop, end in sse.event_ends(data):
+            verdict = self._read(data[start:stop])
+            if verdict or self._kept or self._altered is not None:
+                pieces.append(data[clean:start])
+                pieces += self._passed(verdict, data[start:end], data[stop:end])
+                clean = end
             start = end
-        self._partial = data[start:]
-        if len(self._partial) > MAX_EVENT_BYTES:
-            raise BadStream(f"an event is larger than {MAX_EVENT_BYTES} bytes")
-        return data if passed == len(data) else data[:passed]
+        if start < len(data):
+            self._buffer.keep(data[start:])
+        if not pieces:
+            return data if start == len(data) else data[:start]
+        pieces.append(data[clean:start])
+        return b"".join(pieces)
+
+    def release(self) -> bytes:
+        """What was kept back of the begin, which may wait no longer: from now on events pass as they come."""
+        self._keeping = False
+        return self._flush()
+
+    def end(self) -> None:
+        """The provider closed the stream: read an event whose blank line is missing, unless it was cut."""
+        rest = self._buffer.take_rest()
+        event = rest.strip(b"\r\n")
+        payload = sse.data_of(event)
+        if payload is None or not (_is_done(payload) or loads(payload) is not None):
+            return
+        blank = b"\n\n" if _is_done(payload) else b""
+        self._cut_end = not blank
+        self._kept.append(b"".join(self._passed(self._read(event), event + blank, blank)))
 
     def tail(self) -> bytes:
-        """What ends the stream, to be sent once the call is settled."""
-        return b"".join(self._tail)
+        """What ends the stream, to be sent once the call is settled; with [DONE], which some leave out."""
+        tail = b"".join(self._kept)
+        return tail + DONE if self.complete and not self.done and not self._cut_end else tail
+
+    @property
+    def generating(self) -> bool:
+        """Whether anything was generated so far."""
+        return bool(self._plain or self._other)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything that was asked for is there, however the connection ends now."""
+        return self.error is None and (self.done or len(self._over) >= self._choices)
 
     @property
     def complete(self) -> bool:
-        """Whether the provider ended the stream by itself and without an error."""
-        return self.error is None and (self.done or self.usage is not None)
+        """Whether a provider that closes now has ended the stream by itself."""
+        if self.error is not None:
+            return False
+        return self.finished or self._usage_ends or (bool(self._over) and self._over >= self._seen)
 
     def estimate(self) -> int:
         """Counted tokens of what was read so far."""
         return text_estimate(self._plain, self._other)
 
-    def _read(self, event: bytes) -> None:
-        data = _data(event)
-        if data is None:
-            return
-        if data == b"[DONE]":
-            self.done = self._ending = True
-            return
-        try:
-            chunk = _chunk.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadStream(f"an event is not a chunk: {error}") from None
-        if chunk.error is not None:
-            self.error = chunk.error
-        if chunk.usage is not None:
-            self.usage = chunk.usage
-            self._ending = self._ending or not chunk.choices
-        self._count(chunk.choices)
+    def _passed(self, verdict: int, event: bytes, blank: bytes) -> list[bytes]:
+        """What may pass after ``event`` was read, in its order."""
+        if self._altered is not None:
+            event, self._altered = self._altered + blank, None
+        if verdict == _DROP:
+            return []
+        if verdict == _PASS:
+            return [self._flush(), event]
+        passed = [self._flush()] if verdict == _END else []
+        if self._kept_bytes <= MAX_KEPT_BYTES:
+            self._kept.append(event)
+            self._kept_bytes += len(event)
+        elif not self.finished:
+            passed += [self.release(), event]
+        return passed
 
-    def _count(self, choices: list[_Choice]) -> None:
+    def _flush(self) -> bytes:
+        kept = b"".join(self._kept)
+        self._kept.clear()
+        self._kept_bytes = 0
+        return kept
+
+    def _read(self, event: bytes) -> int:
+        if self._opening:
+            event, self._opening = event.removeprefix(sse.BOM), False
+        payload = sse.data_of(event)
+        if payload is None:
+            return self._other_event(event, None)
+        if _is_done(payload):
+            self.events += 1
+            verdict = _DROP if self.done else _KEEP
+            self.done = self._keeping = True
+            return verdict
+        chunk = decode(payload)
+        if chunk is None:
+            return self._other_event(event, payload)
+        self.events += 1
+        if self.done:
+            self._read_usage(chunk)
+            return _DROP
+        if self._model is not None:
+            renamed = replace_string(payload, "model", self._model)
+            if renamed != payload:
+                self._altered = sse.with_data(event, payload := renamed)
+        if chunk.error:
+            return self._read_error(chunk, event, payload)
+        return self._read_chunk(chunk, event, payload)
+
+    def _read_chunk(self, chunk: Completion, event: bytes, payload: bytes) -> int:
+        generated = self._count(chunk.choices) if chunk.choices else False
+        if chunk.usage:
+            self._read_usage(chunk)
+        if generated:
+            self._usage_ends = False
+            self._keeping = bool(self._over) and self.finished
+            return _END if self._keeping else _PASS
+        if not chunk.choices:
+            if chunk.usage:
+                return self._usage_alone()
+            return self._other_event(event, payload)
+        if self._over and self.finished:
+            self._keeping = True
+        return _KEEP if self._keeping else _PASS
+
+    def _usage_alone(self) -> int:
+        """A chunk of usage alone: the end, as far as one can tell, once something was generated."""
+        if self.generating:
+            self._usage_ends = self._keeping = True
+        if not self._keep_usage_chunk:
+            return _DROP
+        return _KEEP if self._keeping else _PASS
+
+    def _read_usage(self, chunk: Completion) -> None:
+        if chunk.usage:
+            self.usage = chunk.usage
+            self.usage_is_last = True
+
+    def _read_error(self, chunk: Completion, event: bytes, payload: bytes) -> int:
+        if self.finished:
+            return _DROP  # what is complete is not undone
+        self._read_usage(chunk)
+        self.error = chunk.error
+        self._keeping = False
+        self._clean(event, payload)
+        return _PASS
+
+    def _other_event(self, event: bytes, payload: bytes | None) -> int:
+        """A comment, or data that is no chunk."""
+        if self.done:
+            return _DROP
+        self.events += payload is not None
+        self._clean(event, payload)
+        return _KEEP if self._keeping else _PASS
+
+    def _clean(self, event: bytes, payload: bytes | None) -> None:
+        before = event if payload is None else payload
+        after = self._redact(before)
+        if after != before:
+            self._altered = after if payload is None else sse.with_data(event, after)
+
+    def _count(self, choices: list[Choice]) -> bool:
+        """Count what was generated and which choices are over; whether anything was generated."""
         texts: list[str] = []
         for choice in choices:
+            before = len(texts)
             if choice.delta is not None:
                 collect_texts(choice.delta, texts)
+            self._seen.add(choice.index)
+            if choice.finish_reason:
+                self._over.add(choice.index)
+            elif len(texts) > before and self._over:
+                self._over.discard(choice.index)
         for text in texts:
-            plain, other = split_text(text)
-            self._plain += plain
-            self._other += other
+            if text.isascii():
+                self._plain += len(text)
+            else:
+                plain, other = split_text(text)
+                self._plain += plain
+                self._other += other
+        if texts:
+            self.usage_is_last = False
+        return bool(texts)
 
-    def _stripped(self, event: bytes) -> bool:
-        """Whether an event of the stream's end is the usage chunk that only we asked for."""
-        if self._keep_usage_chunk or self.done:
-            return False
-        return self.usage is not None and not self.error
 
-
-def _data(event: bytes) -> bytes | None:
-    """The data of one event (its lines joined by newlines), or None for a comment."""
-    if event.startswith(b"data: ") and b"\n" not in event and b"\r" not in event:
-        return event[6:]
-    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
+def _is_done(payload: bytes) -> bool:
+    return payload.lstrip().startswith(b"[DONE]")

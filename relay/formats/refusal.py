@@ -1,29 +1,164 @@
-"""What a provider says when it refuses: in OpenAI's shape, which most took over, or a text in its place."""
+"""What a provider says when it refuses, whatever the shape, and what kind of failure that is.
+
+Shapes: OpenAI's ``{"error": {"message", "type", "param", "code"}}``, which most took over; Anthropic's
+``{"type": "error", "error": {"type", "message"}}``; Google's ``{"error": {"code": 400, "message",
+"status"}}``, also in a list; ``{"error": "text"}``; ``{"message": …}``; FastAPI's ``{"detail": …}``
+(https://fastapi.tiangolo.com/tutorial/handling-errors); ``{"errors": […]}``; plain text.
+"""
 
 from __future__ import annotations
 
-import msgspec
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from relay.formats.openai_chat_answer import loads
 
 MAX_ERROR_BYTES = 64 << 10
+MAX_MESSAGE = 2_000
+# Where a shape may hold the error or its text; the first that says something counts.
+_INNER = ("error", "errors", "detail", "details", "message", "msg", "error_msg", "error_message", "title")
+_DEPTH = 4
+
+# Classes of failures. REQUEST and CONTENT blame the request: another channel would say the same.
+REQUEST, CONTENT, AUTH, QUOTA, RATE, SERVER, TIMEOUT, BAD_ANSWER = (
+    "request",
+    "content",
+    "auth",
+    "quota",
+    "rate",
+    "server",
+    "timeout",
+    "bad_answer",
+)
+_REQUEST_STATUSES = frozenset({400, 413, 415, 422})
+_OF_STATUS = {
+    401: AUTH,
+    402: QUOTA,
+    403: AUTH,
+    408: TIMEOUT,
+    429: RATE,
+    451: CONTENT,
+    504: TIMEOUT,
+    524: TIMEOUT,
+}
 
 
-class _Detail(msgspec.Struct):
+def _any_of(*words: str) -> re.Pattern[str]:
+    return re.compile("|".join(words), re.I)
+
+
+_CONTENT = _any_of(
+    r"content[_ ]?(?:filter|policy|management)",
+    r"moderation|flagged|inappropriate|sensitive|responsible ai",
+    r"safety[_ ](?:system|filter)|data_inspection_failed",
+)
+_AUTH = _any_of(
+    r"(?:invalid|incorrect|expired|missing|no)[_ ](?:x-)?api[_ -]?key",
+    r"api[_ ]key[_ ](?:is )?(?:not[_ ]valid|invalid|expired)",
+    r"authentication|unauthorized|account_deactivated",
+)
+_QUOTA = _any_of(
+    r"insufficient[_ ](?:quota|balance|credit|funds)|credit balance|billing|arrears|overdue",
+    r"quota[_ ]exceeded|exceeded your current quota",
+)
+_REQUEST = _any_of(
+    r"context[_ ]length|context window|maximum context|prompt is too long|string_above_max_length",
+    r"too many tokens|invalid[_ ]request|invalid[_ ]argument|bad[_ ]request",
+    r"unsupported[_ ](?:parameter|value)|unknown[_ ]parameter",
+)
+
+
+class Said(NamedTuple):
+    """A provider's words. ``status``: an HTTP status that the body names itself, if any."""
+
     message: str = ""
     param: str | None = None
-    code: str | int | None = None
+    code: str | None = None
+    kind: str | None = None
+    status: int | None = None
 
 
-class _Body(msgspec.Struct):
-    error: _Detail | str
+def read_refusal(body: bytes) -> Said:
+    """What an error's body says; nothing where it is a web page or is not text."""
+    value = loads(body)
+    if value is not None:
+        return said_of(value)
+    text = body.decode("utf-8", "replace").strip()
+    return Said() if text.startswith("<") or "\x00" in text else Said(text[:MAX_MESSAGE])
 
 
-_body = msgspec.json.Decoder(_Body)
+def said_of(error: Any, depth: int = _DEPTH) -> Said:
+    """What a decoded error says."""
+    if isinstance(error, str):
+        return Said(error.strip()[:MAX_MESSAGE])
+    if isinstance(error, list) and depth:
+        said = [said for said in (said_of(part, depth - 1) for part in error[:20]) if said.message]
+        joined = "; ".join(part.message for part in said)[:MAX_MESSAGE]
+        return said[0]._replace(message=joined) if said else Said()
+    if isinstance(error, Mapping) and depth:
+        return _of_object(error, depth)
+    return Said()
 
 
-def read_error(body: bytes) -> tuple[str, str | None]:
-    """(message, field) of a provider's error; an empty message when it has another shape."""
-    try:
-        error = _body.decode(body).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return "", None
-    return (error, None) if isinstance(error, str) else (error.message, error.param)
+def _of_object(error: Mapping[str, Any], depth: int) -> Said:
+    found = Said()
+    for name in _INNER:
+        found = said_of(error.get(name), depth - 1)
+        if found.message or found.code:
+            break
+    code, status = error.get("code"), error.get("status")
+    location = error.get("loc")
+    return Said(
+        message=_located(found.message, location),
+        param=found.param or _text(error.get("param")) or _path(location),
+        code=found.code or _text(code) or _text(status) or _text(error.get("error_code")),
+        kind=found.kind or _text(error.get("type")),
+        status=found.status or _status(code) or _status(status),
+    )
+
+
+def _located(message: str, location: Any) -> str:
+    path = _path(location)
+    return f"{path}: {message}" if path and message else message
+
+
+def _path(location: Any) -> str | None:
+    """FastAPI's place of an error: ["body", "messages", 0, "content"]."""
+    if not isinstance(location, list) or not location:
+        return None
+    return ".".join(str(step) for step in location if step != "body") or None
+
+
+def _text(value: Any) -> str | None:
+    return value[:200] if isinstance(value, str) and value and not value.isdigit() else None
+
+
+def _status(value: Any) -> int | None:
+    number = int(value) if isinstance(value, str) and value.isdigit() and len(value) == 3 else value
+    return number if isinstance(number, int) and 400 <= number <= 599 else None
+
+
+def class_of(status: int, said: Said) -> str:
+    """The class of a refusal. ``status``: of HTTP; 2xx where the body alone says that it is an error."""
+    words = " ".join(filter(None, (said.code, said.kind, said.message)))
+    names = " ".join(filter(None, (said.code, said.kind)))
+    if status < 300:
+        status = said.status or 0
+    if status in (0, 400, 403, 422) and _CONTENT.search(words):
+        return CONTENT
+    if status in (0, 400, 403, 429) and _QUOTA.search(words):
+        return QUOTA
+    if status in (0, 400) and _AUTH.search(words):
+        return AUTH
+    if status in _REQUEST_STATUSES:
+        return REQUEST
+    # Some send a request's fault as another status: then the code decides, not loose words.
+    if _REQUEST.search(words if status == 0 else names) and status not in _OF_STATUS:
+        return REQUEST
+    return _OF_STATUS.get(status, SERVER)
+
+
+def is_the_requests_fault(kind: str) -> bool:
+    """Whether the request is to blame, so that another channel would say the same."""
+    return kind in (REQUEST, CONTENT)

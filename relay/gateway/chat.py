@@ -9,19 +9,21 @@ from uuid import UUID
 
 from relay.asgi import Receive, Scope, Send, read_json
 from relay.errors import ApiError
-from relay.formats.openai_chat_answer import USAGE_FORMAT, read_completion
+from relay.formats.openai_chat_answer import USAGE_FORMAT
 from relay.formats.openai_chat_request import ChatRequest, parse, prompt_estimate, provider_request
 from relay.formats.openai_chat_stream import StreamMeter
 from relay.gateway import access, call_metrics
-from relay.gateway.call import Call
+from relay.gateway.call import Answer, Call
 from relay.gateway.disconnect_watcher import DisconnectWatcher
-from relay.gateway.json_response import forward_json
-from relay.gateway.lifecycle import Forward, run
+from relay.gateway.json_response import JsonAnswer
+from relay.gateway.lifecycle import run
+from relay.gateway.outcome import secrets_of
 from relay.gateway.services import Services
-from relay.gateway.stream_response import forward_stream
+from relay.gateway.stream_response import StreamAnswer
 from relay.providers import openai
 from relay.providers.transport import Reply
 from relay.routing.channels import Channel
+from relay.telemetry.logs import redact_data
 
 
 async def chat_completions(
@@ -45,21 +47,39 @@ async def chat_completions(
         call = Call(
             services, caller, request, admission, request_id, send, watcher, started, USAGE_FORMAT, estimate
         )
-        await run(call, partial(_post, call, request), _forwarding(call, request))
+        await run(call, ChatExchange(call, request))
     finally:
         watcher.close()
         services.limits.release(slot)
 
 
-def _post(call: Call, request: ChatRequest, channel: Channel) -> Awaitable[Reply]:
-    return call.services.transport.post(
-        openai.chat_url(channel.base_url),
-        openai.headers(channel.api_key, call.request_id),
-        provider_request(request, channel.provider_model(request.model)),
-    )
+class ChatExchange:
+    """An Exchange in OpenAI's chat format."""
 
+    def __init__(self, call: Call, request: ChatRequest) -> None:
+        self._call, self._request = call, request
 
-def _forwarding(call: Call, request: ChatRequest) -> Forward:
-    if request.stream:
-        return partial(forward_stream, call, StreamMeter(keep_usage_chunk=request.include_usage))
-    return partial(forward_json, call, read_completion)
+    def post(self, channel: Channel) -> Awaitable[Reply]:
+        """See Exchange."""
+        call, request = self._call, self._request
+        return call.services.transport.post(
+            openai.chat_url(channel.base_url),
+            openai.headers(channel.api_key, call.request_id),
+            provider_request(request, channel.provider_model(request.model)),
+        )
+
+    def answer(self, channel: Channel) -> Answer:
+        """See Exchange."""
+        call, request = self._call, self._request
+        mapped = channel.provider_model(request.model) != request.model
+        model = request.model if mapped else None
+        if not request.stream:
+            return JsonAnswer(call, model)
+        meter = StreamMeter(
+            keep_usage_chunk=request.include_usage,
+            choices=request.choices,
+            max_event_bytes=call.services.settings.max_event_bytes,
+            model=model,
+            redact=partial(redact_data, secrets=secrets_of(channel)),
+        )
+        return StreamAnswer(call, meter)

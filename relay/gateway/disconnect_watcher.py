@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 from relay.asgi import ClientGone, Receive
@@ -11,20 +12,30 @@ from relay.asgi import ClientGone, Receive
 class DisconnectWatcher:
     """Watches one request's connection after its body was read. Close it when the call is over.
 
-    ``with watcher:`` makes the customer's leaving raise ClientGone at the block's next await. It may be
-    entered again, but not within itself.
+    ``with watcher:`` makes the customer's leaving raise ClientGone in the block, ``patience()`` seconds after
+    it; what ends sooner is not interrupted, and ``gone`` tells. It may be entered again, but not within
+    itself.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._interruptible: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.gone = False
+        self.patience: Callable[[], float] = lambda: 0.0
         self._watch = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True
+        patience = self.patience() if self._interruptible is not None else 0.0
+        if patience > 0:
+            self._timer = asyncio.get_running_loop().call_later(patience, self._interrupt)
+        else:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
         if self._interruptible is not None:
             self._interruptible.cancel()
 
@@ -49,3 +60,5 @@ class DisconnectWatcher:
     def close(self) -> None:
         """Stop watching."""
         self._watch.cancel()
+        if self._timer is not None:
+            self._timer.cancel()

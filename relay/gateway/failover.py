@@ -1,83 +1,84 @@
-"""Which provider answers a call: channels in the order of routing, one attempt at each until one answers.
+"""Which provider answers a call: channels in the order of routing, until one has answered.
 
-Another channel is tried only while the provider cannot have done the work, or said that it has not.
+The next channel is asked only while nothing was sent to the customer, and only after a failure that it may
+not share: a request that a provider calls wrong or against its content rules is wrong for all. A provider
+that failed after the request was written may bill it: each attempt is on the call's record with
+``may_bill``. Success is decided by the body, whatever 2xx status it has (206 and 204 included: a part of an
+answer, or none, is no answer); any other status is a failure.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 
 from relay import errors
-from relay.errors import ApiError
-from relay.formats.refusal import MAX_ERROR_BYTES, read_error
-from relay.gateway.call import Call
-from relay.gateway.outcome import error_of
-from relay.providers.transport import Broken, NotSent, Reply, TimedOut, TransportError
+from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer
+from relay.formats.refusal import MAX_ERROR_BYTES, Said, read_refusal
+from relay.gateway.call import Call, Exchange
+from relay.gateway.outcome import Outcome, Refused, outcome_of
+from relay.providers.transport import Reply, TransportError
 from relay.routing.channels import Channel
-from relay.telemetry.logs import redact
 
-# A provider's answer with one of these blames the request, so another channel would say the same.
-CUSTOMERS_FAULT = frozenset({400, 413, 415, 422})
-Post = Callable[[Channel], Awaitable[Reply]]
+# For the words of an error whose status is known.
+ERROR_BODY_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
 
-async def first_answer(call: Call, post: Post) -> tuple[Channel, Reply]:
-    """The first channel that answers 200; raises ApiError when none does, and ClientGone."""
-    channels = call.services.channels
-    failure = errors.unavailable(f"No channel serves '{call.request.model}' now.", "no_channel")
-    for channel in channels.candidates(call.request.model):
-        began = time.monotonic()
+async def answer(call: Call, exchange: Exchange) -> None:
+    """Have the call answered by the first channel that can; raises what the last attempt failed of.
+
+    Attempts that another channel made up for are recorded here, the last one is left to the caller.
+    """
+    failure: Exception = errors.unavailable(f"No channel serves '{call.request.model}' now.", "no_channel")
+    for channel in call.services.channels.candidates(call.request.model):
+        if call.channel is not None:
+            record(call, outcome_of(call, failure))
+        call.begin_attempt(channel)
         try:
-            with call.watcher:
-                reply = await post(channel)
-        except NotSent as error:
-            failure = errors.bad_gateway()
-            note_failure(call, channel, "not_sent", began, error)
-            continue
-        except (TimedOut, Broken) as error:
-            note_failure(call, channel, "timeout" if isinstance(error, TimedOut) else "broken", began, error)
-            raise error_of(error) from error
-        if reply.status == 200:
-            channels.succeeded(channel)
-            return channel, reply
-        failure = await _refusal(call, channel, reply, began)
+            await _attempt(call, exchange, channel)
+        except (TransportError, BadAnswer, ErrorAnswer, Refused) as error:
+            failure = error
+            if call.first_byte is not None or not outcome_of(call, error).elsewhere:
+                raise
+        else:
+            return
     raise failure
 
 
-async def _refusal(call: Call, channel: Channel, reply: Reply, began: float) -> ApiError:
-    """What to say when no other channel does better; raises ApiError when the request is at fault."""
-    async with reply:
-        try:
-            message, param = read_error(await reply.read(MAX_ERROR_BYTES))
-        except TransportError:
-            message, param = "", None
-    status = reply.status
-    if status in CUSTOMERS_FAULT:
-        note_attempt(call, channel, "refused", began, status)
-        said = redact(message) or f"The model's provider refused the request ({status})."
-        raise ApiError(status, said, param=param, code="provider_refused")
-    note_failure(call, channel, f"status_{status}", began, RuntimeError(message), status)
-    if status == 429:
-        return errors.unavailable("The model is overloaded: try again later.", "provider_overloaded", 5)
-    return errors.bad_gateway()
+async def _attempt(call: Call, exchange: Exchange, channel: Channel) -> None:
+    async with await exchange.post(channel) as reply:
+        call.status = reply.status
+        if reply.status // 100 != 2:
+            raise Refused(reply.status, await _said(reply), reply.headers.get("retry-after", "").strip())
+        call.answer = exchange.answer(channel)
+        await call.answer.read(reply)
 
 
-def note_failure(
-    call: Call, channel: Channel, kind: str, began: float, error: Exception, status: int | None = None
-) -> None:
-    """A failed attempt: count it, log it, let routing know, and put it on record."""
-    call.services.channels.failed(channel)
-    call.services.metrics.provider_errors.labels(channel.provider, channel.name, kind).inc()
-    fields = call.log_fields() | {"channel": channel.name, "reason": kind, "status": status}
-    log.warning("a provider failed: %s", error, extra=fields)
-    note_attempt(call, channel, kind, began, status)
+async def _said(reply: Reply) -> Said:
+    try:
+        async with asyncio.timeout(ERROR_BODY_SECONDS):
+            return read_refusal(await reply.read_begin(MAX_ERROR_BYTES))
+    except TimeoutError:
+        return Said()
 
 
-def note_attempt(call: Call, channel: Channel, kind: str, began: float, status: int | None) -> None:
-    """Put an attempt on the call's record; ``began`` as ``time.monotonic()`` gave it."""
-    took = int((time.monotonic() - began) * 1000)
-    call.attempts.append({"channel_id": channel.id, "outcome": kind, "status": status, "ms": took})
+def record(call: Call, outcome: Outcome) -> None:
+    """An attempt that is over: on the call's record, and a failed one counted, logged, told to routing."""
+    channel = call.channel
+    if channel is None:
+        return
+    took = int((time.monotonic() - call.attempt_started) * 1000)
+    entry = {"channel_id": channel.id, "outcome": outcome.attempt, "status": call.status, "ms": took}
+    if outcome.failure is not None:
+        entry |= {"class": outcome.failure, "may_bill": outcome.may_bill}
+    call.attempts.append(entry)
+    if outcome.word == "ok":
+        call.services.channels.succeeded(channel)
+    elif outcome.failure is not None:
+        call.services.channels.failed(channel)
+        call.services.metrics.provider_errors.labels(channel.provider, channel.name, outcome.failure).inc()
+        fields = {"channel": channel.name, "reason": outcome.failure, "status": call.status}
+        log.warning("a provider failed: %s", outcome.why, extra=call.log_fields() | fields)

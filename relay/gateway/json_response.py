@@ -1,40 +1,43 @@
-"""Passing on an answer that arrives whole: read, captured, sent."""
+"""Passing on an answer that arrives whole: read, settled, sent."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
+from typing import Any
 
-from relay.asgi import ClientGone, send_body
-from relay.formats.openai_chat_answer import Completion
-from relay.gateway import payment
+from relay.asgi import send_body
+from relay.errors import ApiError
+from relay.formats.openai_chat_answer import Completion, read_completion
+from relay.formats.top_level import replace_string
 from relay.gateway.call import Call
-from relay.gateway.failover import note_attempt, note_failure
-from relay.gateway.outcome import error_of, outcome_of
-from relay.providers.transport import Reply, TransportError
-from relay.routing.channels import Channel
+from relay.providers.transport import Reply
 
 
-async def forward_json(
-    call: Call, decode: Callable[[bytes], Completion], channel: Channel, reply: Reply
-) -> None:
-    """Send the provider's bytes on once they are paid for; raises ApiError, and ClientGone.
+class JsonAnswer:
+    """An Answer in one piece. ``model``: the name that it gets in place of the provider's, if any."""
 
-    ``decode`` raises ValueError when they are no answer.
-    """
-    try:
-        with call.watcher:
-            body = await reply.read(call.services.settings.max_answer_bytes)
-        completion = decode(body)
-    except (TransportError, ValueError, ClientGone, asyncio.CancelledError) as failure:
-        call.outcome = outcome_of(failure)
-        await payment.release(call, f"nothing was delivered: {call.outcome}")
-        if isinstance(failure, TransportError | ValueError):
-            note_failure(call, channel, call.outcome, call.provider_started, failure, reply.status)
-            raise error_of(failure) from failure
-        raise
-    note_attempt(call, channel, "ok", call.provider_started, reply.status)
-    call.provider_seconds = time.monotonic() - call.provider_started
-    await payment.capture(call, completion.usage, completion.estimate)
-    await send_body(call.send, 200, body, [(b"content-type", b"application/json"), call.id_header()])
+    def __init__(self, call: Call, model: str | None) -> None:
+        self._call, self._model = call, model
+        self._body = b""
+        self._completion = Completion()
+
+    @property
+    def usage(self) -> Any:
+        """See Answer."""
+        return self._completion.usage
+
+    def counted(self) -> int:
+        """See Answer."""
+        return self._completion.estimate()
+
+    async def read(self, reply: Reply) -> None:
+        """See Answer."""
+        body = await reply.read(self._call.services.settings.max_answer_bytes)
+        self._completion = read_completion(body)
+        self._body = body if self._model is None else replace_string(body, "model", self._model)
+
+    async def finish(self, error: ApiError | None) -> None:
+        """See Answer."""
+        if error is not None:
+            raise error
+        headers = [(b"content-type", b"application/json"), self._call.id_header()]
+        await send_body(self._call.send, 200, self._body, headers)

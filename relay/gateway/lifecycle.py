@@ -1,44 +1,86 @@
-"""The life of a call that was let in: hold, provider, answer, and its report however it ends."""
+"""The life of a call that was let in: hold, attempts and reading along, settlement, last bytes.
+
+This module alone decides how a call ended. The steps raise what went wrong; whatever it is, a fault of our
+own included, the hold is settled or given back here.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable
 
 from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.gateway import call_metrics, failover, payment
-from relay.gateway.call import Call
-from relay.gateway.outcome import outcome_of
-from relay.providers.transport import Reply
-from relay.routing.channels import Channel
+from relay.gateway.call import Call, Exchange
+from relay.gateway.outcome import Outcome, outcome_of
 
-Forward = Callable[[Channel, Reply], Awaitable[None]]
+# For the last bytes: the call is settled, and a customer that does not take them keeps nothing waiting.
+FINISH_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
 
 
-async def run(call: Call, post: failover.Post, forward: Forward) -> None:
-    """From the hold to the last byte; ``forward`` settles the call before it sends that byte.
-
-    Raises ApiError while nothing was sent, and ClientGone.
-    """
+async def run(call: Call, exchange: Exchange) -> None:
+    """From the hold to the last byte; raises ApiError while nothing was sent, and ClientGone."""
     try:
         call.hold = await payment.hold(call)
     except ApiError as refusal:
         call.outcome = refusal.reason
         call_metrics.report(call)
         raise
+    failure = await _answer(call, exchange)
+    outcome = outcome_of(call, failure)
+    call.outcome = outcome.word
+    failover.record(call, outcome)
+    try:
+        await _settle(call)
+    except ApiError as unsettled:
+        failure, outcome = unsettled, outcome_of(call, unsettled)
+    finally:
+        call_metrics.report(call)
+    await _finish(call, outcome, failure)
+
+
+async def _answer(call: Call, exchange: Exchange) -> BaseException | None:
+    """Have the call answered, within its time and while the customer is there; returns what cut it short."""
     call.provider_started = time.monotonic()
     try:
-        channel, reply = await failover.first_answer(call, post)
-    except (ApiError, ClientGone, asyncio.CancelledError) as failure:
-        call.outcome = outcome_of(failure)
-        await payment.release(call, f"no answer from a provider: {call.outcome}")
-        call_metrics.report(call)
+        async with asyncio.timeout(max(0.0, call.seconds_left)):
+            with call.watcher:
+                await failover.answer(call, exchange)
+    except BaseException as failure:  # settled first, then raised again by _finish
+        return failure
+    finally:
+        call.provider_seconds = time.monotonic() - call.provider_started
+    return ClientGone() if call.watcher.gone else None
+
+
+async def _settle(call: Call) -> None:
+    """Charge or give back; a fault of our own in it gives back. Raises ApiError 503."""
+    try:
+        await payment.settle(call)
+    except ApiError:
         raise
-    call.channel, call.provider = channel, channel.provider
-    async with reply:
-        try:
-            await forward(channel, reply)
-        finally:
-            call_metrics.report(call)
+    except Exception:
+        log.exception("a call could not be settled, its hold is given back", extra=call.log_fields())
+        call.services.metrics.ledger_alerts.labels("settlement_failed").inc()
+        await payment.release(call, "it could not be settled")
+
+
+async def _finish(call: Call, outcome: Outcome, failure: BaseException | None) -> None:
+    if outcome.word == "client_stalled":
+        log.warning("a call was cut: %s", outcome.why, extra=call.log_fields() | {"outcome": outcome.word})
+        raise ClientGone
+    if failure is not None and outcome.error is None:
+        raise failure
+    if call.answer is None:
+        if outcome.error is None:
+            raise RuntimeError("a call without answer ended without error")
+        raise outcome.error
+    try:
+        async with asyncio.timeout(FINISH_SECONDS):
+            await call.answer.finish(outcome.error)
+    except TimeoutError:
+        raise ClientGone from None

@@ -1,8 +1,9 @@
 """The money of a call: the hold before the provider, then the capture before the last byte, or the release.
 
 The abort rule, written on each record that it priced: what was delivered is billed. With the provider's usage
-by that; without it (the customer left, the provider broke off or told none) by a counted estimate of the
-prompt and of what was delivered. A call of which nothing was delivered is not charged.
+by that, as far as the call can have used so much; without it (the customer left, the provider broke off or
+told none) by a counted estimate of the prompt and of what was delivered. A call of which nothing was
+delivered is not charged, nor one for which nothing was generated and no usage told.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
 
 from relay import errors
 from relay.gateway import call_metrics
@@ -25,14 +24,11 @@ from relay.ledger.errors import (
     UnknownHold,
 )
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
-from relay.pricing.errors import FieldError, Unpriced
-from relay.pricing.usage import normalise
+from relay.pricing.errors import Unpriced
+from relay.pricing.plausibility import BilledUsage, billed_usage
 
 BILL_DELIVERED = "bill what was delivered"
-# What is counted here is recorded as OpenAI's usage, whatever the provider's format.
-ESTIMATE_FORMAT = "openai"
 RELEASE_WAIT_SECONDS = 2.0
-Usage = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -59,28 +55,50 @@ async def hold(call: Call) -> Hold:
 
 def _hold_order(call: Call) -> HoldOrder:
     request, caller = call.request, call.caller
-    bound = call.admission.bound(
-        input_units=request.input_bound,
-        max_output=request.max_output,
-        prompt=("text", "image") if request.images else ("text",),
-    )
+    bound = request.bound(call.admission)
     expires = call.started_at + timedelta(seconds=call.services.settings.hold_seconds)
-    return HoldOrder.of(call.request_id, caller.account_id, caller.token_id, call.admission, bound, expires)
+    return HoldOrder(call.request_id, caller.account_id, caller.token_id, call.admission, bound, expires)
 
 
-async def settle(call: Call, usage: Usage | None, counted_output: int) -> None:
-    """Capture or release, as the abort rule says; raises ApiError 503, see ``capture``."""
-    nothing = call.first_byte is None or (usage is None and counted_output == 0)
-    if call.outcome != "ok" and nothing:
+async def settle(call: Call) -> None:
+    """Capture or release, as the abort rule says; durable when it returns.
+
+    Raises ApiError 503 when the charge could not be written.
+    """
+    answer, hold = call.answer, call.hold
+    if hold is None:
+        raise RuntimeError("a call is settled only after its hold")
+    if answer is None or (call.outcome != "ok" and call.first_byte is None):
         await release(call, f"nothing was delivered: {call.outcome}")
-    else:
-        await capture(call, usage, lambda: counted_output)
+        return
+    billed = billed_usage(
+        call.admission,
+        hold.order.bound,
+        hold.allotted,
+        call.usage_format,
+        answer.usage,
+        call.count_prompt,
+        answer.counted,
+    )
+    if not billed.meters:
+        await release(call, "nothing was generated, and no usage was told")
+        return
+    await _capture(call, hold, billed)
 
 
-async def capture(call: Call, usage: Usage | None, count_output: Callable[[], int]) -> None:
-    """Charge by ``usage``, or by the count where the provider told none or nonsense; raises ApiError 503."""
-    recorded, meters, counted = _metered(call, usage, count_output)
-    order = _capture_order(call, recorded, meters, counted)
+async def _capture(call: Call, hold: Hold, billed: BilledUsage) -> None:
+    if billed.doubt is not None:
+        log.warning("a provider's usage is doubted: %s", billed.doubt, extra=call.log_fields())
+    abort_rule = BILL_DELIVERED if billed.counted or call.outcome != "ok" else None
+    order = CaptureOrder(
+        hold=hold,
+        meters=billed.meters,
+        raw_usage=billed.recorded,
+        facts=_facts(call, abort_rule),
+        cost=call.admission.cost(call.provider, billed.meters, call.channel.name if call.channel else ""),
+        usage_format=billed.usage_format,
+        doubt=billed.doubt,
+    )
     charged = 0
     try:
         charged = await call.services.ledger.capture(order)
@@ -91,34 +109,7 @@ async def capture(call: Call, usage: Usage | None, count_output: Callable[[], in
         call.outcome = "ledger_unavailable"
         message = "The answer could not be charged, so its end is withheld: try again later."
         raise errors.unavailable(message, "ledger_unavailable") from error
-    call_metrics.count_money(call, order, charged, counted)
-
-
-def _metered(
-    call: Call, usage: Usage | None, count_output: Callable[[], int]
-) -> tuple[Usage, dict[str, int], bool]:
-    """(usage as recorded, its meters, whether it was counted here)."""
-    if usage is not None:
-        try:
-            return usage, normalise(call.usage_format, usage), False
-        except FieldError as error:
-            log.error("a provider's usage is malformed: %s", error, extra=call.log_fields())
-    estimate = {"prompt_tokens": call.count_prompt(), "completion_tokens": count_output()}
-    recorded = {**estimate, "estimated": True, "provider": usage}
-    return recorded, normalise(ESTIMATE_FORMAT, estimate), True
-
-
-def _capture_order(call: Call, recorded: Usage, meters: dict[str, int], counted: bool) -> CaptureOrder:
-    if call.hold is None or call.channel is None:
-        raise RuntimeError("a call is captured only after its hold and its provider")
-    return CaptureOrder(
-        hold=call.hold,
-        meters=meters,
-        raw_usage=recorded,
-        facts=_facts(call, BILL_DELIVERED if counted or call.outcome != "ok" else None),
-        cost=call.admission.cost(call.provider, meters),
-        usage_format=ESTIMATE_FORMAT if counted else call.usage_format,
-    )
+    call_metrics.count_money(call, order, charged, billed.counted)
 
 
 async def release(call: Call, reason: str) -> None:
@@ -126,8 +117,9 @@ async def release(call: Call, reason: str) -> None:
     try:
         async with asyncio.timeout(RELEASE_WAIT_SECONDS):
             await call.services.ledger.release(call.request_id, reason, _facts(call, None))
-    except (LedgerUnavailable, TimeoutError):
-        log.warning("a hold is given back late", extra=call.log_fields())
+    except (LedgerUnavailable, TimeoutError) as error:
+        why = str(error) or f"the database did not answer within {RELEASE_WAIT_SECONDS:g} s"
+        log.warning("a hold is given back late: %s", why, extra=call.log_fields())
 
 
 def _facts(call: Call, abort_rule: str | None) -> CallFacts:

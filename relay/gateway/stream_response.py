@@ -1,24 +1,30 @@
-"""Passing on an answer as events while it arrives: its end is kept back until the call is paid for."""
+"""Passing on an answer as events while it arrives: its end is kept back until the call is settled."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from relay import errors
-from relay.asgi import ClientGone, Headers
+from relay.asgi import Headers
 from relay.errors import ApiError
-from relay.formats.openai_chat_stream import BadStream, StreamMeter
-from relay.gateway import payment
+from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer, loads
+from relay.formats.openai_chat_stream import StreamMeter
+from relay.formats.refusal import MAX_ERROR_BYTES
+from relay.formats.sse import EventTooLarge
 from relay.gateway.call import Call
-from relay.gateway.failover import note_attempt, note_failure
-from relay.gateway.outcome import error_of, outcome_of
 from relay.providers.transport import Reply, TransportError
-from relay.routing.channels import Channel
 
-AFTER_DONE_SECONDS = 1.0
-# Outcomes for which the provider is not to blame.
-PROVIDER_DID_WELL = frozenset({"ok", "client_gone", "shutdown"})
+# From the last choice's end: for the usage, which follows at once where there is one.
+USAGE_SECONDS = 5.0
+# Then, for the body's end, which frees the connection for the next call.
+CLOSE_SECONDS = 1.0
+# Without anything generated after so long, what came so far (comments, a role) passes on, and with it the
+# chance to ask another provider.
+OPENING_SECONDS = 10.0
+# A customer that leaves before the end stops the provider, unless the end is on its way already.
+LEAVING_SECONDS = 0.1
 SSE_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -26,74 +32,104 @@ SSE_HEADERS: Headers = [
 ]
 
 
-async def forward_stream(call: Call, meter: StreamMeter, channel: Channel, reply: Reply) -> None:
-    """From the first block to the last byte; raises ApiError while nothing was sent, and ClientGone."""
-    failure = await _read_along(call, reply, meter)
-    call.provider_seconds = time.monotonic() - call.provider_started
-    call.outcome = _outcome(meter, failure)
-    if call.outcome in PROVIDER_DID_WELL:
-        note_attempt(call, channel, call.outcome, call.provider_started, reply.status)
-    else:
-        problem = failure if isinstance(failure, Exception) else RuntimeError(str(meter.error))
-        note_failure(call, channel, call.outcome, call.provider_started, problem, reply.status)
-    try:
-        await payment.settle(call, meter.usage, meter.estimate())
-    except ApiError as error:
-        if call.first_byte is None:
-            raise
-        await call.send({"type": "http.response.body", "body": errors.stream_event(error)})
-    else:
-        await _end(call, meter, failure)
+class StreamAnswer:
+    """An Answer as server-sent events."""
 
+    def __init__(self, call: Call, meter: StreamMeter) -> None:
+        self._call, self._meter = call, meter
+        self._began = time.monotonic()
+        self._begin = b""
+        self._delivered: int | None = None
+        self._ended = False
+        call.watcher.patience = self._patience
 
-async def _read_along(call: Call, reply: Reply, meter: StreamMeter) -> BaseException | None:
-    """Send on what arrives until the end; returns what cut it short."""
-    loop = asyncio.get_running_loop()
-    try:
-        with call.watcher:
+    @property
+    def usage(self) -> Any:
+        """See Answer. What was told before the last text is no usage of a stream that broke off."""
+        meter = self._meter
+        return meter.usage if self._ended or meter.finished or meter.usage_is_last else None
+
+    def counted(self) -> int:
+        """See Answer."""
+        return self._meter.estimate() if self._delivered is None else self._delivered
+
+    async def read(self, reply: Reply) -> None:
+        """See Answer."""
+        meter = self._meter
+        loop = asyncio.get_running_loop()
+        stage = None
+        try:
             async with asyncio.timeout(None) as limit:
                 async for block in reply.blocks():
-                    part = meter.feed(block)
-                    if meter.error is not None and call.first_byte is None:
-                        return None
-                    if part:
-                        await _send_part(call, part)
-                    if meter.done:
-                        # Only the body's end is missing, which frees the connection for the next call.
-                        limit.reschedule(loop.time() + AFTER_DONE_SECONDS)
-    except (TransportError, BadStream, TimeoutError) as failure:
-        return None if meter.done else failure
-    except (ClientGone, asyncio.CancelledError) as failure:
-        return failure
-    return None
+                    await self._pass_on(block)
+                    if self._stage() != stage:
+                        stage = self._stage()
+                        limit.reschedule(None if stage is None else loop.time() + stage)
+        except EventTooLarge as error:
+            raise BadAnswer(str(error)) from error
+        except (TimeoutError, TransportError):
+            if meter.error is None and not meter.finished:
+                raise
+        else:
+            meter.end()
+        self._judge()
 
+    async def _pass_on(self, block: bytes) -> None:
+        call, meter = self._call, self._meter
+        if call.watcher.gone and self._delivered is None:
+            self._delivered = meter.estimate()
+        part = meter.feed(block)
+        if call.first_byte is None:
+            self._check_begin(block)
+            if not part and time.monotonic() - self._began > OPENING_SECONDS:
+                part = meter.release()
+        if part and not call.watcher.gone:
+            await call.send_part(part, SSE_HEADERS)
 
-async def _send_part(call: Call, part: bytes) -> None:
-    if call.first_byte is None:
-        call.first_byte = time.monotonic()
-        headers = [*SSE_HEADERS, call.id_header()]
-        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
-    await call.send({"type": "http.response.body", "body": part, "more_body": True})
+    def _check_begin(self, block: bytes) -> None:
+        """Raise while another provider may still be asked."""
+        if self._meter.error is not None and not self._meter.generating:
+            raise ErrorAnswer(self._meter.error)
+        if not self._meter.events:
+            self._begin += block
+            if self._begin.lstrip().startswith(b"<") or len(self._begin) > MAX_ERROR_BYTES:
+                raise BadAnswer("what came is no event stream")
 
+    def _stage(self) -> float | None:
+        """How many seconds may still pass, from when the stream came so far; None while it is going on."""
+        meter = self._meter
+        if meter.error is not None or meter.done or (meter.finished and meter.usage_is_last):
+            return CLOSE_SECONDS
+        return USAGE_SECONDS if meter.finished else None
 
-def _outcome(meter: StreamMeter, failure: BaseException | None) -> str:
-    if failure is not None:
-        return outcome_of(failure)
-    if meter.error is not None:
-        return "provider_error"
-    return "ok" if meter.complete else "truncated"
+    def _judge(self) -> None:
+        meter = self._meter
+        if meter.error is not None:
+            raise ErrorAnswer(meter.error)
+        if not meter.events:
+            value = loads(self._begin)
+            if isinstance(value, dict) and "choices" not in value:
+                raise ErrorAnswer(value)
+            raise BadAnswer("what came is no event stream")
+        if not meter.complete:
+            raise BadAnswer("the stream stopped before its end")
+        self._ended = True
 
+    def _patience(self) -> float:
+        """How long a customer that has left is waited for: the provider bills what is already its last."""
+        if self._call.first_byte is None:
+            return 0.0
+        return USAGE_SECONDS if self._meter.finished else LEAVING_SECONDS
 
-async def _end(call: Call, meter: StreamMeter, failure: BaseException | None) -> None:
-    """The last bytes, after the capture; a stream that broke off ends with an error event instead."""
-    if isinstance(failure, ClientGone | asyncio.CancelledError):
-        raise failure
-    if call.outcome != "ok" and call.first_byte is None:
-        raise error_of(failure)
-    tail = meter.tail()
-    if call.outcome in ("truncated", "timeout"):
-        tail = errors.stream_event(errors.broken_off())
-    if call.first_byte is None:
-        await _send_part(call, tail)
-        tail = b""
-    await call.send({"type": "http.response.body", "body": tail})
+    async def finish(self, error: ApiError | None) -> None:
+        """See Answer."""
+        call = self._call
+        if error is not None and call.first_byte is None:
+            raise error
+        tail = self._meter.tail()
+        if error is not None and self._meter.error is None:
+            tail = errors.stream_event(error)
+        if call.first_byte is None:
+            await call.send_part(tail, SSE_HEADERS)
+            tail = b""
+        await call.send({"type": "http.response.body", "body": tail})

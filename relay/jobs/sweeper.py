@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from relay.ledger.columns import of_settles, release_item
+from relay.ledger.columns import SETTLE_STATEMENT, of_settles, release_item
 from relay.ledger.orders import CallFacts
 from relay.store import ledger, maintenance
 
@@ -28,9 +28,8 @@ async def sweep(connection: AsyncConnection[Any]) -> tuple[int, int]:
         items = [release_item(request_id, REASON, CallFacts(outcome=OUTCOME)) for request_id in expired]
         if not items:
             return holds, amount
-        for item, row in zip(
-            items, await ledger.run(connection, ledger.SETTLE, of_settles(items)), strict=True
-        ):
+        rows = await ledger.run(connection, SETTLE_STATEMENT, of_settles(items))
+        for item, row in zip(items, rows, strict=True):
             if row[0] == "release":  # else somebody was first
                 holds += 1
                 amount += expired[item.request_id]

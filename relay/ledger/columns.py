@@ -1,14 +1,20 @@
 """Orders as the columns that the ledger's statements take."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
 
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
-from relay.pricing.settlement import Settlement, with_overage
-from relay.store.ledger import booleans, numbers, texts, times, uuids
+from relay.pricing.settlement import settle, with_overage
+from relay.store.ledger import hold_statement, literal, settle_statement
+
+T = TypeVar("T")
+MAX_NESTING = 100
+MAX_INTEGER = 10**1000  # a numeric of PostgreSQL holds 10**131072
 
 
 class HoldItem(NamedTuple):
@@ -37,18 +43,21 @@ class SettleItem(NamedTuple):
     raw_usage: str | None = None
     sell: str | None = None
     cost_side: str | None = None
-    unpriced: str | None = None
+    unpriced: Mapping[str, int] | None = None
 
 
-def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
-    """A capture with everything that its charge was computed from."""
-    admission, charge = order.hold.admission, settlement.list_charge
+def capture_item(order: CaptureOrder) -> SettleItem:
+    """A capture with its charge and everything that it was computed from."""
+    hold = order.hold
+    admission = hold.order.admission
     tariff = admission.tariff
+    settlement = settle(tariff, order.meters, hold.allotted, admission.service_tier)
+    charge = settlement.list_charge
     over = charge.amount
-    if order.hold.overage != 1:
-        over = with_overage(charge.exact, 0, order.hold.overage, tariff.terms)
+    if hold.overage != 1:
+        over = with_overage(charge.exact, 0, hold.overage, tariff.terms)
     return SettleItem(
-        request_id=order.hold.request_id,
+        request_id=hold.order.request_id,
         release=False,
         reason=order.facts.outcome,
         facts=order.facts,
@@ -64,7 +73,7 @@ def capture_item(order: CaptureOrder, settlement: Settlement) -> SettleItem:
         raw_usage=json_text(order.raw_usage) if order.raw_usage is not None else None,
         sell=_evidence(tariff.evidence(settlement.meters, admission.service_tier), order.usage_format),
         cost_side=order.cost.evidence if order.cost else None,
-        unpriced=json_text(charge.unpriced) if charge.unpriced else None,
+        unpriced=charge.unpriced or None,
     )
 
 
@@ -77,68 +86,113 @@ def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:
     return SettleItem(request_id, True, reason or "released", facts)
 
 
+class _Member(NamedTuple):
+    """A capture or release in its batch. ``places``: of each document in p_documents."""
+
+    item: SettleItem
+    facts: CallFacts
+    places: Mapping[str | None, int]
+
+
+# Parameters of the database functions: name -> (element type, what it is of a member). No other list exists.
+Columns = Mapping[str, tuple[str, Callable[[T], Any]]]
+
+HOLD: Columns[HoldItem] = {
+    "p_request": ("uuid", lambda it: it.order.request_id),
+    "p_attempt": ("bigint", lambda it: it.attempt),
+    "p_account": ("bigint", lambda it: it.order.account_id),
+    "p_token": ("bigint", lambda it: it.order.token_id),
+    "p_amount": ("bigint", lambda it: it.order.bound.amount),
+    "p_covered": ("bigint", lambda it: it.order.bound.covered_amount),
+    "p_model": ("text", lambda it: it.order.admission.model),
+    "p_group": ("text", lambda it: it.order.admission.customer_group),
+    "p_expires": ("timestamptz", lambda it: it.order.expires_at),
+    "p_quotas": ("text", lambda it: _json_or_null(it.order.bound.quotas)),
+}
+SETTLE: Columns[_Member] = {
+    "p_request": ("uuid", lambda it: it.item.request_id),
+    "p_release": ("boolean", lambda it: it.item.release),
+    "p_list": ("bigint", lambda it: it.item.charge),
+    "p_over": ("bigint", lambda it: it.item.overage_charge),
+    "p_numerator": ("numeric", lambda it: it.item.numerator),
+    "p_denominator": ("numeric", lambda it: it.item.denominator),
+    "p_quantum": ("bigint", lambda it: it.item.quantum),
+    "p_minimum": ("bigint", lambda it: it.item.minimum),
+    "p_reason": ("text", lambda it: it.item.reason),
+    "p_quotas": ("text", lambda it: _json_or_null(it.item.quotas_used)),
+    "p_channel": ("bigint", lambda it: it.facts.channel_id),
+    "p_outcome": ("text", lambda it: it.facts.outcome),
+    "p_abort": ("text", lambda it: it.facts.abort_rule),
+    "p_stream": ("boolean", lambda it: it.facts.stream),
+    "p_started": ("timestamptz", lambda it: it.facts.started_at),
+    "p_duration": ("bigint", lambda it: it.facts.duration_ms),
+    "p_first_byte": ("bigint", lambda it: it.facts.first_byte_ms),
+    "p_cost": ("bigint", lambda it: it.item.cost),
+    "p_meters": ("text", lambda it: it.item.meters),
+    "p_raw": ("text", lambda it: it.item.raw_usage),
+    "p_sell": ("integer", lambda it: it.places.get(it.item.sell)),
+    "p_cost_side": ("integer", lambda it: it.places.get(it.item.cost_side)),
+    "p_unpriced": ("text", lambda it: _json_or_null(it.item.unpriced)),
+    "p_attempts": ("text", lambda it: _json_or_null(it.facts.attempts)),
+}
+DOCUMENTS = {"p_documents": "text"}  # evidence that members share: not one a member, but one a document
+
+
+def _types(columns: Columns[Any]) -> dict[str, str]:
+    return {name: kind for name, (kind, _) in columns.items()}
+
+
+HOLD_STATEMENT = hold_statement(_types(HOLD))
+SETTLE_STATEMENT = settle_statement({**_types(SETTLE), **DOCUMENTS})
+
+
 def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
-    """Parameters of relay.store.ledger.HOLD."""
-    orders = [item.order for item in items]
-    return [
-        uuids(order.request_id for order in orders),
-        numbers(item.attempt for item in items),
-        numbers(order.account_id for order in orders),
-        numbers(order.token_id for order in orders),
-        numbers(order.amount for order in orders),
-        numbers(order.covered_amount for order in orders),
-        texts(order.admission.model for order in orders),
-        texts(order.admission.customer_group for order in orders),
-        times(order.expires_at for order in orders),
-        _quotas(order.quotas for order in orders),
-    ]
+    """Parameters of HOLD_STATEMENT."""
+    return _literals(HOLD, items)
 
 
 def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
-    """Parameters of relay.store.ledger.SETTLE."""
-    facts = [item.facts for item in items]
-    documents = {item.sell: 0 for item in items} | {item.cost_side: 0 for item in items}
+    """Parameters of SETTLE_STATEMENT."""
+    documents = {document: 0 for item in items for document in (item.sell, item.cost_side)}
     documents.pop(None, None)
-    places: dict[str | None, int] = {document: n for n, document in enumerate(documents, 1)}
-    return [
-        uuids(item.request_id for item in items),
-        booleans(item.release for item in items),
-        numbers(item.charge for item in items),
-        numbers(item.overage_charge for item in items),
-        numbers(item.numerator for item in items),
-        numbers(item.denominator for item in items),
-        numbers(item.quantum for item in items),
-        numbers(item.minimum for item in items),
-        texts(item.reason for item in items),
-        texts(json_text(dict(item.quotas_used)) if item.quotas_used else None for item in items),
-        numbers(fact.channel_id for fact in facts),
-        texts(fact.outcome for fact in facts),
-        texts(fact.abort_rule for fact in facts),
-        booleans(fact.stream for fact in facts),
-        times(fact.started_at for fact in facts),
-        numbers(fact.duration_ms for fact in facts),
-        numbers(fact.first_byte_ms for fact in facts),
-        numbers(item.cost for item in items),
-        texts(item.meters for item in items),
-        texts(item.raw_usage for item in items),
-        texts(documents),
-        numbers(places.get(item.sell) for item in items),
-        numbers(places.get(item.cost_side) for item in items),
-        texts(item.unpriced for item in items),
-        texts(json_text(list(fact.attempts)) if fact.attempts else None for fact in facts),
-    ]
+    places = {document: place for place, document in enumerate(documents, 1)}
+    members = [_Member(item, item.facts, places) for item in items]
+    return [*_literals(SETTLE, members), literal("text", list(documents))]
 
 
-def _quotas(quotas: Iterable[Mapping[str, int]]) -> str | None:
-    """The column of typed units as JSON; null as a whole where no member has any."""
-    documents = [json_text(dict(units)) if units else None for units in quotas]
-    return texts(documents) if any(documents) else None
+def _literals(columns: Columns[T], members: Sequence[T]) -> list[str | None]:
+    return [literal(kind, [value(member) for member in members]) for kind, value in columns.values()]
+
+
+def _json_or_null(value: Any) -> str | None:
+    """JSON; null for what is empty."""
+    return json_text(value) if value else None
 
 
 def json_text(value: Any) -> str:
-    """JSON that jsonb takes: no NUL characters; what cannot be written at all is kept as its description."""
+    """JSON that jsonb takes, whatever a provider sent; what jsonb cannot hold is replaced by its like."""
     try:
         text = orjson.dumps(value, default=str).decode()
-    except (TypeError, ValueError) as error:
-        text = orjson.dumps({"unreadable": ascii(value)[:2000], "why": str(error)}).decode()
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(_plain(value, MAX_NESTING), ensure_ascii=False)
     return text.replace("\\u0000", "\\ufffd") if "\\u0000" in text else text
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Integers of any usual size, no lone surrogates, no endless nesting."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) <= MAX_INTEGER else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, Mapping) and depth:
+        return {_text(key): _plain(inner, depth - 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and depth:
+        return [_plain(inner, depth - 1) for inner in value]
+    if isinstance(value, float) and isfinite(value):
+        return value
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    shown = "nested too deep" if isinstance(value, Mapping | list | tuple) else str(value)
+    return shown.encode("utf-8", "replace").decode()

@@ -22,7 +22,6 @@ from relay.ledger.errors import (
 )
 from relay.ledger.group_commit import MAX_BATCH, GroupCommit
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
-from relay.pricing.settlement import settle
 from relay.pricing.units import MAX_NANODOLLARS
 from relay.store import ledger as store
 
@@ -44,7 +43,7 @@ class Ledger:
     `dsn`: libpq text of relay_app; several hosts with target_session_attrs=read-write where there is
     failover.
     `settle_seconds`: how long a capture is tried while the database is away. `on_alert(name, facts)` is
-    called for what an operator must know: "unpriced_meter", "capture_lost", "late_capture".
+    called for what an operator must know: "unpriced_meter", "usage_doubted", "capture_lost", "late_capture".
     """
 
     def __init__(
@@ -82,15 +81,16 @@ class Ledger:
         Raises InsufficientCredit, BudgetExceeded, AccountSuspended, DuplicateRequest, or LedgerUnavailable
         when the database did not confirm in time (a hold that was written after all is released).
         """
-        if not 0 <= order.covered_amount <= order.amount <= MAX_NANODOLLARS:
-            raise InsufficientCredit(order.amount)
+        bound = order.bound
+        if not 0 <= bound.covered_amount <= bound.amount <= MAX_NANODOLLARS:
+            raise InsufficientCredit(bound.amount)
         item = columns.HoldItem(order, random.getrandbits(63))
         held = await self._holds.submit(order.request_id, item, deadline_seconds).future
         if held.outcome != "held":
             _refuse(held)
         allotted = orjson.loads(held.quotas) if held.quotas else {}
         overage = Fraction(1) if held.overage in (None, "1") else Fraction(held.overage)
-        return Hold(order.request_id, order.account_id, order.amount, order.admission, allotted, overage)
+        return Hold(order, allotted, overage)
 
     async def capture(self, order: CaptureOrder) -> int:
         """Charge; durable when it returns the n$ really charged. Idempotent by request id.
@@ -99,12 +99,12 @@ class Ledger:
         failovers; then raises LedgerUnavailable and leaves the hold to the sweeper. Raises UnknownHold
         when the sweeper was first.
         """
-        admission = order.hold.admission
-        settlement = settle(admission.tariff, order.meters, order.hold.allotted, admission.service_tier)
-        unpriced = settlement.list_charge.unpriced
-        if unpriced:
-            self._on_alert("unpriced_meter", {"model": admission.model, "meters": unpriced})
-        item = columns.capture_item(order, settlement)
+        item = columns.capture_item(order)
+        model = order.hold.order.admission.model
+        if item.unpriced:
+            self._on_alert("unpriced_meter", {"model": model, "meters": dict(item.unpriced)})
+        if order.doubt:
+            self._on_alert("usage_doubted", {"request_id": str(item.request_id), "why": order.doubt})
         try:
             member = self._settles.submit(item.request_id, item, self._settle_seconds)
             outcome, charge = await member.future
@@ -147,12 +147,12 @@ def _refuse(held: _Held) -> NoReturn:
 async def _write_holds(
     connection: AsyncConnection[TupleRow], items: Sequence[columns.HoldItem]
 ) -> list[_Held]:
-    rows = await store.run(connection, store.HOLD, columns.of_holds(items))
+    rows = await store.run(connection, columns.HOLD_STATEMENT, columns.of_holds(items))
     return [_Held(*row) for row in rows]
 
 
 async def _write_settles(
     connection: AsyncConnection[TupleRow], items: Sequence[columns.SettleItem]
 ) -> list[tuple[str, int]]:
-    rows = await store.run(connection, store.SETTLE, columns.of_settles(items))
+    rows = await store.run(connection, columns.SETTLE_STATEMENT, columns.of_settles(items))
     return [(row[0], row[1]) for row in rows]

@@ -3,73 +3,50 @@
 The life of a call::
 
     admission = book.admit(model, group=account.group, at=now)     # raises Unpriced
-    bound = admission.bound(input_units=900, max_output=4096)       # n$ and typed units, at most
-    hold = await ledger.hold(HoldOrder.of(request_id, account_id, token_id, admission, bound, expires_at))
+    bound = admission.bound(MaxUsage(input_units=900, max_output=4096))
+    hold = await ledger.hold(HoldOrder(request_id, account_id, token_id, admission, bound, expires_at))
     ...                                                             # call the provider
     charged = await ledger.capture(CaptureOrder(hold, meters, raw_usage, facts, cost))  # before the last byte
 
 or, when nothing was delivered::
 
-    await ledger.release(hold.request_id, "provider answered 503", facts)
+    await ledger.release(request_id, "provider answered 503", facts)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
-from relay.pricing.tariff import Admission, Bound, Cost
+from relay.pricing.bound import Bound
+from relay.pricing.tariff import Admission, Cost
 
 
 @dataclass(frozen=True, slots=True)
 class HoldOrder:
-    """Reserve the most that a call can cost. Amounts in n$; quotas in typed units (see QUOTA_METERS).
+    """Reserve the most that a call can cost, ``bound``: its ``covered_amount`` when the account's typed
+    quotas cover its ``quotas`` in full, else its ``amount``.
 
-    `amount` is held when the account's typed quotas do not cover `quotas` in full, else `covered_amount`.
-    `expires_at`: after it the sweeper ends the hold; give the longest call plus a minute.
+    ``expires_at``: after it the sweeper ends the hold; give the longest call plus a minute.
     """
 
     request_id: UUID
     account_id: int
     token_id: int | None
-    amount: int
     admission: Admission
+    bound: Bound
     expires_at: datetime
-    quotas: Mapping[str, int] = field(default_factory=dict)
-    covered_amount: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        request_id: UUID,
-        account_id: int,
-        token_id: int | None,
-        admission: Admission,
-        bound: Bound,
-        expires_at: datetime,
-    ) -> "HoldOrder":
-        return cls(
-            request_id,
-            account_id,
-            token_id,
-            bound.amount,
-            admission,
-            expires_at,
-            bound.quotas,
-            bound.covered_amount,
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A durable hold. `allotted`: typed units reserved; `overage`: multiplier of what no plan period pays."""
+    """A durable hold. ``allotted``: typed units reserved; ``overage``: multiplier of what no plan period
+    pays.
+    """
 
-    request_id: UUID
-    account_id: int
-    amount: int
-    admission: Admission
+    order: HoldOrder
     allotted: Mapping[str, int]
     overage: Fraction
 
@@ -78,9 +55,9 @@ class Hold:
 class CallFacts:
     """What the record of the call says besides money.
 
-    `outcome`: "ok", or what went wrong ("client_gone", "provider_error", "truncated", ...);
-    `abort_rule`: the rule that priced a stream that was cut short, else None;
-    `attempts`: one mapping an attempt at a provider, JSON-able (channel_id, outcome, status, cost, ms).
+    ``outcome``: "ok", or what went wrong ("client_gone", "provider_error", "truncated", ...);
+    ``abort_rule``: the rule that priced a stream that was cut short, else None;
+    ``attempts``: one mapping an attempt at a provider, JSON-able (channel_id, outcome, status, cost, ms).
     """
 
     outcome: str = "ok"
@@ -97,9 +74,9 @@ class CallFacts:
 class CaptureOrder:
     """Charge a held call for what was delivered.
 
-    `meters`: disjoint, see `normalise`; `raw_usage`: the provider's usage as it came; `cost`: the provider's,
-    `admission.cost(provider, meters)`, None if unknown; `usage_format`: of `normalise`, so that an audit
-    can derive the meters again.
+    ``meters``: disjoint; ``raw_usage``: what they were derived from, by ``normalise(usage_format,
+    raw_usage)``, so that an audit can derive them again; ``cost``: what the provider takes for them, None if
+    unknown; ``doubt``: why the provider's figures were not taken as they came (see ``billed_usage``).
     """
 
     hold: Hold
@@ -108,3 +85,4 @@ class CaptureOrder:
     facts: CallFacts = CallFacts()
     cost: Cost | None = None
     usage_format: str | None = None
+    doubt: str | None = None

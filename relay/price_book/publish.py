@@ -21,6 +21,7 @@ _FIELDS = {
     "model",
     "side",
     "provider",
+    "channel",
     "group",
     "currency",
     "valid_from",
@@ -40,8 +41,8 @@ def read_document(document: Document) -> tuple[dict[str, Any], list[Row]]:
     """The columns and rows of a price as typed. Raises FieldError, Conflict.
 
     Fields: model (a name or a pattern with *), rates or ratios, tools, tiers (see relay.pricing.documents),
-    side (sell | cost), provider (cost), group (sell), currency, valid_from, valid_to (ISO 8601), quantum and
-    minimum (n$), free (true: charged nothing), source (who says so).
+    side (sell | cost), provider or channel (cost), group (sell), currency, valid_from, valid_to (ISO 8601),
+    quantum and minimum (n$), free (true: charged nothing), source (who says so).
     """
     unknown = set(document) - _FIELDS
     if unknown:
@@ -53,7 +54,7 @@ def read_document(document: Document) -> tuple[dict[str, Any], list[Row]]:
     columns = {
         "model": _text(document, "model"),
         "side": _choice(document, "side", ("sell", "cost")),
-        "provider": _text(document, "provider", ""),
+        "provider": _billed(document),
         "customer_group": _text(document, "group", ""),
         "currency": _currency(document),
         "valid_from": moment(document.get("valid_from"), "valid_from"),
@@ -92,6 +93,14 @@ def _text(document: Document, name: str, default: str | None = None) -> str:
     if len(value) > 200:
         raise FieldError(name, "it is longer than 200 characters", "write a shorter one")
     return value.strip()
+
+
+def _billed(document: Document) -> str:
+    """Whose price it is: a provider's, or a channel's, which goes before its provider's."""
+    provider, channel = _text(document, "provider", ""), _text(document, "channel", "")
+    if provider and channel:
+        raise Conflict("channel", "a provider is named too", "write the provider or one of its channels")
+    return provider or channel
 
 
 def _choice(document: Document, name: str, allowed: Sequence[str]) -> str:

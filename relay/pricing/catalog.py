@@ -1,6 +1,6 @@
 """Which price holds: name patterns and their one order of precedence, groups, currencies.
 
-Precedence, the same for sell and cost prices, customers and providers:
+Precedence, the same for sell and cost prices:
 
 1. *The model's pattern with the most literal characters.* The full name has them all; `o3-mini-*` beats
    `o3*`, which beats `*`. A name with an effort suffix (`-minimal`, `-low`, `-medium`, `-high`, `-xhigh`,
@@ -8,7 +8,8 @@ Precedence, the same for sell and cost prices, customers and providers:
    `o3-mini-high` takes `o3-mini-high`, else `o3-mini-*`, else `o3-mini`, else `o3*`.
    Equal counts: the pattern that sorts first (so none depends on the order of writing).
 2. A price for the customer's group before one for all groups.
-3. A price for the provider before one for all providers.
+3. For cost prices: one for the channel before one for its provider before one for all. Both are named in
+   the version's ``provider``; no channel has the name of another's provider (`relay channel` sees to it).
 """
 
 import re
@@ -80,7 +81,7 @@ class Catalog:
     groups: tuple[GroupMultiplier, ...] = ()
     fx: tuple[FxRate, ...] = ()
     revision: int = 0
-    _found: dict[tuple[str, str, str, str], list[PriceVersion]] = field(default_factory=dict, repr=False)
+    _found: dict[tuple[str, str, str, str, str], list[PriceVersion]] = field(default_factory=dict, repr=False)
     _tariffs: dict[tuple[int, str, str, int, int], Tariff] = field(default_factory=dict, repr=False)
 
     def admit(
@@ -92,34 +93,35 @@ class Catalog:
             raise Unpriced(model)
         return Admission(model, group, at, self._tariff(version, group, using_group, at), self, service_tier)
 
-    def cost_tariff(self, model: str, provider: str, at: datetime) -> Tariff | None:
-        """The provider's price at that time, or None."""
-        version = self.version(model, side="cost", provider=provider, at=at)
+    def cost_tariff(self, model: str, provider: str, at: datetime, channel: str = "") -> Tariff | None:
+        """What a provider takes at that time for calls by this channel, or None."""
+        version = self.version(model, side="cost", provider=provider, channel=channel, at=at)
         return self._tariff(version, "", "", at) if version else None
 
     def version(
-        self, model: str, *, side: str, at: datetime, group: str = "", provider: str = ""
+        self, model: str, *, side: str, at: datetime, group: str = "", provider: str = "", channel: str = ""
     ) -> PriceVersion | None:
         """The version that holds at a time, by the precedence above."""
-        key = (model, side, group, provider)
+        key = (model, side, group, provider, channel)
         if key not in self._found:
             if len(self._found) > 100_000:  # names come from callers
                 self._found.clear()
-            self._found[key] = self._candidates(model, side, group, provider)
+            self._found[key] = self._candidates(model, side, group, _named(channel, provider))
         return next((version for version in self._found[key] if version.valid_at(at)), None)
 
-    def _candidates(self, model: str, side: str, group: str, provider: str) -> list[PriceVersion]:
+    def _candidates(self, model: str, side: str, group: str, billed: tuple[str, ...]) -> list[PriceVersion]:
+        """Versions that can hold, best first; ``billed``: whose prices can, best first."""
         fitting = [
             version
             for version in self.versions
             if version.side == side
             and version.customer_group in ("", group)
-            and version.provider in ("", provider)
+            and version.provider in billed
             and matches(version.model, model)
         ]
         return sorted(
             fitting,
-            key=lambda v: (-literals(v.model), v.model, v.customer_group == "", v.provider == ""),
+            key=lambda v: (-literals(v.model), v.model, v.customer_group == "", billed.index(v.provider)),
         )
 
     def _tariff(self, version: PriceVersion, group: str, using_group: str, at: datetime) -> Tariff:
@@ -156,6 +158,10 @@ class Catalog:
         if rate is None:
             raise Unpriced(f"{currency} (no exchange rate in force)")
         return rate
+
+
+def _named(channel: str, provider: str) -> tuple[str, ...]:
+    return (*(name for name in (channel, provider) if name), "")
 
 
 def _valid(dated: GroupMultiplier | FxRate, at: datetime) -> bool:

@@ -1,21 +1,19 @@
 """A price frozen at admission: what a call may cost at most, what it costs, and the proof of it."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 from typing import Any, Protocol
 
 import orjson
 
+from relay.pricing.bound import Bound, MaxUsage, Side
 from relay.pricing.charge import Charge, Row, Table, Terms, compute, resolve, select
 from relay.pricing.errors import Unpriced
-from relay.pricing.meter_names import QUOTA_METERS, TEXT_INPUT
+from relay.pricing.meter_names import context_length
 from relay.pricing.units import decimal_text, fraction_text
-
-PROMPT_METERS = {"text": TEXT_INPUT, "image": ("in_image",), "audio": ("in_audio",)}
-ANSWER_METERS = {"text": "out_text", "image": "out_image", "audio": "out_audio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +43,6 @@ class Multiplier:
 
     name: str
     value: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """The most that a call can cost, n$. `covered_amount`: what remains if typed quotas pay `quotas` in
-    full.
-    """
-
-    amount: int
-    covered_amount: int = 0
-    quotas: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +95,7 @@ class Tariff:
         return [self.table({"in_text": start}, service_tier) for start in starts]
 
     def _selected(self, meters: Mapping[str, int], service_tier: str) -> tuple[Table, str]:
-        length = sum(quantity for meter, quantity in meters.items() if meter in _INPUT) if self._edges else 0
+        length = context_length(meters) if self._edges else 0
         key = (bisect_right(self._edges, length), service_tier)
         known = self._tables.get(key)
         if known is None:
@@ -132,9 +119,6 @@ class Tariff:
         }
 
 
-_INPUT = frozenset(("in_text", "cache_read", "cache_write_5m", "cache_write_1h", "in_image", "in_audio"))
-
-
 def _row_json(row: Row) -> dict[str, Any]:
     price = row.unit_price
     exact = price if price is None or isinstance(price, int) else fraction_text(price)
@@ -144,7 +128,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 class CostBook(Protocol):
     """Where an admission finds the provider's price, frozen like its own."""
 
-    def cost_tariff(self, model: str, provider: str, at: datetime) -> Tariff | None: ...
+    def cost_tariff(self, model: str, provider: str, at: datetime, channel: str = "") -> Tariff | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,51 +151,41 @@ class Admission:
         """What these disjoint meters cost by the frozen price, before typed quotas and plan periods."""
         return self.tariff.charge(meters, self.service_tier)
 
-    def cost(self, provider: str, meters: Mapping[str, int]) -> "Cost | None":
-        """What the provider takes for them by the cost price of `provider`; None: none is published."""
-        tariff = self.costs.cost_tariff(self.model, provider, self.at) if self.costs else None
+    def cost(self, provider: str, meters: Mapping[str, int], channel: str = "") -> "Cost | None":
+        """What the provider takes for them, by the cost price of the channel, of the provider or of all;
+        None: none is published.
+        """
+        if self.costs is None:
+            return None
+        tariff = self.costs.cost_tariff(self.model, provider, self.at, channel)
         if tariff is None:
             return None
         charge = tariff.charge(meters, self.service_tier)
         return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
 
-    def hold_amount(self, *, input_units: int, max_output: int) -> int:
-        """n$ to hold for a text call: see `bound`."""
-        return self.bound(input_units=input_units, max_output=max_output).amount
-
-    def bound(
-        self,
-        *,
-        input_units: int = 0,
-        max_output: int = 0,
-        prompt: Iterable[str] = ("text",),
-        answer: str = "text",
-        others: Mapping[str, int] | None = None,
-    ) -> Bound:
+    def bound(self, most: MaxUsage) -> Bound:
         """The most that a call can cost: the whole prompt at its dearest input meter and prompt length, the
-        maximum output, and `others` (images, ms, char, tool:* at most).
+        maximum output at its dearest meter, and everything else that it can use.
 
-        `prompt`: kinds of input in the request (text, image, audio); `answer`: kind of output.
         Raises Unpriced when a meter that the call will use has neither a price nor a fallback.
         """
         if self.free:
-            return Bound(0)
-        others = dict(others or {})
-        inputs = [meter for kind in prompt for meter in PROMPT_METERS[kind]]
-        output = ANSWER_METERS[answer]
-        needed = [*inputs[: 1 if input_units else 0], *([output] if max_output else []), *others]
+            return Bound(0, most=most)
+        needed = [meters[0] for meters, quantity in most.sides if quantity]
+        beyond = most.sides_beyond_quotas
         amount = covered = 0
-        for table in self.tariff.longest_tables(input_units, self.service_tier):
+        for table in self.tariff.longest_tables(most.input_units, self.service_tier):
             self._check_priced(table, needed)
-            dearest = max(inputs, key=lambda meter: _unit_price(table, meter), default="in_text")
-            most = {**others, dearest: input_units, output: max_output}
-            amount = max(amount, self._bounded(table, most))
-            covered = max(covered, self._bounded(table, _beyond_quotas(most)))
-        return Bound(amount, covered, _quota_bound(input_units, max_output, inputs, output, others))
+            amount = max(amount, self._dearest(table, most.sides))
+            covered = max(covered, self._dearest(table, beyond))
+        return Bound(amount, covered, most.quotas, most)
 
-    def _bounded(self, table: Table, meters: Mapping[str, int]) -> int:
-        if not meters and not self.tariff.whole_call:
-            return 0
+    def _dearest(self, table: Table, sides: Sequence[Side]) -> int:
+        """n$ when each quantity falls to the dearest of its meters."""
+        meters = {
+            max(possible, key=lambda meter: _unit_price(table, meter)): quantity
+            for possible, quantity in sides
+        }
         return compute(table, self.tariff.counted(meters), self.tariff.terms).amount
 
     def _check_priced(self, table: Table, meters: Iterable[str]) -> None:
@@ -225,23 +199,3 @@ class Admission:
 def _unit_price(table: Table, meter: str) -> Fraction | int:
     row = table.get(meter)
     return row.unit_price if row and row.unit_price is not None else -1
-
-
-_METER_UNIT = {meter: unit for unit, meters in QUOTA_METERS.items() for meter in meters}
-
-
-def _beyond_quotas(meters: Mapping[str, int]) -> dict[str, int]:
-    return {meter: quantity for meter, quantity in meters.items() if meter not in _METER_UNIT}
-
-
-def _quota_bound(
-    input_units: int, max_output: int, inputs: list[str], output: str, others: Mapping[str, int]
-) -> dict[str, int]:
-    quotas: dict[str, int] = {}
-    for unit in {_METER_UNIT[meter] for meter in inputs if meter in _METER_UNIT}:
-        quotas[unit] = input_units
-    for meter, quantity in [(output, max_output), *others.items()]:
-        unit = _METER_UNIT.get(meter, "")
-        if unit and quantity:
-            quotas[unit] = quotas.get(unit, 0) + quantity
-    return {unit: quantity for unit, quantity in quotas.items() if quantity}

@@ -10,8 +10,12 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from relay.pricing.errors import FieldError
+from relay.pricing.meter_names import check_meter
 
 Raw = Mapping[str, Any]
+
+MOST = 10**30  # units of anything; more is no count
+METERS_FORMAT = "meters"  # disjoint meters as they are: {"meters": {"in_text": 10}}
 
 _MODALITIES_IN = {"AUDIO": "in_audio", "IMAGE": "in_image", "VIDEO": "in_image"}
 _MODALITIES_OUT = {"AUDIO": "out_audio", "IMAGE": "out_image", "VIDEO": "out_image"}
@@ -21,13 +25,14 @@ def normalise(fmt: str, raw: Raw) -> dict[str, int]:
     """Disjoint meters (no zeros) of a provider's usage object, or of a response that contains one.
 
     `fmt`: openai (chat, completions), openai_responses (or responses), anthropic, gemini, embeddings, images,
-    audio (transcription, translation, speech). Raises FieldError naming the field when it is malformed.
+    audio (transcription, translation, speech), meters. Raises FieldError naming the field when it is
+    malformed, and nothing else whatever a provider sends.
     """
     reader = FORMATS.get(ALIASES.get(fmt, fmt))
     if reader is None:
         raise FieldError("format", f"{fmt!r} is not a usage format", f"use one of {', '.join(FORMATS)}")
     if not isinstance(raw, Mapping):
-        raise FieldError(fmt, "the usage is not an object", "pass the provider's usage as it came")
+        raise FieldError(fmt, "the usage is not an object", "pass the usage as it came")
     for wrapper in ("usage", "usageMetadata", "usage_metadata"):
         if isinstance(raw.get(wrapper), Mapping):
             raw = {**{key: value for key, value in raw.items() if key != wrapper}, **raw[wrapper]}
@@ -41,9 +46,9 @@ def count(raw: Raw, *names: str) -> int:
         if value is None:
             continue
         if not _is_whole(value):
-            raise FieldError(name, f"{value!r} is not a whole number", "pass the provider's usage as it came")
-        if value < 0:
-            raise FieldError(name, f"{value} is negative", "pass the provider's usage as it came")
+            raise FieldError(name, f"{_shown(value)} is not a whole number", "pass the usage as it came")
+        if not 0 <= value <= MOST:
+            raise FieldError(name, "it is negative or above 10**30", "pass the usage as it came")
         return int(value)
     return 0
 
@@ -56,6 +61,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:60]
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or nesting of thousands
+        return f"a value of type {type(value).__name__}"
+
+
 def part(raw: Raw, *names: str) -> Raw:
     """The first of these fields that is an object, or an empty one."""
     for name in names:
@@ -63,13 +75,13 @@ def part(raw: Raw, *names: str) -> Raw:
         if isinstance(value, Mapping):
             return value
         if value is not None:
-            raise FieldError(name, "it is not an object", "pass the provider's usage as it came")
+            raise FieldError(name, "it is not an object", "pass the usage as it came")
     return {}
 
 
 def _require(raw: Raw, *names: str) -> None:
     if not any(raw.get(name) is not None for name in names):
-        raise FieldError(names[0], "the usage does not have it", "pass the provider's usage as it came")
+        raise FieldError(names[0], "the usage does not have it", "pass the usage as it came")
 
 
 def _openai(raw: Raw) -> dict[str, int]:
@@ -97,7 +109,7 @@ def _openai(raw: Raw) -> dict[str, int]:
         "cache_write_5m": written,
         "in_audio": audio,
         "in_image": image,
-        **_openai_output(raw, prompt),
+        **_openai_output(raw, max(prompt, cached + written + audio + image)),
         **_tools(raw),
     }
 
@@ -109,13 +121,18 @@ def _absorb(quantity: int, deficit: int) -> tuple[int, int]:
 
 
 def _openai_output(raw: Raw, prompt: int) -> dict[str, int]:
+    """Reasoning is answer text. Providers that count it beside the completion say so by their total."""
     details = part(raw, "completion_tokens_details", "output_tokens_details", "output_token_details")
     output = count(raw, "completion_tokens", "output_tokens")
-    reasoning = count(details, "reasoning_tokens")
-    if reasoning and count(raw, "total_tokens") == prompt + output + reasoning:
-        output += reasoning  # providers that count reasoning beside the completion say so by their total
+    output += max(_total(raw, "total_tokens") - prompt - output, 0)
     audio, image = count(details, "audio_tokens"), count(details, "image_tokens")
     return {"out_text": max(output - audio - image, 0), "out_audio": audio, "out_image": image}
+
+
+def _total(raw: Raw, name: str) -> int:
+    """A total beside the figures that count; one that cannot be read says nothing."""
+    value: Any = raw.get(name)
+    return int(value) if _is_whole(value) and 0 <= value <= MOST else 0
 
 
 def _tools(raw: Raw) -> dict[str, int]:
@@ -172,9 +189,10 @@ def _gemini_output(raw: Raw, prompt: int) -> dict[str, int]:
         count(raw, "candidatesTokenCount", "responseTokenCount"),
         count(raw, "thoughtsTokenCount"),
     )
-    total = count(raw, "totalTokenCount")
+    total = _total(raw, "totalTokenCount")
     if not (thoughts and total == prompt + answer):  # else the thoughts are inside the candidates already
         answer += thoughts
+    answer += max(total - prompt - answer, 0)
     details = "candidatesTokensDetails" if "candidatesTokensDetails" in raw else "responseTokensDetails"
     kinds = _by_kind(raw, details, _MODALITIES_OUT)
     return {"out_text": max(answer - sum(kinds.values()), 0), **kinds}
@@ -182,9 +200,10 @@ def _gemini_output(raw: Raw, prompt: int) -> dict[str, int]:
 
 def _by_kind(raw: Raw, name: str, meters: Mapping[str, str]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for detail in raw.get(name) or ():
-        if not isinstance(detail, Mapping):
-            raise FieldError(name, "it is not a list of objects", "pass the provider's usage as it came")
+    details = raw.get(name) or []
+    if not isinstance(details, list) or not all(isinstance(detail, Mapping) for detail in details):
+        raise FieldError(name, "it is not a list of objects", "pass the usage as it came")
+    for detail in details:
         meter = meters.get(str(detail.get("modality")).upper())
         if meter:
             found[meter] = found.get(meter, 0) + count(detail, "tokenCount", "token_count")
@@ -242,14 +261,20 @@ def _audio(raw: Raw) -> dict[str, int]:
 def _milliseconds(value: Any, name: str, factor: int) -> int:
     """Whole milliseconds, a begun one counts."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25")
+        raise FieldError(name, f"{_shown(value)} is not a duration", "write seconds, e.g. 61.25")
     try:
         exact = Decimal(str(value)) * factor
-    except ArithmeticError:
-        raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25") from None
+    except (ArithmeticError, ValueError):
+        raise FieldError(name, "it is not a duration", "write seconds, e.g. 61.25") from None
     if not exact.is_finite() or not 0 <= exact < 10**12:
-        raise FieldError(name, f"{value!r} is not a duration", "write seconds, e.g. 61.25")
+        raise FieldError(name, "it is not a duration", "write seconds, e.g. 61.25")
     return int(exact.to_integral_value(ROUND_CEILING))
+
+
+def _meters(raw: Raw) -> dict[str, int]:
+    """What the relay itself counted or cut."""
+    given = part(raw, "meters")
+    return {check_meter(name, f"meters.{name}"): count(given, name) for name in given}
 
 
 FORMATS: dict[str, Callable[[Raw], dict[str, int]]] = {
@@ -261,6 +286,7 @@ FORMATS: dict[str, Callable[[Raw], dict[str, int]]] = {
     "embeddings": _embeddings,
     "images": _images,
     "audio": _audio,
+    METERS_FORMAT: _meters,
 }
 # What people call the same formats.
 ALIASES = {

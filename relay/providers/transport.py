@@ -1,7 +1,7 @@
-"""The one door to providers. What lies behind it can be exchanged: callers know only this module's names.
+"""The one way to providers. What lies behind it can be exchanged: callers know only this module's names.
 
-A request is written at most once: whoever gets ``NotSent`` may try elsewhere, whoever gets ``Broken`` or
-``TimedOut`` must assume that the provider did the work. Closing a reply that is not read to its end closes
+A request is written at most once: after ``NotSent`` the provider knows nothing of it, after ``Broken`` or
+``TimedOut`` it may have done the work, and may bill it. Closing a reply that is not read to its end closes
 the connection, which is how a call is cancelled.
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import aiohttp
+
+from relay.providers.content_encoding import BadEncoding, Decoder, decoder_of
 
 MAX_HEADER_BYTES = 16 << 10
 # We, not the provider, must close what is idle: a request that crosses a provider's close may have been
@@ -59,6 +62,9 @@ class Reply(Protocol):
     async def read(self, limit: int) -> bytes:
         """The whole body; raises Broken above ``limit`` bytes, or when it is cut short."""
 
+    async def read_begin(self, limit: int) -> bytes:
+        """The first ``limit`` bytes of the body, or what came of them before it broke."""
+
     def blocks(self) -> AsyncIterator[bytes]:
         """The body in blocks as they arrive; raises Broken and TimedOut."""
 
@@ -85,9 +91,10 @@ class Transport(Protocol):
 class AiohttpReply:
     """A Reply over aiohttp."""
 
-    def __init__(self, response: aiohttp.ClientResponse, deadline: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, deadline: float, decoder: Decoder | None) -> None:
         self._response = response
         self._deadline = deadline
+        self._decoder = decoder
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
@@ -102,8 +109,31 @@ class AiohttpReply:
             parts.append(block)
         return b"".join(parts)
 
-    async def blocks(self) -> AsyncIterator[bytes]:
+    async def read_begin(self, limit: int) -> bytes:
         """See Reply."""
+        begin = bytearray()
+        with suppress(TransportError):
+            async for block in self.blocks():
+                begin += block
+                if len(begin) >= limit:
+                    break
+        return bytes(begin[:limit])
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """See Reply."""
+        return self._raw_blocks() if self._decoder is None else self._decoded_blocks(self._decoder)
+
+    async def _decoded_blocks(self, decoder: Decoder) -> AsyncIterator[bytes]:
+        try:
+            async for block in self._raw_blocks():
+                for part in decoder.feed(block):
+                    yield part
+        except BadEncoding as error:
+            raise Broken(str(error)) from error
+        if not decoder.ended:
+            raise Broken("the compressed answer is cut short")
+
+    async def _raw_blocks(self) -> AsyncIterator[bytes]:
         content = self._response.content
         loop = asyncio.get_running_loop()
         try:
@@ -166,13 +196,14 @@ class AiohttpTransport:
             raise TimedOut("no answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Broken(_describe(error)) from error
-        encoding = response.headers.get("content-encoding", "identity")
-        if encoding != "identity":
+        try:
+            decoder = decoder_of(response.headers.getall("content-encoding", []))
+        except BadEncoding as error:
             response.close()
-            raise Broken(f"the answer has content encoding {encoding}, which was not asked for")
+            raise Broken(str(error)) from error
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = self._timeouts.idle
-        return AiohttpReply(response, started + self._timeouts.total)
+        return AiohttpReply(response, started + self._timeouts.total, decoder)
 
     async def close(self) -> None:
         """See Transport."""

@@ -17,6 +17,7 @@ from relay.store import channels as store
 from relay.store.changes import Changes
 from relay.telemetry.metrics import Metrics
 
+FORMATS = ("openai",)  # the APIs that this version can speak to a channel; the first is the default
 FAILURES_UNTIL_COOLDOWN = 3
 COOLDOWN_SECONDS = 5.0
 
@@ -25,7 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """An account at a provider. A higher ``priority`` goes first; ``weight`` shares among equals."""
+    """An account at a provider. A higher ``priority`` goes first; ``weight`` shares among equals.
+
+    ``provider``: whose bill it is, for cost prices and metrics; ``format``: one of FORMATS.
+    """
 
     id: int
     name: str
@@ -36,6 +40,7 @@ class Channel:
     model_map: dict[str, str]
     priority: int
     weight: int
+    format: str = FORMATS[0]
 
     def provider_model(self, model: str) -> str:
         """What the provider calls ``model``."""
@@ -125,6 +130,13 @@ class ChannelTable:
         self._known = frozenset(model for row in rows for model in (*row["models"], *row["model_map"]))
 
     def _channel(self, row: dict[str, Any]) -> Channel | None:
+        if row["format"] not in FORMATS:  # written by a newer version
+            log.error(
+                "a channel is left out: this version does not speak its format '%s'",
+                row["format"],
+                extra={"channel": row["name"]},
+            )
+            return None
         try:
             api_key = self._cipher.decrypt(row["api_key_sealed"])
         except SettingError as error:
@@ -140,4 +152,5 @@ class ChannelTable:
             model_map=row["model_map"],
             priority=row["priority"],
             weight=row["weight"],
+            format=row["format"],
         )

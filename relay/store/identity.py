@@ -98,13 +98,6 @@ async def list_tokens_by_prefix(connection: AsyncConnection, prefix: str) -> lis
         return await cursor.fetchall()
 
 
-async def find_token(connection: AsyncConnection, account_id: int, name: str) -> Row | None:
-    """One token of an account by name."""
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(f"{_SELECT_KEY} where account_id = %s and name = %s", (account_id, name))
-        return await cursor.fetchone()
-
-
 async def set_token_status(connection: AsyncConnection, token_id: int, status: str) -> bool:
     """Set active or disabled; False when there is no such token."""
     cursor = await connection.execute("update tokens set status = %s where id = %s", (status, token_id))

@@ -4,29 +4,26 @@ Columns travel as PostgreSQL array literals: their types do not depend on the va
 statement is prepared once, and they are cheaper to write than adapted lists.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from uuid import UUID
+from typing import Any
 
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import TupleRow
 
-_HOLD_TYPES = "uuid bigint bigint bigint bigint bigint text text timestamptz text"
-_SETTLE_TYPES = (
-    "uuid bool bigint bigint numeric numeric bigint bigint text text bigint text text bool timestamptz"
-    " bigint bigint bigint text text text int int text text"
-)
+
+def hold_statement(types: Mapping[str, str]) -> str:
+    """The call of ledger_hold with parameters of these names and PostgreSQL types, in their order."""
+    return f"select outcome, missing, quotas, overage from ledger_hold({_arguments(types)})"  # noqa: S608
 
 
-def _arguments(types: str) -> str:
-    return ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(types.split(), 1))
+def settle_statement(types: Mapping[str, str]) -> str:
+    """The call of ledger_settle, likewise."""
+    return f"select outcome, charge from ledger_settle({_arguments(types)})"  # noqa: S608
 
 
-HOLD = (
-    "select outcome, missing, quotas, overage from "  # noqa: S608 - constants above
-    f"ledger_hold({_arguments(_HOLD_TYPES)})"
-)
-SETTLE = f"select outcome, charge from ledger_settle({_arguments(_SETTLE_TYPES)})"  # noqa: S608
+def _arguments(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} => ${n}::{kind}[]" for n, (name, kind) in enumerate(types.items(), 1))
 
 
 async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
@@ -45,38 +42,32 @@ async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
 async def run(
     connection: AsyncConnection[TupleRow], statement: str, columns: Sequence[str | None]
 ) -> list[TupleRow]:
-    """Execute HOLD or SETTLE on columns (array literals) and return a row a member, in their order."""
+    """Execute a statement on its columns (array literals) and return a row a member, in their order."""
     cursor = AsyncRawCursor(connection)
     await cursor.execute(statement, columns)
     return await cursor.fetchall()
 
 
-def numbers(values: Iterable[int | None]) -> str:
-    """An array literal of integers."""
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+def literal(kind: str, values: Sequence[Any]) -> str | None:
+    """An array literal of a PostgreSQL type; a column of nothing but nulls is null as a whole.
+
+    Takes int for bigint, integer and numeric, bool, UUID, aware datetime and str.
+    """
+    if values.count(None) == len(values) and values:
+        return None
+    return "{" + ",".join(["NULL" if value is None else _WRITERS[kind](value) for value in values]) + "}"
 
 
-def booleans(values: Iterable[bool]) -> str:
-    """An array literal of booleans."""
-    return "{" + ",".join(["t" if value else "f" for value in values]) + "}"
-
-
-def uuids(values: Iterable[UUID]) -> str:
-    """An array literal of UUIDs."""
-    return "{" + ",".join([value.hex for value in values]) + "}"
-
-
-def times(values: Iterable[datetime | None]) -> str:
-    """An array literal of aware datetimes."""
-    return "{" + ",".join(["NULL" if value is None else value.isoformat() for value in values]) + "}"
-
-
-def texts(values: Iterable[str | None]) -> str:
-    """An array literal of texts, quoted and escaped."""
-    return "{" + ",".join([_quoted(value) for value in values]) + "}"
-
-
-def _quoted(value: str | None) -> str:
-    if value is None:
-        return "NULL"
+def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+_WRITERS: dict[str, Callable[[Any], str]] = {
+    "bigint": str,
+    "integer": str,
+    "numeric": str,
+    "boolean": lambda value: "t" if value else "f",
+    "uuid": lambda value: value.hex,
+    "timestamptz": datetime.isoformat,
+    "text": _quoted,
+}

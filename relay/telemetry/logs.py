@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -29,9 +32,18 @@ FIELDS = frozenset(
     }
 )
 HIDDEN = "[redacted]"
+# A shorter one would be found in ordinary words.
+SHORTEST_SECRET = 6
+_SECRET_NAME = re.compile(
+    r"(?i)password|passwd|secret|(?:x-)?api[_ -]?key|access[_ ]?token|authorization|cookie"
+)
 # An unanchored `sk-` would eat "risk-assessment", and a bare `token` would eat "prompt_tokens=12".
 _RULES = [
-    (re.compile(r"\bsk-[\w-]{16,}"), HIDDEN),
+    (re.compile(r"\b(?:sk|pk|rk|xai|gsk|nvapi|pplx|hf|r8)[-_][\w-]{16,}"), HIDDEN),
+    # Keys that a provider has masked itself still show their ends: sk-ab***yz.
+    (re.compile(r"\b[\w-]{2,}\*{3,}[\w-]*"), HIDDEN),
+    # Whose account at the provider it is: OpenAI's organization and project.
+    (re.compile(r"\b(?:org|proj)[-_](?=\w*\d)\w{8,}"), HIDDEN),
     (re.compile(r"\bAIza[\w-]{35,}"), HIDDEN),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), HIDDEN),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
@@ -50,11 +62,44 @@ _RULES = [
 ]
 
 
-def redact(text: str) -> str:
-    """``text`` with keys, passwords and the like replaced."""
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """``text`` with keys, passwords and the like replaced, and each of ``secrets`` wherever it stands."""
+    for secret in secrets:
+        if len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, HIDDEN)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_data(data: bytes, secrets: Iterable[str] = ()) -> bytes:
+    """The same for bytes: in JSON every string, however it is escaped, else the text; the same bytes where
+    there is nothing to hide.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        text = data.decode("utf-8", "surrogateescape")
+        return redact(text, secrets).encode("utf-8", "surrogateescape")
+    hidden = _redact_value(value, tuple(secrets))
+    return data if hidden == value else json.dumps(hidden).encode()
+
+
+def _redact_value(value: Any, secrets: tuple[str, ...]) -> Any:
+    if isinstance(value, str):
+        return redact(value, secrets)
+    if isinstance(value, list):
+        return [_redact_value(part, secrets) for part in value]
+    if isinstance(value, dict):
+        return {
+            redact(name, secrets): HIDDEN if _names_secret(name, part) else _redact_value(part, secrets)
+            for name, part in value.items()
+        }
+    return value
+
+
+def _names_secret(name: str, value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and _SECRET_NAME.fullmatch(name) is not None
 
 
 class JsonFormatter(logging.Formatter):

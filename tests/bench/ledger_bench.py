@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -28,6 +28,7 @@ import uvloop
 from relay.app import new_request_id
 from relay.ledger.ledger import Ledger
 from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
+from relay.pricing.bound import MaxUsage
 from relay.pricing.charge import Row
 from relay.pricing.tariff import Admission, PriceVersion, Tariff
 from tests.contract.postgres import initdb, make_database, prepare
@@ -172,17 +173,11 @@ class Callers:
 
     async def _pair(self, request_id: UUID, account: int, quotas: bool) -> None:
         now = datetime.now(UTC)
-        bound = self._admission.bound(input_units=900, max_output=400)
-        order = HoldOrder(
-            request_id,
-            account,
-            account,
-            bound.amount,
-            self._admission,
-            now + timedelta(minutes=10),
-            bound.quotas if quotas and self._case.quotas else {},
-            bound.covered_amount,
-        )
+        bound = self._admission.bound(MaxUsage(input_units=900, max_output=400))
+        if not (quotas and self._case.quotas):
+            bound = replace(bound, quotas={})
+        expires_at = now + timedelta(minutes=10)
+        order = HoldOrder(request_id, account, account, self._admission, bound, expires_at)
         hold = await self._ledger.hold(order)
         facts = CallFacts(
             "ok", 1, True, None, now, 850, 120, ({"channel_id": 1, "outcome": "ok", "ms": 850},)

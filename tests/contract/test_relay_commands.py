@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from relay.identity.tokens import digest_of
+from relay.routing.key_cipher import KeyCipher
 from tests.contract.conftest import Database
-from tests.contract.relay_rig import VENDOR_KEY, Relay
+from tests.contract.relay_rig import SEAL_KEY, VENDOR_KEY, Relay
 
 
 @pytest.fixture
@@ -68,3 +69,69 @@ def test_what_is_missing_is_named(relay: Relay) -> None:
     done = relay.run("account", "list")
     assert (done.returncode, "the database refused" in done.stderr) == (1, True)
     assert "Traceback" not in done.stderr
+
+
+def test_a_channel_is_changed_field_by_field(relay: Relay, database: Database) -> None:
+    relay.channel("https://vendor.example.com", "m1,fast=m2")
+    (before,) = relay.command("channel", "list")
+    assert (before["provider"], before["format"]) == ("openai", "openai")
+    changes: dict[str, tuple[list[str], dict[str, object]]] = {
+        "provider": (["--provider", "acme"], {"provider": "acme"}),
+        "format": (["--format", "openai"], {}),
+        "base-url": (
+            ["--base-url", "https://other.example.com/v2/"],
+            {"base_url": "https://other.example.com/v2"},
+        ),
+        "models": (["--models", "m3,slow=m4"], {"models": ["m3", "slow"], "model_map": {"slow": "m4"}}),
+        "one model": (["--models", "m3"], {"models": ["m3"], "model_map": {}}),
+        "priority": (["--priority", "-3"], {"priority": -3}),
+        "weight": (["--weight", "0"], {"weight": 0}),
+    }
+    for options, changed in changes.values():
+        after = relay.command("channel", "set", "main", *options)
+        assert after == before | changed
+        before = after
+    assert relay.command("channel", "set", str(before["id"]), "--weight", "7")["weight"] == 7
+    nothing = relay.run("channel", "set", "main")
+    assert (nothing.returncode, "nothing is to be changed" in nothing.stderr) == (1, True)
+    nobody = relay.run("channel", "set", "nobody", "--weight", "1")
+    assert (nobody.returncode, "channel list" in nobody.stderr) == (1, True)
+
+
+def test_a_channels_key_is_changed_and_never_shown(relay: Relay, database: Database) -> None:
+    relay.channel("https://vendor.example.com", "m1")
+
+    def sealed() -> str:
+        with psycopg.connect(database.superuser_dsn) as connection:
+            (stored,) = connection.execute("select api_key_sealed from channels").fetchone() or ("",)
+        return str(stored)
+
+    before = sealed()
+    changed = relay.command("channel", "set", "main", "--api-key-stdin", stdin="another-key\n")
+    assert KeyCipher(SEAL_KEY).decrypt(sealed()) == "another-key"
+    assert sealed() != before
+    assert "another-key" not in str(changed)
+    empty = relay.run("channel", "set", "main", "--api-key-stdin")
+    assert (empty.returncode, "pipe the provider's API key" in empty.stderr) == (1, True)
+    assert KeyCipher(SEAL_KEY).decrypt(sealed()) == "another-key"
+
+
+def test_one_name_never_means_a_channel_and_another_provider(relay: Relay) -> None:
+    relay.channel("https://vendor.example.com", "m1", "eu", "--provider", "acme")
+    relay.channel("https://vendor.example.com", "m1", "acme", "--provider", "acme")
+    create = [
+        "channel",
+        "create",
+        "--base-url",
+        "https://x.example.com/v1",
+        "--api-key-stdin",
+        "--models",
+        "m",
+    ]
+    by_name = relay.run(*create, "--name", "acme2", "--provider", "eu", stdin=VENDOR_KEY)
+    assert (by_name.returncode, "'eu' is a channel of provider 'acme'" in by_name.stderr) == (1, True)
+    relay.channel("https://vendor.example.com", "m1", "us", "--provider", "other")
+    named = relay.run(*create, "--name", "other", "--provider", "third", stdin=VENDOR_KEY)
+    assert (named.returncode, "'other' is the provider of channel 'us'" in named.stderr) == (1, True)
+    moved = relay.run("channel", "set", "us", "--provider", "eu")
+    assert (moved.returncode, "choose another name" in moved.stderr) == (1, True)

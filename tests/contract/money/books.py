@@ -18,8 +18,9 @@ import psycopg
 
 from relay.app import new_request_id
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.pricing.bound import Bound
 from relay.pricing.charge import Row
-from relay.pricing.tariff import Admission, Bound, PriceVersion, Tariff
+from relay.pricing.tariff import Admission, PriceVersion, Tariff
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 METERS = {"in_text": 700, "out_text": 300}
@@ -110,7 +111,7 @@ def order(account: int, request_id: UUID | None = None, **changes: Any) -> HoldO
     """A hold for a call of at most CALL n$. Options: token, quotas, amount, seconds."""
     frozen = changes.get("admission") or admission()
     quotas = changes.get("quotas", {})
-    return HoldOrder.of(
+    return HoldOrder(
         request_id or new_request_id(),
         account,
         changes.get("token"),

@@ -228,14 +228,16 @@ def test_a_release_gives_back_and_is_recorded(books: Books) -> None:
         hold = await ledger.hold(order(account, quotas={"text_tokens": 1000}))
         assert hold.allotted == {"text_tokens": 1000}
         for _ in range(2):
-            await ledger.release(hold.request_id, "vendor answered 503", CallFacts(outcome="vendor_error"))
+            await ledger.release(
+                hold.order.request_id, "provider answered 503", CallFacts(outcome="provider_error")
+            )
         with pytest.raises(UnknownHold):
             await ledger.capture(capture(hold))
 
     with_ledger(books, story)
     assert books.balance(account) == (CALL, 0, 0)
     assert books.balance(account, "text_tokens") == (1000, 0, 0)
-    assert books.query("select outcome, charge, held from usage") == [("vendor_error", 0, 0)]
+    assert books.query("select outcome, charge, held from usage") == [("provider_error", 0, 0)]
     books.agree()
 
 

@@ -142,9 +142,9 @@ def test_every_capture_and_grant_replayed_twice_changes_nothing(books: Books) ->
         for _ in range(3):
             for hold in holds:
                 assert await ledger.capture(capture(hold)) == CALL
-                await ledger.release(hold.request_id, "too late")
+                await ledger.release(hold.order.request_id, "too late")
         with pytest.raises(DuplicateRequest):
-            await ledger.hold(order(account, request_id=holds[0].request_id))
+            await ledger.hold(order(account, request_id=holds[0].order.request_id))
         await ledger.close()
 
     play(story())

@@ -31,15 +31,16 @@ def on_connection(books: Books, action: Callable[[AsyncConnection[Any]], Awaitab
 
 def calls(books: Books, account: int, count: int = 3) -> None:
     async def story() -> None:
-        door = Ledger(books.app_dsn)
-        await door.start()
+        book = Ledger(books.app_dsn)
+        await book.start()
         for number in range(count):
-            hold = await door.hold(order(account))
-            await door.capture(
+            hold = await book.hold(order(account))
+            await book.capture(
                 CaptureOrder(hold, METERS, USAGE, CallFacts("ok", channel_id=number % 2 or None))
             )
-        await door.release((await door.hold(order(account))).request_id, "failed", CallFacts("vendor_error"))
-        await door.close()
+        failed = await book.hold(order(account))
+        await book.release(failed.order.request_id, "failed", CallFacts("provider_error"))
+        await book.close()
 
     play(story())
 
@@ -127,10 +128,10 @@ def test_old_settled_holds_are_forgotten_open_ones_never(books: Books) -> None:
     calls(books, account)
 
     async def hold_one() -> None:
-        door = Ledger(books.app_dsn)
-        await door.start()
-        await door.hold(order(account))
-        await door.close()
+        book = Ledger(books.app_dsn)
+        await book.start()
+        await book.hold(order(account))
+        await book.close()
 
     play(hold_one())
     books.query("update holds set created_at = now() - interval '36 days'")
@@ -173,11 +174,11 @@ def test_recompute_finds_what_does_not_follow(books: Books, tampering: str, item
     account = books.account(credit=100 * CALL)
 
     async def story() -> None:
-        door = Ledger(books.app_dsn)
-        await door.start()
+        book = Ledger(books.app_dsn)
+        await book.start()
         for _ in range(3):
-            await door.capture(capture(await door.hold(order(account))))
-        await door.close()
+            await book.capture(capture(await book.hold(order(account))))
+        await book.close()
 
     play(story())
     assert books.audit("recompute")["checked"] == 3

@@ -18,6 +18,7 @@ from relay.ledger.orders import CaptureOrder, HoldOrder
 from relay.price_book import publish
 from relay.price_book.cache import PriceBook
 from relay.price_book.load import load_catalog
+from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import Conflict, FieldError, Unpriced
 from relay.store import prices as store
 from relay.store.connection import connected
@@ -67,8 +68,8 @@ def test_a_change_reaches_three_replicas_and_admitted_calls_keep_their_price(boo
         await until(lambda: all(price_of(book) == 1_000_000 for book in replicas), 2)
         admission = replicas[0].admit("m", group="default", at=datetime.now(UTC))
         expires = datetime.now(UTC) + timedelta(minutes=5)
-        bound = admission.bound(input_units=1000)
-        hold = await ledger.hold(HoldOrder.of(new_request_id(), account, None, admission, bound, expires))
+        bound = admission.bound(MaxUsage(input_units=1000))
+        hold = await ledger.hold(HoldOrder(new_request_id(), account, None, admission, bound, expires))
         await in_database(books, lambda connection: publish.publish_document(connection, DEAR))
         await until(lambda: all(price_of(book) == 3_000_000 for book in replicas), 2)
         charged = await ledger.capture(CaptureOrder(hold, {"in_text": 1000}, None))
@@ -217,9 +218,9 @@ def test_a_free_model_is_free_because_somebody_said_so(books: Books) -> None:
         await book.start()
         await ledger.start()
         admission = book.admit("gratis", group="default", at=datetime.now(UTC))
-        bound = admission.bound(input_units=1000, max_output=1000)
+        bound = admission.bound(MaxUsage(input_units=1000, max_output=1000))
         expires = datetime.now(UTC) + timedelta(minutes=5)
-        hold = await ledger.hold(HoldOrder.of(new_request_id(), account, None, admission, bound, expires))
+        hold = await ledger.hold(HoldOrder(new_request_id(), account, None, admission, bound, expires))
         charged = await ledger.capture(CaptureOrder(hold, {"in_text": 1000, "out_text": 5}, None))
         await ledger.close()
         await book.close()

@@ -33,7 +33,7 @@ def test_names_of_all_hosts(fake_role: Any) -> None:
 
 def test_each_host_gets_its_own_certificate(fake_role: Any) -> None:
     files = fake_role(base.base, "db1").files
-    assert files["/etc/relay/tls/ca.crt"] == fleet.secret("ca_cert")
+    assert files["/etc/relay/tls/ca.crt"] == fleet.secret("ca_trusted")
     assert files["/etc/relay/tls/host.crt"] == fleet.secret("tls_cert:db1")
     assert files["/etc/relay/tls/host.key"] == fleet.secret("tls_key:db1")
 

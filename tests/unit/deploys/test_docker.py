@@ -40,7 +40,7 @@ def test_root_is_logged_in_to_the_registry(fake_role: Any) -> None:
     logins = json.loads(outcome.files["/root/.docker/config.json"])["auths"]
     login = base64.b64decode(logins["ops1.sandbox.test:5000"]["auth"]).decode()
     assert login == f"relay:{fleet.secret('registry_password')}"
-    assert outcome.files["/etc/docker/certs.d/ops1.sandbox.test:5000/ca.crt"] == fleet.secret("ca_cert")
+    assert outcome.files["/etc/docker/certs.d/ops1.sandbox.test:5000/ca.crt"] == fleet.secret("ca_trusted")
 
 
 def test_no_secret_is_part_of_a_command_or_a_name(fake_role: Any) -> None:

@@ -21,7 +21,7 @@ from deploys import roles
 from deploys.lib import fleet, pyinfra_adapter
 from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Role
-from deploys.run import cli, environment, health_checks, lock, stages, validate
+from deploys.run import cli, environment, health_checks, lock, stages, trust, validate
 
 PATH = "/etc/example"
 TEXT = "wanted\n"
@@ -67,6 +67,8 @@ def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     fake.directory = tmp_path
     monkeypatch.setattr(environment, "load", lambda _: fake.inventory())
     monkeypatch.setattr(validate, "check", lambda *_: None)
+    monkeypatch.setattr(trust, "check", lambda *_: None)
+    monkeypatch.setattr(trust, "record", lambda _: None)
     monkeypatch.setattr(roles, "table", lambda: (EXAMPLE,))
     monkeypatch.setattr(stages, "run", lambda _: example())
     monkeypatch.setattr(pyinfra, "is_cli", False)

@@ -12,7 +12,7 @@ import pytest
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
-from deploys.lib import config_files, fleet
+from deploys.lib import config_files, fleet, pki
 from deploys.lib.config_files import ConfigFile, Configuration
 from tests.unit.deploys.facts import LINUX, running
 
@@ -119,14 +119,15 @@ def test_what_an_interrupted_run_wrote_is_loaded_by_the_next(apply: Any, applied
     assert loaded(outcome) == set(applied.sets)
 
 
-@pytest.mark.parametrize("renewed", ["ca_cert", "tls_cert:", "tls_key:"])
+@pytest.mark.parametrize("renewed", ["ca_trusted", "tls_cert:", "tls_key:"])
 def test_a_renewed_certificate_or_ca_is_loaded_by_every_program_that_reads_it(
     apply: Any, applied: Applied, role: Any, renewed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = fleet.secret
+    other, _ = pki.new_authority("Another CA")
 
     def secret(name: str) -> str:
-        return old(name) + ("renewed\n" if name.startswith(renewed) else "")
+        return old(name) + (other if name.startswith(renewed) else "")
 
     monkeypatch.setattr(fleet, "secret", secret)
     told = loaded(apply(applied.answers()))
@@ -139,15 +140,15 @@ def test_every_program_that_is_certified_is_known(applied: Applied, role: Any) -
     sets = {
         name
         for name, one in applied.sets.items()
-        if any(_reads(one, secret) for secret in ("ca_cert", "tls_cert:", "tls_key:"))
+        if any(_reads(one, secret) for secret in ("ca_trusted", "tls_cert:", "tls_key:"))
     }
     assert sets == CERTIFIED.get(role.name, set())
 
 
 def _reads(configuration: Configuration, secret: str) -> bool:
     """Told by the files' texts alone, so that a declaration that is forgotten shows."""
-    mark = {"ca_cert": "/ca.crt", "tls_cert:": "/host.crt", "tls_key:": "/host.key"}[secret]
-    own = {"ca_cert": "relay-fleet.crt", "tls_cert:": "edge.crt", "tls_key:": "edge.key"}[secret]
+    mark = {"ca_trusted": "/ca.crt", "tls_cert:": "/host.crt", "tls_key:": "/host.key"}[secret]
+    own = {"ca_trusted": "relay-fleet-2.crt", "tls_cert:": "edge.crt", "tls_key:": "edge.key"}[secret]
     texts = "".join(file.text for file in configuration.files)
     paths = [file.path for file in [*configuration.files, *configuration.reads]]
     return f"/etc/relay/tls{mark}" in texts or any(path.endswith(own) for path in paths)

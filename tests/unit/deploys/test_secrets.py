@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> SecretStore:
 def test_everything_is_made_once(store: SecretStore) -> None:
     made = create_missing(store, DECLARED, SUBJECTS)
     names = {secret.name for secret in DECLARED}
-    assert set(made) == {*names, "ca_cert", "ca_key", "tls_cert:db1", "tls_key:db1"}
+    assert set(made) == {*names, "ca_cert", "ca_key", "ca_trusted", "tls_cert:db1", "tls_key:db1"}
     before = store.read()
     assert create_missing(store, DECLARED, SUBJECTS) == []
     assert store.read() == before
@@ -48,10 +48,11 @@ def test_a_new_host_gets_its_certificate(store: SecretStore) -> None:
     assert create_missing(store, DECLARED, more) == ["tls_cert:db2", "tls_key:db2"]
 
 
-def test_renewal_keeps_the_ca(store: SecretStore) -> None:
+def test_renewal_issues_every_certificate_anew(store: SecretStore) -> None:
     create_missing(store, DECLARED, SUBJECTS)
     before = store.read()
-    assert create_missing(store, DECLARED, SUBJECTS, renew=True) == ["tls_cert:db1", "tls_key:db1"]
+    made = create_missing(store, DECLARED, SUBJECTS, renew=True)
+    assert set(made) == {"tls_cert:db1", "tls_key:db1", "ca_next_cert", "ca_next_key", "ca_trusted"}
     assert store["ca_cert"] == before["ca_cert"]
     assert store["tls_cert:db1"] != before["tls_cert:db1"]
 

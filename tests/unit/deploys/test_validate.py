@@ -10,7 +10,7 @@ import pytest
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
-from deploys.lib import fleet, pki, secrets
+from deploys.lib import authority, fleet, pki, secrets
 from deploys.lib.errors import DeployError
 from deploys.run import environment, validate
 
@@ -168,6 +168,37 @@ def test_a_certificate_about_to_end(
 
 def _issue(subject: pki.Subject, values: Mapping[str, str]) -> tuple[str, str]:
     return pki.issue(subject, values["ca_cert"], values["ca_key"])
+
+
+def test_a_certificate_of_an_authority_that_hosts_do_not_trust(
+    sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]
+) -> None:
+    subject = roles.certificate_subjects()[0]
+    issued = pki.issue(subject, *pki.new_authority("Another CA"))
+    foreign = values | dict(zip((subject.cert, subject.private_key), issued, strict=True))
+    (told,) = problems(sandbox_inventory, tmp_path, foreign)
+    assert f"certificate {subject.cert!r} is of an authority that hosts do not trust: run" in told
+
+
+def test_an_authority_that_signs_but_is_not_trusted(
+    sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]
+) -> None:
+    certificate, key = pki.new_authority("Another CA")
+    told = problems(sandbox_inventory, tmp_path, values | {"ca_cert": certificate, "ca_key": key})
+    assert "the authority that signs (ca_cert) is not among those that hosts trust" in told[0]
+
+
+def test_an_authority_about_to_end(
+    sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pki, "CA_DAYS", 20)
+    old = authority.completed({}, roles.certificate_subjects())
+    told = problems(sandbox_inventory, tmp_path, values | old)
+    assert told == [
+        "the fleet's CA certificate is about to end: run `python -m deploys secrets sandbox` --renew"
+    ]
+    announced = authority.renewed(values | old, roles.certificate_subjects())
+    assert problems(sandbox_inventory, tmp_path, announced) == []
 
 
 def test_a_missing_ssh_key(sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]) -> None:

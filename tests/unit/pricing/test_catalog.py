@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 
+from relay.pricing.bound import MaxUsage
 from relay.pricing.catalog import Catalog, FxRate, GroupMultiplier, matches
 from relay.pricing.charge import Row
 from relay.pricing.errors import Unpriced
@@ -111,6 +112,64 @@ def test_a_cost_is_found_by_provider() -> None:
         assert cost.amount == 10_000
 
 
+BILLS = {
+    1: "",
+    2: "acme",
+    3: "acme-eu",  # a channel of acme
+    4: "other",
+    5: "other-us",  # a channel of other
+}
+
+
+@pytest.mark.parametrize(
+    ("provider", "channel", "number"),
+    [
+        ("acme", "acme-eu", 3),
+        ("acme", "acme-us", 2),
+        ("acme", "", 2),
+        ("other", "other-us", 5),
+        ("other", "other-eu", 4),
+        ("third", "third-1", 1),
+        ("acme", "other-us-2", 2),
+        ("openai", "openai", 1),
+    ],
+)
+def test_a_cost_by_channel_goes_before_one_by_provider_before_one_for_all(
+    provider: str, channel: str, number: int
+) -> None:
+    for numbers in (sorted(BILLS), sorted(BILLS, reverse=True)):
+        versions = [
+            version(n, "m", side="cost", provider=BILLS[n], rows=(Row("in_text", n * 10**9),))
+            for n in numbers
+        ]
+        admission = Catalog((version(9, "m"), *versions)).admit("m", group="", at=NOW)
+        for _ in range(2):  # found, then remembered
+            cost = admission.cost(provider, {"in_text": 1000}, channel)
+            assert cost is not None
+            assert cost.amount == number * 1_000_000
+
+
+@pytest.mark.parametrize("provider", ["acme", "acme-eu"])
+def test_a_cost_of_somebody_else_is_none(provider: str) -> None:
+    catalog = Catalog((version(1, "m"), version(2, "m", side="cost", provider=provider)))
+    admission = catalog.admit("m", group="", at=NOW)
+    assert admission.cost("other", {"in_text": 10}, "other-1") is None
+    assert admission.cost("acme", {"in_text": 10}, "acme-eu") is not None
+
+
+def test_the_models_pattern_goes_before_whose_price_it_is() -> None:
+    catalog = Catalog(
+        (
+            version(1, "m"),
+            version(2, "m", side="cost", rows=(Row("in_text", 2 * 10**9),)),
+            version(3, "*", side="cost", provider="acme-eu", rows=(Row("in_text", 3 * 10**9),)),
+        )
+    )
+    cost = catalog.admit("m", group="", at=NOW).cost("acme", {"in_text": 1000}, "acme-eu")
+    assert cost is not None
+    assert cost.amount == 2_000_000
+
+
 def test_the_version_of_the_moment_holds() -> None:
     change = NOW + timedelta(hours=1)
     catalog = Catalog((version(1, "m", end=change), version(2, "m", start=change)))
@@ -179,16 +238,16 @@ def test_a_bound_takes_the_dearest_input_and_tier() -> None:
         Row("out_text", 15 * 10**9),
     )
     admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
-    assert admission.hold_amount(input_units=1000, max_output=100) == 1000 * 4000 + 100 * 15000
-    assert admission.hold_amount(input_units=2000, max_output=0) == 2000 * 6000
-    spoken = admission.bound(input_units=1000, max_output=100, prompt=("text", "audio"))
+    assert admission.bound(MaxUsage(input_units=1000, max_output=100)).amount == 1000 * 4000 + 100 * 15000
+    assert admission.bound(MaxUsage(input_units=2000, max_output=0)).amount == 2000 * 6000
+    spoken = admission.bound(MaxUsage(input_units=1000, max_output=100, prompt=("text", "audio")))
     assert spoken.amount == 1000 * 40000 + 100 * 15000
 
 
 def test_a_bound_knows_what_quotas_may_cover() -> None:
     rows = (Row("in_text", 10**9), Row("out_text", 10**9), Row("tool:web_search", 10**13))
     admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
-    bound = admission.bound(input_units=10, max_output=5, others={"tool:web_search": 2})
+    bound = admission.bound(MaxUsage(input_units=10, max_output=5, others={"tool:web_search": 2}))
     assert bound.quotas == {"text_tokens": 15}
     assert bound.covered_amount == 20_000_000
     assert bound.amount == 20_000_000 + 15_000
@@ -197,11 +256,28 @@ def test_a_bound_knows_what_quotas_may_cover() -> None:
 def test_a_meter_without_price_is_refused_before_the_call() -> None:
     admission = Catalog((version(1, "m", rows=(Row("in_text", 10**9),)),)).admit("m", group="", at=NOW)
     with pytest.raises(Unpriced, match="out_text"):
-        admission.bound(input_units=10, max_output=5)
+        admission.bound(MaxUsage(input_units=10, max_output=5))
     with pytest.raises(Unpriced, match="image"):
-        admission.bound(input_units=10, others={"image": 1})
+        admission.bound(MaxUsage(input_units=10, others={"image": 1}))
 
 
 def test_a_minimum_is_held_too() -> None:
     admission = Catalog((version(1, "m", minimum=5000),)).admit("m", group="", at=NOW)
-    assert admission.hold_amount(input_units=1, max_output=0) == 5000
+    assert admission.bound(MaxUsage(input_units=1, max_output=0)).amount == 5000
+
+
+def test_a_price_a_call_is_held_beside_quotas() -> None:
+    rows = (Row("in_text", 10**9), Row("out_text", 10**9), Row("call", 40_000_000 * 10**6))
+    admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
+    bound = admission.bound(MaxUsage(input_units=10, max_output=5))
+    assert (bound.amount, bound.covered_amount, bound.quotas) == (40_015_000, 40_000_000, {"text_tokens": 15})
+
+
+def test_images_are_held_where_quotas_pay_for_the_text() -> None:
+    rows = (Row("in_text", 3 * 10**9), Row("in_image", 2 * 10**9), Row("out_text", 10**9))
+    admission = Catalog((version(1, "m", rows=rows),)).admit("m", group="", at=NOW)
+    bound = admission.bound(MaxUsage(input_units=10, max_output=5, prompt=("text", "image")))
+    assert (bound.amount, bound.covered_amount) == (35_000, 20_000)
+    assert bound.held({"text_tokens": 15}) == 20_000
+    assert bound.held({"text_tokens": 14}) == 35_000
+    assert bound.held({}) == 35_000

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.pricing.errors import FieldError
 from relay.pricing.usage import normalise
@@ -150,6 +152,34 @@ def test_reasoning_beside_the_completion_is_charged() -> None:
         "completion_tokens_details": {"reasoning_tokens": 94},
     }
     assert normalise("openai", raw) == {"in_text": 32, "out_text": 103}
+
+
+def test_a_total_above_its_parts_is_reasoning_whatever_the_details_say() -> None:
+    hidden = {"prompt_tokens": 10, "completion_tokens": 100, "total_tokens": 4110}
+    assert normalise("openai", hidden) == {"in_text": 10, "out_text": 4100}
+    partly = hidden | {"completion_tokens_details": {"reasoning_tokens": 50}}
+    assert normalise("openai", partly) == {"in_text": 10, "out_text": 4100}
+    gemini = {"promptTokenCount": 10, "candidatesTokenCount": 100, "totalTokenCount": 4110}
+    assert normalise("gemini", gemini) == {"in_text": 10, "out_text": 4100}
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_the_total_is_charged_where_it_is_larger(prompt: int, output: int, total: int, cached: int) -> None:
+    raw = {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": total,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    meters = normalise("openai", raw)
+    assert sum(meters.values()) == max(max(prompt, cached) + output, total)
+    assert meters.get("cache_read", 0) == cached
+
+
+@pytest.mark.parametrize("total", [None, "4110", -1, 1.5, [], 2**200])
+def test_a_total_that_cannot_be_read_says_nothing(total: Any) -> None:
+    raw = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": total}
+    assert normalise("openai", raw) == {"in_text": 10, "out_text": 5}
 
 
 def test_cached_audio_counts_once() -> None:

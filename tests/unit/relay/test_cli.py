@@ -46,7 +46,15 @@ def test_every_command_has_help_with_an_example(prog: str) -> None:
         ("token create --account 1 --name x --expires 2020-01-01T00:00:00Z", "in the past"),
         ("token create --account 1 --name x --addresses nowhere", "nowhere"),
         ("channel create --name x --provider openai --base-url api --api-key-stdin --models m", "not like"),
-        ("channel create --name x --provider none --base-url x --api-key-stdin --models m", "invalid choice"),
+        (
+            "channel create --name x --provider a --format fax --base-url https://a/v1 --api-key-stdin"
+            " --models m",
+            "invalid choice",
+        ),
+        ("channel set x --provider a/b", "is not a name"),
+        ("channel set x --weight -1", "not a whole number"),
+        ("channel set x --format fax", "invalid choice"),
+        ("channel set x --base-url ftp://a", "not like"),
         (
             "channel create --name x --provider openai --base-url https://a/v1 --api-key-stdin --models a=",
             "OURS",

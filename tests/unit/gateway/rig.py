@@ -1,0 +1,285 @@
+"""A call's life in one process: scripted providers, a ledger and channels that remember."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any, Self, cast
+from uuid import uuid4
+
+from relay.asgi import Message
+from relay.errors import ApiError
+from relay.formats import openai_chat_request
+from relay.gateway import lifecycle
+from relay.gateway.call import Call
+from relay.gateway.chat import ChatExchange
+from relay.gateway.disconnect_watcher import DisconnectWatcher
+from relay.gateway.services import Services
+from relay.identity.token_cache import Caller
+from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.pricing.charge import Row
+from relay.pricing.tariff import Admission, PriceVersion, Tariff
+from relay.routing.channels import Channel
+from relay.settings import Settings
+from relay.telemetry.metrics import Metrics
+
+IN, OUT = 2_500, 10_000
+KEY = "the-channels-own-key"
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+DONE = b"data: [DONE]\n\n"
+Script = Callable[[], AsyncIterator[bytes]]
+
+
+def event(payload: Any) -> bytes:
+    return b"data: " + json.dumps(payload).encode() + b"\n\n"
+
+
+def content(text: str = "abcd") -> bytes:
+    return event({"model": "theirs", "choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+USAGE_CHUNK = event({"choices": [], "usage": USAGE})
+STREAM = content("abcd") + content("efgh") + FINISH + USAGE_CHUNK + DONE
+COUNTED = (4 + 1) * IN  # of the prompt: 4 a message and one for "Hi?"
+
+
+@dataclass
+class FakeReply:
+    """A Reply whose blocks are given; an exception among them is raised, a number is a pause in seconds."""
+
+    blocks_: tuple[Any, ...]
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    closed: bool = False
+
+    async def read(self, limit: int) -> bytes:
+        return b"".join([block async for block in self.blocks()])[:limit]
+
+    async def read_begin(self, limit: int) -> bytes:
+        return await self.read(limit)
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        for block in self.blocks_:
+            if isinstance(block, Exception):
+                raise block
+            if isinstance(block, float):
+                await asyncio.sleep(block)
+            else:
+                yield block
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+def says(*blocks: Any, status: int = 200, **headers: str) -> FakeReply:
+    return FakeReply(blocks, status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def answers(body: Any, status: int = 200, **headers: str) -> FakeReply:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return says(raw, status=status, **headers)
+
+
+class FakeLedger:
+    """Remembers what became of the hold."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.captured: list[CaptureOrder] = []
+        self.released: list[tuple[str, CallFacts | None]] = []
+        self._failure = failure
+
+    async def hold(self, order: HoldOrder) -> Hold:
+        return Hold(order, {}, Fraction(1))
+
+    async def capture(self, order: CaptureOrder) -> int:
+        if self._failure is not None:
+            raise self._failure
+        self.captured.append(order)
+        return order.hold.order.admission.charge(order.meters).amount
+
+    async def release(self, request_id: object, reason: str, facts: CallFacts | None = None) -> None:
+        self.released.append((reason, facts))
+
+    @property
+    def charged(self) -> int:
+        """n$; fails unless the hold was settled exactly once."""
+        assert len(self.captured) + len(self.released) == 1, (self.captured, self.released)
+        return sum(order.hold.order.admission.charge(order.meters).amount for order in self.captured)
+
+    @property
+    def facts(self) -> CallFacts:
+        assert len(self.captured) + len(self.released) == 1
+        facts = self.captured[0].facts if self.captured else self.released[0][1]
+        assert facts is not None
+        return facts
+
+
+class FakeChannels:
+    def __init__(self, channels: list[Channel]) -> None:
+        self._channels = channels
+        self.health: list[tuple[str, bool]] = []
+
+    def candidates(self, model: str) -> list[Channel]:
+        return self._channels
+
+    def succeeded(self, channel: Channel) -> None:
+        self.health.append((channel.name, True))
+
+    def failed(self, channel: Channel) -> None:
+        self.health.append((channel.name, False))
+
+
+@dataclass
+class Result:
+    """What a call came to."""
+
+    ledger: FakeLedger
+    channels: FakeChannels
+    metrics: Metrics
+    sent: list[Message]
+    raised: BaseException | None
+    seconds: float
+
+    @property
+    def status(self) -> int:
+        if isinstance(self.raised, ApiError):
+            return self.raised.status
+        return int(self.sent[0]["status"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the response was ended as HTTP wants it."""
+        return bool(self.sent) and not self.sent[-1].get("more_body", False)
+
+    @property
+    def attempts(self) -> list[Mapping[str, Any]]:
+        return list(self.ledger.facts.attempts)
+
+
+@dataclass
+class Customer:
+    """How the customer behaves: leaves after that many messages, or does not read after them; and when the
+    server cancels the call, in seconds.
+    """
+
+    leaves_after: int | None = None
+    stalls_after: int | None = None
+    cancelled_after: float | None = None
+
+
+def run(
+    *providers: FakeReply | Exception,
+    stream: bool = True,
+    customer: Customer | None = None,
+    ledger: FakeLedger | None = None,
+    settings: Mapping[str, str] | None = None,
+    model_map: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Result:
+    """One call; ``providers``: what each channel, in the order of attempts, answers or fails of."""
+    body = {
+        "model": "mine",
+        "messages": [{"role": "user", "content": "Hi?"}],
+        "stream": stream,
+        "max_tokens": 100,
+    }
+    read = Settings.read(dict(settings or {}))
+    request = openai_chat_request.parse(json.dumps(body | fields).encode(), read)
+    rows = (Row("in_text", IN * 10**6), Row("out_text", OUT * 10**6))
+    now = datetime.now(UTC)
+    version = PriceVersion(1, "mine", "sell", "", "", "USD", now, None, 1, 0, False, rows)
+    made = ledger or FakeLedger()
+    channels = FakeChannels(
+        [
+            Channel(
+                n, f"c{n}", "openai", "http://10.1.2.3:8000/v1", KEY, frozenset(), dict(model_map or {}), 0, 1
+            )
+            for n in range(1, len(providers) + 1)
+        ]
+    )
+    metrics = Metrics()
+    waiting = list(providers)
+
+    class FakeTransport:
+        async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> FakeReply:
+            reply = waiting.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+    services = Services(*cast(Any, (read, None, channels, None, None, made, FakeTransport(), metrics)))
+    caller = cast(Caller, type("Caller", (), {"account_id": 1, "token_id": 2})())
+    sent: list[Message] = []
+    who = customer or Customer()
+
+    async def scenario() -> tuple[BaseException | None, float]:
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if who.stalls_after is not None and len(sent) >= who.stalls_after:
+                await asyncio.sleep(60)
+            sent.append(message)
+            if who.leaves_after is not None and len(sent) > who.leaves_after:
+                gone.set()
+                await asyncio.sleep(0)
+
+        watcher = DisconnectWatcher(receive)
+        call = Call(
+            services,
+            caller,
+            request,
+            Admission("mine", "", now, Tariff(version)),
+            uuid4(),
+            send,
+            watcher,
+            time.monotonic(),
+            "openai",
+            lambda: openai_chat_request.prompt_estimate(request.messages),
+        )
+        began = time.monotonic()
+        task = asyncio.current_task()
+        if who.cancelled_after is not None and task is not None:
+            asyncio.get_running_loop().call_later(who.cancelled_after, task.cancel)
+        try:
+            await lifecycle.run(call, ChatExchange(call, request))
+        except (Exception, asyncio.CancelledError) as error:
+            return error, time.monotonic() - began
+        finally:
+            watcher.close()
+        return None, time.monotonic() - began
+
+    raised, seconds = asyncio.run(scenario())
+    return Result(made, channels, metrics, sent, raised, seconds)
+
+
+WHOLE: dict[str, Any] = {
+    "model": "theirs",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "abcdefgh"}, "finish_reason": "stop"}
+    ],
+    "usage": USAGE,
+}
+
+
+def good(stream: bool) -> FakeReply:
+    return says(STREAM) if stream else answers(WHOLE)

@@ -1,0 +1,536 @@
+"""The life of a call against scripted providers: who pays what, who hears what, and who is asked next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from relay.asgi import ClientGone
+from relay.errors import ApiError
+from relay.formats import openai_chat_answer
+from relay.gateway import lifecycle, stream_response
+from relay.ledger.errors import LedgerUnavailable
+from relay.providers.transport import Broken, NotSent, TimedOut
+from relay.telemetry.logs import JsonFormatter
+from tests.unit.gateway.rig import (
+    COUNTED,
+    DONE,
+    FINISH,
+    KEY,
+    OUT,
+    STREAM,
+    USAGE_CHUNK,
+    WHOLE,
+    Customer,
+    FakeLedger,
+    FakeReply,
+    answers,
+    content,
+    event,
+    good,
+    run,
+    says,
+)
+
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+
+
+# ---------------------------------------------------------------------- what is charged
+
+
+@both
+def test_a_call_is_charged_by_its_usage(stream: bool) -> None:
+    result = run(good(stream), stream=stream)
+    assert result.raised is None
+    assert result.whole
+    assert result.ledger.charged == 75_000
+    assert (result.ledger.facts.outcome, result.channels.health) == ("ok", [("c1", True)])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "charge"),
+    [
+        ([USAGE_CHUNK, content(), content(), USAGE_CHUNK, DONE], 75_000),
+        ([event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}), STREAM], 75_000),
+        ([content(), content(), FINISH], COUNTED + 2 * OUT),
+        ([content(), content(), FINISH, Broken("reset")], COUNTED + 2 * OUT),
+        (
+            [content(), event({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}), DONE],
+            COUNTED + OUT,
+        ),
+        (
+            [
+                content(),
+                event(
+                    {"choices": [], "usage": {"prompt_tokens": 675_947_905, "completion_tokens": 24_231_238}}
+                ),
+                DONE,
+            ],
+            COUNTED + OUT,
+        ),
+        (
+            [
+                content(),
+                event({"choices": [], "usage": {"prompt_tokens": 2**64 - 1, "completion_tokens": 2**64 - 1}}),
+                DONE,
+            ],
+            COUNTED + OUT,
+        ),
+        ([FINISH, DONE], 0),
+        ([DONE], 0),
+    ],
+    ids=[
+        "usage-first",
+        "usage-twice",
+        "no-usage",
+        "reset-after-finish",
+        "zero",
+        "absurd",
+        "2^64",
+        "empty",
+        "done",
+    ],
+)
+def test_figures_are_checked_before_they_are_believed(blocks: list[Any], charge: int) -> None:
+    result = run(says(*blocks))
+    assert result.ledger.charged == charge
+    assert result.raised is None
+    assert result.body.endswith(DONE)
+    assert b"error" not in result.body
+    for order in result.ledger.captured:
+        assert charge <= order.hold.order.bound.amount
+
+
+def test_what_was_told_and_what_was_counted_are_both_on_record() -> None:
+    absurd = {"prompt_tokens": 10**9, "completion_tokens": 10**9}
+    result = run(answers(WHOLE | {"usage": absurd}), stream=False)
+    (order,) = result.ledger.captured
+    assert order.raw_usage is not None
+    assert order.raw_usage["provider"] == absurd
+    assert order.doubt
+    assert order.facts.abort_rule == "bill what was delivered"
+    assert result.ledger.charged == COUNTED + 2 * OUT
+
+
+@pytest.mark.parametrize(
+    "odd", [{"tool_calls": 5}, {"content": 5}, {"tool_calls": [5]}, {"function_call": []}]
+)
+@both
+def test_odd_fields_break_no_call(stream: bool, odd: dict[str, Any]) -> None:
+    if stream:
+        result = run(says(content() + event({"choices": [{"delta": odd}]}) + FINISH + USAGE_CHUNK + DONE))
+    else:
+        choices = [{"message": {"content": "abcd"} | odd}]
+        result = run(answers(WHOLE | {"choices": choices}), stream=False)
+    assert (result.raised, result.ledger.charged) == (None, 75_000)
+
+
+def test_deep_nesting_breaks_no_call() -> None:
+    deep = b"[" * 5000 + b"]" * 5000
+    result = run(says(content() + b"data: " + deep + b"\n\n" + FINISH + USAGE_CHUNK + DONE))
+    assert (result.raised, result.ledger.charged) == (None, 75_000)
+    whole = run(says(b'{"choices": ' + deep + b"}"), stream=False)
+    assert (whole.status, whole.ledger.charged) == (502, 0)
+
+
+STREAM_STEP = "relay.formats.openai_chat_stream.collect_texts"
+WHOLE_STEP = "relay.gateway.json_response.read_completion"
+
+
+@both
+def test_a_fault_of_our_own_settles_the_call(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    target = STREAM_STEP if stream else WHOLE_STEP
+    replies = says(content(), 0.01, content()) if stream else answers(WHOLE)
+    calls = iter([None])
+    if stream:
+        real = openai_chat_answer.collect_texts
+        monkeypatch.setattr(target, lambda *given: real(*given) if next(calls, 1) is None else broken())
+    else:
+        monkeypatch.setattr(target, broken)
+    result = run(replies, stream=stream)
+    assert isinstance(result.raised, ZeroDivisionError)
+    assert result.ledger.charged == (COUNTED + OUT if stream else 0)
+    assert result.ledger.facts.outcome == "internal_error"
+
+
+def test_a_settlement_that_cannot_be_computed_gives_the_hold_back(caplog: pytest.LogCaptureFixture) -> None:
+    result = run(good(True), ledger=FakeLedger(OverflowError("too large")))
+    assert result.ledger.charged == 0
+    assert result.raised is None
+    value = result.metrics.registry.get_sample_value(
+        "relay_ledger_alerts_total", {"reason": "settlement_failed"}
+    )
+    assert value == 1
+
+
+@both
+def test_an_answer_that_cannot_be_charged_is_withheld(stream: bool) -> None:
+    result = run(good(stream), stream=stream, ledger=FakeLedger(LedgerUnavailable("away")))
+    assert b"[DONE]" not in result.body
+    if stream:
+        assert b"could not be charged" in result.body
+    else:
+        assert result.status == 503
+
+
+# ---------------------------------------------------------------------- success is decided by the body
+
+FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
+    "not-sent": lambda: NotSent("refused"),
+    "broken": lambda: Broken("reset"),
+    "timeout": lambda: TimedOut("slow"),
+    "html": lambda: answers(b"<html><body>Bad gateway</body></html>\n\n"),
+    "error-object": lambda: answers({"error": {"message": "overloaded", "type": "server_error"}}),
+    "error-text": lambda: answers({"error": "overloaded"}),
+    "other-object": lambda: answers({"code": 1001, "msg": "internal"}),
+    "empty": lambda: answers(b""),
+    "nothing": lambda: answers(b"", status=204),
+    "text": lambda: answers(b"upstream connect error"),
+    "number": lambda: answers(b"42"),
+    "redirect": lambda: answers(b"", status=302),
+    "500": lambda: answers({"error": {"message": "x"}}, status=500),
+    "401": lambda: answers({"error": {"message": "Incorrect API key provided"}}, status=401),
+    "402": lambda: answers({"error": {"message": "Insufficient Balance"}}, status=402),
+    "403": lambda: answers({"error": {"message": "Forbidden"}}, status=403),
+    "404": lambda: answers({"error": {"message": "The model does not exist"}}, status=404),
+    "429": lambda: answers({"error": {"message": "slow down"}}, status=429),
+    "400-key": lambda: answers({"error": {"code": 400, "message": "API key not valid."}}, status=400),
+    "400-credit": lambda: answers({"error": {"message": "Your credit balance is too low"}}, status=400),
+    "broken-body": lambda: says(b'{"choices"', Broken("reset")),
+    "huge-head": lambda: says(b"x" * 100_000),
+}
+STREAM_FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
+    "error-event": lambda: says(event({"error": {"message": "overloaded"}})),
+    "role-then-error": lambda: says(
+        event({"choices": [{"delta": {"role": "assistant"}}]}),
+        event({"error": {"message": "overloaded"}}),
+        DONE,
+    ),
+    "role-then-reset": lambda: says(
+        event({"choices": [{"delta": {"role": "assistant", "content": ""}}]}), Broken("reset")
+    ),
+    "comments-then-close": lambda: says(b": wait\n\n", b": wait\n\n"),
+    "usage-then-close": lambda: says(USAGE_CHUNK),
+    "cut-event": lambda: says(content()[:-10]),
+    "too-large": lambda: says(b"data: " + b"x" * 5000),
+    "stalled": lambda: says(event({"choices": [{"delta": {"role": "assistant"}}]}), TimedOut("stalled")),
+}
+
+
+def check_failover(failing: FakeReply | Exception, stream: bool, **settings: str) -> None:
+    result = run(failing, good(stream), stream=stream, settings=settings)
+    assert result.raised is None
+    assert result.ledger.charged == 75_000
+    assert result.channels.health == [("c1", False), ("c2", True)]
+    assert [attempt["outcome"] for attempt in result.attempts][1:] == ["ok"]
+    assert {"class", "may_bill"} <= result.attempts[0].keys()
+    expected = STREAM.replace(USAGE_CHUNK, b"") if stream else json.dumps(WHOLE).encode()
+    assert result.body == expected, "nothing of the first provider is in the answer"
+
+
+@pytest.mark.parametrize("name", FAILURES)
+@both
+def test_what_is_no_answer_fails_over(stream: bool, name: str) -> None:
+    check_failover(FAILURES[name](), stream)
+
+
+@pytest.mark.parametrize("name", STREAM_FAILURES)
+def test_a_stream_that_breaks_before_its_content_fails_over(name: str) -> None:
+    check_failover(STREAM_FAILURES[name](), True, RELAY_MAX_EVENT_BYTES="4096")
+
+
+@pytest.mark.parametrize("name", [*FAILURES, *STREAM_FAILURES])
+def test_the_last_failure_is_told_and_costs_nothing(name: str) -> None:
+    result = run((FAILURES | STREAM_FAILURES)[name](), settings={"RELAY_MAX_EVENT_BYTES": "4096"})
+    assert isinstance(result.raised, ApiError)
+    assert result.raised.status in (502, 503, 504)
+    assert (result.ledger.charged, result.sent) == (0, [])
+    assert len(result.attempts) == 1
+
+
+def test_who_may_have_billed_is_on_record() -> None:
+    failing: list[Any] = [
+        NotSent("refused"),
+        Broken("reset"),
+        answers(b"", status=500),
+        answers({"error": "x"}),
+    ]
+    result = run(*failing, good(True))
+    assert [attempt.get("may_bill") for attempt in result.attempts] == [False, True, False, True, None]
+
+
+def test_after_a_first_byte_nobody_else_is_asked() -> None:
+    result = run(says(content(), Broken("reset")), good(True))
+    assert result.ledger.charged == COUNTED + OUT
+    assert result.body.startswith(content())
+    assert b"broke off" in result.body
+    assert result.whole
+    assert (result.ledger.facts.outcome, len(result.attempts)) == ("truncated", 1)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203, 206, 226])
+@both
+def test_every_success_status_is_judged_by_its_body(stream: bool, status: int) -> None:
+    reply = good(stream)
+    reply.status = status
+    result = run(reply, stream=stream)
+    assert (result.status, result.ledger.charged) == (200, 75_000)
+
+
+# ---------------------------------------------------------------------- refusals
+
+CONTEXT = "This model's maximum context length is 8192 tokens."
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (
+            {
+                "error": {
+                    "message": CONTEXT,
+                    "type": "invalid_request_error",
+                    "code": "context_length_exceeded",
+                }
+            },
+            "context_length_exceeded",
+        ),
+        ({"error": CONTEXT, "code": "context_length_exceeded"}, "context_length_exceeded"),
+        ({"message": CONTEXT, "code": "context_length_exceeded"}, "context_length_exceeded"),
+        ({"message": CONTEXT}, "provider_refused"),
+        ({"detail": CONTEXT}, "provider_refused"),
+        (
+            {"detail": [{"loc": ["body", "messages", 0], "msg": CONTEXT, "type": "value_error"}]},
+            "provider_refused",
+        ),
+        (
+            {"type": "error", "error": {"type": "invalid_request_error", "message": CONTEXT}},
+            "provider_refused",
+        ),
+        ({"error": {"code": 400, "message": CONTEXT, "status": "INVALID_ARGUMENT"}}, "INVALID_ARGUMENT"),
+        ([{"error": {"code": 400, "message": CONTEXT, "status": "INVALID_ARGUMENT"}}], "INVALID_ARGUMENT"),
+        ({"errors": [{"message": CONTEXT}]}, "provider_refused"),
+        (
+            {"error": {"error": {"message": CONTEXT, "code": "context_length_exceeded"}}},
+            "context_length_exceeded",
+        ),
+        (CONTEXT.encode(), "provider_refused"),
+    ],
+    ids=[
+        "openai",
+        "text",
+        "top",
+        "top-bare",
+        "detail",
+        "fastapi",
+        "anthropic",
+        "google",
+        "google-list",
+        "errors",
+        "nested",
+        "plain",
+    ],
+)
+@both
+def test_words_and_codes_of_a_refusal_reach_the_customer(stream: bool, body: Any, code: str) -> None:
+    result = run(answers(body, status=400), good(stream), stream=stream)
+    assert isinstance(result.raised, ApiError)
+    shown = result.raised.body()["error"]
+    assert (result.raised.status, shown["code"]) == (400, code)
+    assert CONTEXT in shown["message"]
+    assert (result.ledger.charged, result.channels.health) == (0, [])
+    assert result.ledger.facts.outcome == "provider_refused"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": CONTEXT, "code": "context_length_exceeded"},
+        {"message": CONTEXT, "code": 400},
+        {"message": CONTEXT, "type": "invalid_request_error"},
+    ],
+)
+@both
+def test_a_refusal_in_the_place_of_an_answer_is_one(stream: bool, error: Any) -> None:
+    reply = says(event({"error": error})) if stream else answers({"error": error})
+    result = run(reply, good(stream), stream=stream)
+    assert isinstance(result.raised, ApiError)
+    assert (result.raised.status, result.raised.message) == (400, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, {"error": {"code": 403, "message": "Your input was flagged by moderation."}}),
+        (400, {"error": {"code": "content_filter", "message": "The response was filtered"}}),
+        (403, {"error": {"code": "content_policy_violation", "message": "no"}}),
+        (451, {"error": {"message": "no"}}),
+        (200, {"error": {"code": "data_inspection_failed", "message": "no"}}),
+    ],
+)
+def test_a_refusal_of_the_content_does_not_count_against_the_channel(status: int, body: Any) -> None:
+    result = run(answers(body, status=status), good(True))
+    assert result.channels.health == []
+    assert result.status in (400, 403, 451)
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+@pytest.mark.parametrize(
+    ("given", "kept"), [("17", "17"), ("", "5"), ("soon", "5"), ("999999", "3600"), ("0", "1")]
+)
+def test_retry_after_of_the_provider_is_kept(status: int, given: str, kept: str) -> None:
+    result = run(answers({"error": "slow down"}, status=status, retry_after=given))
+    assert isinstance(result.raised, ApiError)
+    assert (result.raised.status, result.raised.headers["retry-after"]) == (503, kept)
+
+
+# ---------------------------------------------------------------------- what must not leak
+
+LEAKS = [
+    f"Incorrect key {KEY} at http://10.1.2.3:8000/v1",
+    f"Authorization: Bearer {KEY}",
+    f'{{"api_key": "{KEY}"}}',
+    "sk-proj-abcdefghijklmnopqrstuvwxyz",
+    "key sk-ab***************yz of org-a1b2c3d4e5",
+    f"escaped {KEY[:3]}\\u002d{KEY[4:]}",
+]
+SECRETS = (KEY.encode(), b"10.1.2.3", b"sk-proj", b"***", b"org-a1", KEY[:3].encode() + b"\\u002d")
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("shape", ["event", "event-text", "comment", "no-chunk", "400", "400-text"])
+def test_nothing_of_a_providers_secrets_passes(
+    shape: str, leak: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    escaped = leak.replace('"', '\\"') if "\\u" in leak else json.dumps(leak)[1:-1]
+    raw = b'{"error": {"message": "%s", "code": "%s"}}' % (escaped.encode(), escaped.encode())
+    replies = {
+        "event": says(content(), b"data: " + raw + b"\n\n"),
+        "event-text": says(content(), b'data: {"error": "%s"}\n\n' % escaped.encode(), DONE),
+        "comment": says(content(), b": " + leak.encode() + b"\n\n", FINISH + DONE),
+        "no-chunk": says(content(), b'data: {"note": "%s"}\n\n' % escaped.encode(), FINISH + DONE),
+        "400": answers(raw, status=400),
+        "400-text": answers(leak.encode(), status=400),
+    }
+    with caplog.at_level(logging.INFO):
+        result = run(replies[shape])
+    told = result.body + (
+        json.dumps(result.raised.body()).encode() if isinstance(result.raised, ApiError) else b""
+    )
+    logged = "\n".join(JsonFormatter().format(record) for record in caplog.records).encode()
+    if shape in ("comment", "400-text") and "\\u" in leak:
+        return  # there it is no escape, but other characters
+    for secret in SECRETS:
+        assert secret not in told
+        assert secret not in logged
+
+
+def test_the_answer_names_the_customers_model() -> None:
+    mapped = {"mine": "theirs"}
+    assert b"theirs" not in run(says(STREAM), model_map=mapped).body
+    assert b'"model": "mine"' in run(says(STREAM), model_map=mapped).body.replace(b'":"', b'": "')
+    whole = run(answers(WHOLE), stream=False, model_map=mapped)
+    assert json.loads(whole.body) == WHOLE | {"model": "mine"}
+    assert run(answers(WHOLE), stream=False).body == json.dumps(WHOLE).encode()
+    refused = run(answers({"error": {"message": "theirs cannot do that"}}, status=400), model_map=mapped)
+    assert isinstance(refused.raised, ApiError)
+    assert refused.raised.message == "mine cannot do that"
+
+
+@pytest.mark.parametrize("name", [*FAILURES, *STREAM_FAILURES])
+def test_a_fault_is_one_log_line_with_a_reason(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run((FAILURES | STREAM_FAILURES)[name](), settings={"RELAY_MAX_EVENT_BYTES": "4096"})
+    (line,) = caplog.records
+    assert len(line.getMessage().partition(": ")[2]) > 3
+    assert line.__dict__["reason"]
+
+
+# ---------------------------------------------------------------------- clocks, and customers that leave
+
+
+def test_a_complete_answer_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_response, "USAGE_SECONDS", 0.3)
+    monkeypatch.setattr(stream_response, "CLOSE_SECONDS", 0.1)
+    open_ended = run(says(content(), FINISH + USAGE_CHUNK, 30.0))
+    assert (open_ended.ledger.charged, open_ended.seconds < 0.25) == (75_000, True)
+    beats = [part for _ in range(100) for part in (0.02, b": beat\n\n")]
+    without = run(says(content(), FINISH, *beats))
+    assert 0.25 < without.seconds < 0.8
+    assert without.ledger.charged == COUNTED + OUT
+    for result in (open_ended, without):
+        assert result.body.endswith(DONE)
+        assert result.ledger.facts.outcome == "ok"
+
+
+def test_usage_that_comes_late_is_waited_for() -> None:
+    result = run(says(content(), FINISH, 0.3, USAGE_CHUNK, DONE))
+    assert result.ledger.charged == 75_000
+
+
+@pytest.mark.parametrize("first", [FINISH, content()[:-2] + b"\n\n"])
+def test_hidden_reasoning_is_not_had_for_free_by_leaving_at_the_end(first: bytes) -> None:
+    """The customer leaves when it has the text, while finish and usage are on their way."""
+    rest = [FINISH] if first != FINISH else []
+    result = run(says(content(), first, 0.05, *rest, USAGE_CHUNK, DONE), customer=Customer(leaves_after=1))
+    assert isinstance(result.raised, ClientGone)
+    assert result.ledger.charged == 75_000
+    assert result.ledger.facts.outcome == "client_gone"
+
+
+def test_a_customer_that_leaves_in_the_middle_stops_the_provider_and_pays_what_it_got() -> None:
+    reply = says(content(), *[part for _ in range(50) for part in (0.04, content())])
+    result = run(reply, customer=Customer(leaves_after=1))
+    assert isinstance(result.raised, ClientGone)
+    assert reply.closed
+    assert result.seconds < 0.5
+    assert result.ledger.charged == COUNTED + OUT, "what came after it had left is not charged"
+    assert (result.ledger.facts.outcome, result.channels.health) == ("client_gone", [])
+
+
+def test_a_customer_that_does_not_read_is_cut_and_pays_what_it_got() -> None:
+    blocks = [content() for _ in range(10)]
+    settings = {"RELAY_PROVIDER_TIMEOUT_SECONDS": "0.3"}
+    result = run(says(*blocks), customer=Customer(stalls_after=4), settings=settings)
+    assert isinstance(result.raised, ClientGone)
+    assert 0.2 < result.seconds < 1
+    assert (result.ledger.facts.outcome, result.channels.health) == ("client_stalled", [])
+    assert 3 * OUT <= result.ledger.charged - COUNTED <= 4 * OUT
+
+
+def test_the_last_bytes_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "FINISH_SECONDS", 0.2)
+    result = run(good(True), customer=Customer(stalls_after=2))
+    assert isinstance(result.raised, ClientGone)
+    assert (result.ledger.charged, result.seconds < 1) == (75_000, True)
+
+
+def test_all_attempts_share_the_calls_time() -> None:
+    slow = [says(content()[:5], 30.0), good(True)]
+    result = run(*slow, settings={"RELAY_PROVIDER_TIMEOUT_SECONDS": "0.2"})
+    assert (result.status, result.ledger.charged) == (504, 0)
+    assert result.channels.health == [("c1", False)]
+
+
+def test_heartbeats_pass_while_a_provider_thinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_response, "OPENING_SECONDS", 0.05)
+    beats = [part for _ in range(6) for part in (0.03, b": beat\n\n")]
+    result = run(says(*beats, STREAM))
+    assert result.body == b": beat\n\n" * 6 + STREAM.replace(USAGE_CHUNK, b"")
+    assert len(result.sent) > 4
+
+
+@pytest.mark.parametrize(("blocks", "charge"), [([content(), 5.0], COUNTED + OUT), ([5.0], 0)])
+def test_a_shutdown_settles_what_was_delivered(blocks: list[Any], charge: int) -> None:
+    result = run(says(*blocks), good(True), customer=Customer(cancelled_after=0.05))
+    assert isinstance(result.raised, asyncio.CancelledError)
+    assert result.ledger.charged == charge
+    assert (result.ledger.facts.outcome, len(result.attempts)) == ("shutdown", 1)
