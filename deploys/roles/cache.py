@@ -15,6 +15,7 @@ from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
 from deploys.lib.secrets import Secret
 
 PACKAGES = ["prometheus-redis-exporter", "redis-server"]
+SETTINGS = "/etc/redis/redis.conf"
 REDIS_PORT, EXPORTER_PORT = 6379, 9121
 LOCAL_URL = f"rediss://127.0.0.1:{REDIS_PORT}"
 
@@ -57,7 +58,15 @@ def cache() -> None:
     )
     redis = configuration()
     written = redis.write()
-    apt.packages(name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    installed = apt.packages(
+        name="Install Redis (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True
+    )
+    # The package's installation gives the file to the account that must only read it.
+    server.shell(
+        name=f"Take back {SETTINGS} from its package",
+        commands=[f"chown root:redis {SETTINGS}"],
+        _if=fleet.changed(installed),
+    )
     redis.load(written)
     systemd.service(name="Run Redis (redis-server.service)", service=redis.unit, enabled=True)
     exporter().keep()
@@ -75,7 +84,7 @@ def configuration() -> Configuration:
     )
     return Configuration(
         "redis-server.service",
-        [ConfigFile("/etc/redis/redis.conf", text, mode="640", group="redis")],
+        [ConfigFile(SETTINGS, text, mode="640", group="redis")],
         label="redis",
     )
 

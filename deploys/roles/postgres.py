@@ -145,13 +145,14 @@ def postgres() -> None:
     program = service()
     program_written = program.write()
     systemd.service(name="Run Patroni (patroni.service)", service=UNIT, enabled=True)
+    # Before anybody is waited for: the others must let a new member in.
+    settings.load(settings_written)
     server.shell(
         name="Wait until PostgreSQL serves (patroni.service)",
         commands=["relay-patroni wait"],
         _if=lambda: not was_running,
     )
     patroni.database_setup(name="Set up roles and database (/etc/relay/database.json)", due=setup())
-    settings.load(settings_written)
     restart(program.load(program_written))
     if fleet.node_of(host) == fleet.hosts("db")[0]:
         patroni.keep_primary(

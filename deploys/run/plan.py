@@ -91,6 +91,7 @@ def apply(name: str, limits: Sequence[str]) -> int:
             if not run.limited and not run.hindered(role):
                 _health(run, runner, role)
         run.changes = sum(runner.done.values())
+        # What a lost host trusts is not known.
         if not run.limited and not run.without:
             trust.record(fleet.state_directory())
         _summary(run, runner)

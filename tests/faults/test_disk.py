@@ -52,7 +52,11 @@ def test_a_primary_whose_disk_fills_hands_over(small_disk: None) -> None:
     if (primary := leader()) != HOST:
         words = ("switchover", "relay", "--leader", primary, "--candidate", HOST, "--force")
         remote.run(HOST, "patronictl", *words, seconds=120)
-    calls, struck = call_while(Customers(), remote.addresses("edge"), 40, lambda: sh(FILL), at=5)
+
+    def fill() -> None:
+        sh(FILL)
+
+    calls, struck = call_while(Customers(), remote.addresses("edge"), 40, fill, at=5)
     assert leader() != HOST
     late = [call for call in calls if call.began > struck + 10]
     assert late

@@ -69,3 +69,11 @@ def test_account_and_configuration_are_there_when_the_package_starts_the_service
 
 def test_url_is_for_tls(sandbox_inventory: Any) -> None:
     assert re.fullmatch(r"rediss://:[0-9a-f]{64}@172\.30\.77\.41:6379/0", cache.url())
+
+
+def test_the_package_does_not_keep_the_file_that_its_account_may_only_read(outcome: Any) -> None:
+    """A new host is as the next plan wants it: Debian's package gives redis.conf to its account."""
+    names = outcome.operations
+    install = next(i for i, name in enumerate(names) if "Install Redis" in name)
+    assert any("Take back /etc/redis/redis.conf" in name for name in names[install:])
+    assert "chown root:redis /etc/redis/redis.conf" in outcome.commands

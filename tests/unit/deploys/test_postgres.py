@@ -241,3 +241,11 @@ def test_the_watcher_of_the_disk_follows_the_settings(fake_role: Any) -> None:
     assert "--name db2 --data /var/lib/postgresql/15/relay --rest https://172.30.77.32:8008" in command
     assert "--handover-mb 7 --handover-percent 3 --reserve-mb 5" in command
     assert postgres.DISK_WATCH in outcome.files
+
+
+def test_the_others_let_a_new_member_in_before_it_is_waited_for(outcome: Any) -> None:
+    """Their access rules name it; a primary that has not loaded them refuses its copy."""
+    names = outcome.operations
+    load = next(i for i, name in enumerate(names) if "patroni: test, then" in name)
+    wait = next(i for i, name in enumerate(names) if "Wait until PostgreSQL serves" in name)
+    assert load < wait
