@@ -83,6 +83,14 @@ def data_of(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
+def is_comment(event: bytes) -> bool:
+    """Whether there is nothing but comments, in UTF-8, in it."""
+    try:
+        return all(not line or line.startswith(":") for line in event.decode().splitlines())
+    except UnicodeDecodeError:
+        return False
+
+
 def with_data(event: bytes, data: bytes) -> bytes:
     """``event`` with other data; its other fields stay, and its blank line is left to the caller."""
     others = [line for line in event.splitlines() if line and not _is_data(line)]

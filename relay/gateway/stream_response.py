@@ -85,6 +85,8 @@ class StreamAnswer:
                 part = meter.release()
         if part and not call.watcher.gone:
             await call.send_part(part, SSE_HEADERS)
+        if meter.broken is not None:
+            raise BadAnswer(meter.broken)
 
     def _check_begin(self, block: bytes) -> None:
         """Raise while another provider may still be asked."""
@@ -109,7 +111,7 @@ class StreamAnswer:
         if not meter.events:
             value = loads(self._begin)
             if isinstance(value, dict) and "choices" not in value:
-                raise ErrorAnswer(value)
+                raise ErrorAnswer(value.get("error") or value)
             raise BadAnswer("what came is no event stream")
         if not meter.complete:
             raise BadAnswer("the stream stopped before its end")
