@@ -116,7 +116,12 @@ class StreamMeter:
         rest = self._buffer.take_rest()
         event = rest.strip(b"\r\n")
         payload = sse.data_of(event)
-        if not payload or not (_is_done(payload) or loads(payload) is not NOT_JSON):
+        if not payload:
+            return
+        if not _is_done(payload) and loads(payload) is NOT_JSON:
+            if _is_done(payload.rpartition(b"\n")[2]):  # of several events without blank lines between
+                self._kept.append(DONE)
+                self.done = True
             return
         blank = b"\n\n" if _is_done(payload) else b""
         self._cut_end = not blank
@@ -181,22 +186,29 @@ class StreamMeter:
         try:
             chunk = decode(payload)
         except BadAnswer as error:
-            if not self.finished:
-                self.broken = str(error)
-            return _DROP
-        if chunk is None:
-            return self._other_event(event, payload)
+            return self._read_broken(error)
         self.events += 1
         if self.done:
             self._read_usage(chunk)
             return _DROP
+        if len(payload) + 6 != len(event) and not sse.is_utf8(event):
+            self._altered = sse.with_data(event, payload)
+        if chunk is None:
+            return self._other_event(event, payload)
         if self._model is not None:
-            renamed = replace_string(payload, "model", self._model)
-            if renamed != payload:
-                self._altered = sse.with_data(event, payload := renamed)
-        if chunk.error:
-            return self._read_error(chunk, event, payload)
-        return self._read_chunk(chunk, event, payload)
+            payload = self._rename(event, payload, self._model)
+        return self._read_error(chunk, event) if chunk.error else self._read_chunk(chunk, event, payload)
+
+    def _read_broken(self, error: BadAnswer) -> int:
+        if not self.finished:
+            self.broken = str(error)
+        return _DROP
+
+    def _rename(self, event: bytes, payload: bytes, model: str) -> bytes:
+        renamed = replace_string(payload, "model", model)
+        if renamed != payload:
+            self._altered = sse.with_data(event, renamed)
+        return renamed
 
     def _read_done(self, event: bytes, payload: bytes) -> int:
         self.events += 1
@@ -231,12 +243,12 @@ class StreamMeter:
             return _DROP
         return _KEEP if self._keeping else _PASS
 
-    def _read_usage(self, chunk: Completion) -> None:
-        if chunk.usage:
+    def _read_usage(self, chunk: Completion | None) -> None:
+        if chunk is not None and chunk.usage:
             self.usage = chunk.usage
             self.usage_is_last = True
 
-    def _read_error(self, chunk: Completion, event: bytes, payload: bytes) -> int:
+    def _read_error(self, chunk: Completion, event: bytes) -> int:
         if self.finished:
             return _DROP  # what is complete is not undone
         self._read_usage(chunk)
@@ -250,7 +262,6 @@ class StreamMeter:
         """A comment, or data that is no chunk."""
         if self.done:
             return _DROP
-        self.events += payload is not None
         self._clean(event, payload)
         return _KEEP if self._keeping else _PASS
 

@@ -219,6 +219,7 @@ def test_a_begin_that_may_wait_no_longer_is_released() -> None:
         (content("a") + usage_chunk(), usage_chunk() + DONE),
         (content("a") + finish() + b'data: {"choi', finish() + DONE),
         (DONE, DONE),
+        (content("a") + b"data: {}\ndata: [DONE]\n", DONE),
     ],
 )
 def test_a_stream_that_is_complete_is_complete_however_it_ends(data: bytes, tail: bytes) -> None:
@@ -398,6 +399,14 @@ def test_what_is_complete_is_not_broken_by_what_follows(data: bytes) -> None:
     made = meter()
     assert whole(made, content("abcd") + finish() + data + DONE) == content("abcd") + finish() + DONE
     assert made.complete
+
+
+def test_a_line_that_is_not_utf8_is_left_out() -> None:
+    data = (
+        b": \xff\nid: \xe2\x80\xa8\n" + content("abcd") + content("efgh").replace(b"efgh", "\u2028".encode())
+    )
+    sent = whole(meter(), data + finish() + DONE)
+    assert sent == data.removeprefix(b": \xff\n") + finish() + DONE
 
 
 @pytest.mark.parametrize("done", [b"data:  [DONE]\n\n", b"data:\ndata: [DONE]\n\n"])

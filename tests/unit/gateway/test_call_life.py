@@ -491,6 +491,15 @@ def test_hidden_reasoning_is_not_had_for_free_by_leaving_at_the_end(
     assert result.ledger.facts.outcome == "client_gone"
 
 
+@pytest.mark.parametrize("opening", [b"", b": beat\n\n", b"event: message\n", b"\r\n\r\n"])
+def test_a_first_event_of_five_megabytes_passes(opening: bytes) -> None:
+    large = opening + content("z" * 5_000_000)
+    blocks = [large[start : start + 60_000] for start in range(0, len(large), 60_000)]
+    result = run(says(*blocks, FINISH, USAGE_CHUNK, DONE))
+    assert (result.raised, result.ledger.charged) == (None, 75_000)
+    assert result.body.count(b"z") == 5_000_000
+
+
 def test_a_customer_that_leaves_in_the_middle_stops_the_provider_and_pays_what_it_got() -> None:
     reply = says(content(), *[part for _ in range(50) for part in (0.04, content())])
     result = run(reply, customer=Customer(leaves_after=1))
