@@ -15,6 +15,7 @@ import msgspec
 from relay.formats.text_estimate import split_text, text_estimate
 
 USAGE_FORMAT = "openai"
+NOT_JSON: Any = object()
 # How deep parts of a content are followed: Mistral's have texts inside their "thinking".
 PART_DEPTH = 3
 
@@ -92,15 +93,19 @@ _answer = msgspec.json.Decoder(Completion)
 
 
 def decode(document: bytes) -> Completion | None:
-    """A whole answer or a chunk, or None when it is not a JSON object.
+    """A whole answer or a chunk, or None when it is JSON but no object; raises BadAnswer when it is no JSON.
 
     What the fast decoder refuses (another type, half of an emoji, NaN) is read as Python's json reads it,
     which is what OpenAI's SDK does.
     """
     try:
+        if not document.isascii():
+            document.decode()  # the fast decoder does not look at the bytes of fields that it skips
         return _answer.decode(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         value = loads(document)
+        if value is NOT_JSON:
+            raise BadAnswer(f"what came is not JSON: {error}") from None
     if not isinstance(value, dict):
         return None
     choices, usage = value.get("choices"), value.get("usage")
@@ -113,11 +118,11 @@ def decode(document: bytes) -> Completion | None:
 
 
 def loads(document: bytes) -> Any:
-    """JSON as Python's json reads it; None when it is not JSON."""
+    """JSON as Python's json reads it; NOT_JSON when it is none, or not UTF-8."""
     try:
-        return json.loads(document.decode("utf-8-sig", "replace"))
+        return json.loads(document.decode())
     except (ValueError, RecursionError):
-        return None
+        return NOT_JSON
 
 
 def read_completion(body: bytes) -> Completion:
@@ -127,14 +132,11 @@ def read_completion(body: bytes) -> Completion:
         raise BadAnswer("the answer is not a JSON object")
     if answer.error:
         raise ErrorAnswer(answer.error)
-    if not answer.choices and answer.usage is None and not _has_choices(body):
-        raise ErrorAnswer(loads(body))
+    if not answer.choices and answer.usage is None:
+        value = loads(body)
+        if "choices" not in value:
+            raise ErrorAnswer(value)
     return answer
-
-
-def _has_choices(body: bytes) -> bool:
-    value = loads(body)
-    return isinstance(value, dict) and "choices" in value
 
 
 def collect_texts(message: Message, into: list[str]) -> None:

@@ -10,11 +10,21 @@ generated passes as it is made. Two parts are kept back, and both are bounded:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from relay.formats import sse
-from relay.formats.openai_chat_answer import Choice, Completion, collect_texts, decode, loads
+from relay.formats.openai_chat_answer import (
+    NOT_JSON,
+    BadAnswer,
+    Choice,
+    Completion,
+    collect_texts,
+    decode,
+    loads,
+)
+from relay.formats.refusal import in_openais_shape
 from relay.formats.text_estimate import split_text, text_estimate
 from relay.formats.top_level import replace_string
 
@@ -29,6 +39,9 @@ _PASS, _KEEP, _END, _DROP = range(4)
 
 class StreamMeter:
     """Feed it blocks; it returns what may be sent on, and knows what was generated.
+
+    ``error``: the value of an error event, None before one; it passes in OpenAI's shape. ``broken``: why what
+    came is no event stream of JSON; nothing passes after it.
 
     ``keep_usage_chunk``: the customer asked for the chunk of usage alone, else it is left out. ``choices``:
     how many were asked for. ``model``: the name that chunks get in place of the provider's, if any.
@@ -63,6 +76,7 @@ class StreamMeter:
         self.usage: dict[str, Any] | None = None
         self.usage_is_last = False
         self.error: Any = None
+        self.broken: str | None = None
         self.events = 0
         self.done = False
 
@@ -71,6 +85,9 @@ class StreamMeter:
         data = self._buffer.add(block)
         if not data:
             return b""
+        if self._opening:
+            data = data.removeprefix(sse.BOM)  # OpenAI's SDK would lose the first event
+            self._opening = sse.BOM.startswith(data)
         pieces: list[bytes] = []
         start = clean = 0  # data[clean:start] passes as it came
         for stop, end in sse.event_ends(data):
@@ -80,6 +97,8 @@ class StreamMeter:
                 pieces += self._passed(verdict, data[start:end], data[stop:end])
                 clean = end
             start = end
+            if self.broken is not None:
+                return b"".join(pieces)
         if start < len(data):
             self._buffer.keep(data[start:])
         if not pieces:
@@ -97,7 +116,12 @@ class StreamMeter:
         rest = self._buffer.take_rest()
         event = rest.strip(b"\r\n")
         payload = sse.data_of(event)
-        if payload is None or not (_is_done(payload) or loads(payload) is not None):
+        if not payload:
+            return
+        if not _is_done(payload) and loads(payload) is NOT_JSON:
+            if _is_done(payload.rpartition(b"\n")[2]):  # of several events without blank lines between
+                self._kept.append(DONE)
+                self.done = True
             return
         blank = b"\n\n" if _is_done(payload) else b""
         self._cut_end = not blank
@@ -117,12 +141,12 @@ class StreamMeter:
     @property
     def finished(self) -> bool:
         """Whether everything that was asked for is there, however the connection ends now."""
-        return self.error is None and (self.done or len(self._over) >= self._choices)
+        return self.error is None and self.broken is None and (self.done or len(self._over) >= self._choices)
 
     @property
     def complete(self) -> bool:
         """Whether a provider that closes now has ended the stream by itself."""
-        if self.error is not None:
+        if self.error is not None or self.broken is not None:
             return False
         return self.finished or self._usage_ends or (bool(self._over) and self._over >= self._seen)
 
@@ -153,30 +177,47 @@ class StreamMeter:
         return kept
 
     def _read(self, event: bytes) -> int:
-        if self._opening:
-            event, self._opening = event.removeprefix(sse.BOM), False
         payload = sse.data_of(event)
-        if payload is None:
-            return self._other_event(event, None)
+        if not payload:
+            # An event without data is none by the standard, but OpenAI's SDK chokes on it.
+            return self._other_event(event, None) if sse.is_comment(event) else _DROP
         if _is_done(payload):
-            self.events += 1
-            verdict = _DROP if self.done else _KEEP
-            self.done = self._keeping = True
-            return verdict
-        chunk = decode(payload)
-        if chunk is None:
-            return self._other_event(event, payload)
+            return self._read_done(event, payload)
+        try:
+            chunk = decode(payload)
+        except BadAnswer as error:
+            return self._read_broken(error)
         self.events += 1
         if self.done:
             self._read_usage(chunk)
             return _DROP
+        if len(payload) + 6 != len(event) and not sse.is_utf8(event):
+            self._altered = sse.with_data(event, payload)
+        if chunk is None:
+            return self._other_event(event, payload)
         if self._model is not None:
-            renamed = replace_string(payload, "model", self._model)
-            if renamed != payload:
-                self._altered = sse.with_data(event, payload := renamed)
-        if chunk.error:
-            return self._read_error(chunk, event, payload)
-        return self._read_chunk(chunk, event, payload)
+            payload = self._rename(event, payload, self._model)
+        return self._read_error(chunk, event) if chunk.error else self._read_chunk(chunk, event, payload)
+
+    def _read_broken(self, error: BadAnswer) -> int:
+        if not self.finished:
+            self.broken = str(error)
+        return _DROP
+
+    def _rename(self, event: bytes, payload: bytes, model: str) -> bytes:
+        renamed = replace_string(payload, "model", model)
+        if renamed != payload:
+            self._altered = sse.with_data(event, renamed)
+        return renamed
+
+    def _read_done(self, event: bytes, payload: bytes) -> int:
+        self.events += 1
+        if self.done:
+            return _DROP
+        self.done = self._keeping = True
+        if payload[:1] != b"[":
+            self._altered = sse.with_data(event, payload.lstrip())
+        return _KEEP
 
     def _read_chunk(self, chunk: Completion, event: bytes, payload: bytes) -> int:
         generated = self._count(chunk.choices) if chunk.choices else False
@@ -202,25 +243,25 @@ class StreamMeter:
             return _DROP
         return _KEEP if self._keeping else _PASS
 
-    def _read_usage(self, chunk: Completion) -> None:
-        if chunk.usage:
+    def _read_usage(self, chunk: Completion | None) -> None:
+        if chunk is not None and chunk.usage:
             self.usage = chunk.usage
             self.usage_is_last = True
 
-    def _read_error(self, chunk: Completion, event: bytes, payload: bytes) -> int:
+    def _read_error(self, chunk: Completion, event: bytes) -> int:
         if self.finished:
             return _DROP  # what is complete is not undone
         self._read_usage(chunk)
         self.error = chunk.error
         self._keeping = False
-        self._clean(event, payload)
+        shaped = json.dumps({"error": in_openais_shape(chunk.error)}).encode()
+        self._altered = sse.with_data(event, self._redact(shaped))
         return _PASS
 
     def _other_event(self, event: bytes, payload: bytes | None) -> int:
         """A comment, or data that is no chunk."""
         if self.done:
             return _DROP
-        self.events += payload is not None
         self._clean(event, payload)
         return _KEEP if self._keeping else _PASS
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from relay.formats.openai_chat_answer import loads
+from relay.formats.openai_chat_answer import NOT_JSON, loads
 
 MAX_ERROR_BYTES = 64 << 10
 MAX_MESSAGE = 2_000
@@ -81,10 +81,10 @@ class Said(NamedTuple):
 
 def read_refusal(body: bytes) -> Said:
     """What an error's body says; nothing where it is a web page or is not text."""
-    value = loads(body)
-    if value is not None:
+    text = body.decode("utf-8", "replace").removeprefix("\ufeff").strip()
+    value = loads(text.encode())
+    if value is not NOT_JSON:
         return said_of(value)
-    text = body.decode("utf-8", "replace").strip()
     return Said() if text.startswith("<") or "\x00" in text else Said(text[:MAX_MESSAGE])
 
 
@@ -142,6 +142,20 @@ def _sendable(text: str) -> str:
 def _status(value: Any) -> int | None:
     number = int(value) if isinstance(value, str) and value.isdigit() and len(value) == 3 else value
     return number if isinstance(number, int) and 400 <= number <= 599 else None
+
+
+def in_openais_shape(error: Any) -> dict[str, Any]:
+    """A decoded error as OpenAI's clients expect it, with whatever else it says."""
+    said = said_of(error)
+    given = error if isinstance(error, dict) else {}
+    code = given.get("code")
+    return {
+        **given,
+        "message": said.message or "The model's provider reported an error without a word.",
+        "type": said.kind or "server_error",
+        "param": said.param,
+        "code": code if isinstance(code, int) else said.code,
+    }
 
 
 def class_of(status: int, said: Said) -> str:

@@ -13,6 +13,7 @@ BOM = b"\xef\xbb\xbf"
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\n\r\n?|\r\n\n|\r\n\r|\r\r\n?")
 # The longest line end: so much of what was searched before may belong to an event's end.
 _SEAM = 2
+_FIELDS = (b":", b"data", b"event", b"id", b"retry")
 # Up to here searching again is cheaper than remembering what was searched.
 _SHORT = 1024
 
@@ -83,9 +84,33 @@ def data_of(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
+def is_comment(event: bytes) -> bool:
+    """Whether there is nothing but comments, in UTF-8, in it."""
+    return is_utf8(event) and all(not line or line.startswith(b":") for line in event.splitlines())
+
+
+def is_utf8(text: bytes) -> bool:
+    """Whether it is what an event stream must be written in."""
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def may_begin(begin: bytes) -> bool:
+    """Whether an event stream may begin like that: with a comment or one of the standard's fields."""
+    first = begin.removeprefix(BOM).lstrip(b"\r\n")
+    return not first or any(first.startswith(word[: len(first)]) for word in _FIELDS)
+
+
 def with_data(event: bytes, data: bytes) -> bytes:
-    """``event`` with other data; its other fields stay, and its blank line is left to the caller."""
-    others = [line for line in event.splitlines() if line and not _is_data(line)]
+    """``event`` with other data; its other fields stay, where they are UTF-8, and its blank line is left to
+    the caller.
+    """
+    others = [line for line in event.splitlines() if line and is_utf8(line) and not _is_data(line)]
     return b"\n".join([*others, *(b"data: " + line for line in data.split(b"\n"))])
 
 

@@ -1,4 +1,4 @@
-"""Replaces one string of a JSON object and leaves every other byte as it is."""
+"""Replaces strings of a JSON object and leaves every other byte as it is."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ _VALUE = re.compile(rb"\s*:\s*(" + _STRING + rb")", re.S)
 
 
 def replace_string(document: bytes, name: str, value: str) -> bytes:
-    """``document`` with the string at its top level that is called ``name`` replaced by ``value``.
+    """``document`` with the strings at its top level that are called ``name`` replaced by ``value``.
 
     Unchanged where there is none, where it is no string, and where the document is not a JSON object.
     """
     wanted = f'"{name}"'.encode()
-    if wanted not in document:
-        return document
-    depth = 0
-    for token in _TOKEN.finditer(document):
+    left = document.count(wanted)
+    pieces: list[bytes] = []
+    depth = done = 0
+    for token in _TOKEN.finditer(document) if left else ():
         sign = token.group()
         if sign in b"{[":
             depth += 1
         elif sign in b"}]":
             depth -= 1
-        elif depth == 1 and sign == wanted:
-            found = _VALUE.match(document, token.end())
+        elif sign == wanted:
+            left -= 1
+            found = _VALUE.match(document, token.end()) if depth == 1 else None
             if found is not None:
-                return document[: found.start(1)] + orjson.dumps(value) + document[found.end(1) :]
-    return document
+                pieces += document[done : found.start(1)], orjson.dumps(value)
+                done = found.end(1)
+            if not left:
+                break
+    return b"".join([*pieces, document[done:]]) if pieces else document

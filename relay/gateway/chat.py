@@ -17,7 +17,7 @@ from relay.gateway.call import Answer, Call
 from relay.gateway.disconnect_watcher import DisconnectWatcher
 from relay.gateway.json_response import JsonAnswer
 from relay.gateway.lifecycle import run
-from relay.gateway.outcome import secrets_of
+from relay.gateway.outcome import clean
 from relay.gateway.services import Services
 from relay.gateway.stream_response import StreamAnswer
 from relay.providers import openai
@@ -85,6 +85,6 @@ class ChatExchange:
             choices=request.choices,
             max_event_bytes=call.services.settings.max_event_bytes,
             model=model,
-            redact=partial(redact_data, secrets=secrets_of(channel)),
+            redact=partial(redact_data, clean=partial(clean, channel=channel, model=request.model)),
         )
         return StreamAnswer(call, meter)

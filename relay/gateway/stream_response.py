@@ -12,7 +12,7 @@ from relay.errors import ApiError
 from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer, loads
 from relay.formats.openai_chat_stream import StreamMeter
 from relay.formats.refusal import MAX_ERROR_BYTES
-from relay.formats.sse import EventTooLarge
+from relay.formats.sse import EventTooLarge, may_begin
 from relay.gateway.call import Call
 from relay.providers.transport import Reply, TransportError
 
@@ -85,14 +85,17 @@ class StreamAnswer:
                 part = meter.release()
         if part and not call.watcher.gone:
             await call.send_part(part, SSE_HEADERS)
+        if meter.broken is not None:
+            raise BadAnswer(meter.broken)
 
     def _check_begin(self, block: bytes) -> None:
         """Raise while another provider may still be asked."""
         if self._meter.error is not None and not self._meter.generating:
             raise ErrorAnswer(self._meter.error)
         if not self._meter.events:
-            self._begin += block
-            if self._begin.lstrip().startswith(b"<") or len(self._begin) > MAX_ERROR_BYTES:
+            self._begin += block[: MAX_ERROR_BYTES + 1 - len(self._begin)]
+            web_page = self._begin.lstrip().startswith(b"<")
+            if web_page or (len(self._begin) > MAX_ERROR_BYTES and not may_begin(self._begin)):
                 raise BadAnswer("what came is no event stream")
 
     def _stage(self) -> float | None:
@@ -109,7 +112,7 @@ class StreamAnswer:
         if not meter.events:
             value = loads(self._begin)
             if isinstance(value, dict) and "choices" not in value:
-                raise ErrorAnswer(value)
+                raise ErrorAnswer(value.get("error") or value)
             raise BadAnswer("what came is no event stream")
         if not meter.complete:
             raise BadAnswer("the stream stopped before its end")

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,27 +72,26 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return text
 
 
-def redact_data(data: bytes, secrets: Iterable[str] = ()) -> bytes:
-    """The same for bytes: in JSON every string, however it is escaped, else the text; the same bytes where
-    there is nothing to hide.
+def redact_data(data: bytes, clean: Callable[[str], str] = redact) -> bytes:
+    """``data`` cleaned by ``clean``: in JSON every string, however it is escaped, else the text. The same
+    bytes where there is nothing to hide.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
-        text = data.decode("utf-8", "surrogateescape")
-        return redact(text, secrets).encode("utf-8", "surrogateescape")
-    hidden = _redact_value(value, tuple(secrets))
-    return data if hidden == value else json.dumps(hidden).encode()
+        return clean(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    cleaned = _clean_value(value, clean)
+    return data if cleaned == value else json.dumps(cleaned).encode()
 
 
-def _redact_value(value: Any, secrets: tuple[str, ...]) -> Any:
+def _clean_value(value: Any, clean: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return redact(value, secrets)
+        return clean(value)
     if isinstance(value, list):
-        return [_redact_value(part, secrets) for part in value]
+        return [_clean_value(part, clean) for part in value]
     if isinstance(value, dict):
         return {
-            redact(name, secrets): HIDDEN if _names_secret(name, part) else _redact_value(part, secrets)
+            clean(name): HIDDEN if _names_secret(name, part) else _clean_value(part, clean)
             for name, part in value.items()
         }
     return value

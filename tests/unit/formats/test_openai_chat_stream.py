@@ -116,10 +116,12 @@ def test_five_megabytes_in_one_event_pass_and_what_is_too_large_is_refused() -> 
         passed(meter(max_event_bytes=4096), [b"data: " + b"x" * 5000])
 
 
-def test_a_byte_order_mark_passes_and_hides_nothing() -> None:
+def test_a_byte_order_mark_hides_nothing() -> None:
     made = meter()
-    assert whole(made, BOM + WHOLE) == BOM + WHOLE
+    assert whole(made, BOM + WHOLE) == WHOLE
     assert made.estimate() == 2
+    one_by_one = meter()
+    assert passed(one_by_one, cut(BOM + WHOLE, list(range(20)))) + one_by_one.tail() == WHOLE
 
 
 # ---------------------------------------------------------------------- where usage may stand
@@ -217,6 +219,7 @@ def test_a_begin_that_may_wait_no_longer_is_released() -> None:
         (content("a") + usage_chunk(), usage_chunk() + DONE),
         (content("a") + finish() + b'data: {"choi', finish() + DONE),
         (DONE, DONE),
+        (content("a") + b"data: {}\ndata: [DONE]\n", DONE),
     ],
 )
 def test_a_stream_that_is_complete_is_complete_however_it_ends(data: bytes, tail: bytes) -> None:
@@ -252,11 +255,24 @@ def test_a_stream_that_stops_early_is_not_complete(data: bytes) -> None:
 
 def test_an_error_event_passes_and_its_stream_is_not_complete() -> None:
     made = meter()
-    problem = event({"error": {"message": "overloaded"}})
+    problem = event({"error": {"message": "overloaded", "type": "t", "param": None, "code": 5}})
     assert made.feed(content("abcd") + problem) == content("abcd") + problem
-    assert (made.error, made.complete, made.finished) == ({"message": "overloaded"}, False, False)
+    assert (made.error is None, made.complete, made.finished) == (False, False, False)
     made.feed(DONE)
     assert made.tail() == DONE
+
+
+@pytest.mark.parametrize(
+    "error", [7, "text", {"": {}}, {"message": None}, {"code": "c"}, ["x"], True, {"type": 3}]
+)
+def test_an_error_event_gets_openais_shape(error: Any) -> None:
+    made = meter()
+    sent = made.feed(content("abcd") + event({"error": error})).removeprefix(content("abcd"))
+    shaped = json.loads(sent.removeprefix(b"data: "))["error"]
+    assert isinstance(shaped["message"], str)
+    assert shaped["message"]
+    assert isinstance(shaped["type"], str)
+    assert {"param", "code"} <= shaped.keys()
 
 
 @pytest.mark.parametrize("late", [event({"error": "overloaded"}), DONE + event({"error": "overloaded"})])
@@ -332,18 +348,10 @@ def test_fields_of_a_delta_of_any_type_pass(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"data: nonsense\n\n",
         b"data: [1]\n\n",
         b"data: 3\n\n",
         b"data: null\n\n",
         b'data: "text"\n\n',
-        b"data:\n\n",
-        b"data\n\n",
-        b"event: ping\n\n",
-        b"id: 7\nretry: 3\n\n",
-        b"data: " + b"[" * 5000 + b"]" * 5000 + b"\n\n",
-        b'data: {"a":' * 3000 + b"\n\n",
-        b"data: \xff\xfe\n\n",
         b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n',
         b'data: {"choices":[{"delta":{"content":"ab"},"logprobs":NaN}]}\n\n',
         b'event: message\nid: 3\ndata: {"choices":\ndata: [{"delta":{"content":"abcd"}}]}\n\n',
@@ -356,6 +364,55 @@ def test_what_is_no_chunk_passes(data: bytes) -> None:
     everything = content("abcd") + data + finish() + DONE
     assert whole(made, everything) == everything
     assert made.complete
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"data:\n\n", b"data\n\n", b"event: ping\n\n", b"id: 7\nretry: 3\n\n", b": \xff\n\n", b"junk\n\n"],
+)
+def test_an_event_without_data_is_left_out(data: bytes) -> None:
+    made = meter()
+    assert whole(made, data + content("abcd") + data + finish() + DONE) == content("abcd") + finish() + DONE
+
+
+NOT_JSON = [
+    b"data: nonsense\n\n",
+    b"data: {\n\n",
+    b"data: \xff\xfe\n\n",
+    b'data: {"choices":[],"\xdf":null}\n\n',
+    b"data: " + b"[" * 5000 + b"]" * 5000 + b"\n\n",
+    b'data: {"a":' * 3000 + b"\n\n",
+    b"data: {}\ndata: {}\n\n",
+]
+
+
+@pytest.mark.parametrize("data", NOT_JSON, ids=lambda data: repr(data[:30]))
+def test_nothing_passes_after_data_that_is_not_json(data: bytes) -> None:
+    made = meter()
+    assert made.feed(content("abcd") + data + content("efgh") + finish() + DONE) == content("abcd")
+    assert made.broken
+    assert (made.complete, made.finished, made.estimate()) == (False, False, 1)
+
+
+@pytest.mark.parametrize("data", NOT_JSON, ids=lambda data: repr(data[:30]))
+def test_what_is_complete_is_not_broken_by_what_follows(data: bytes) -> None:
+    made = meter()
+    assert whole(made, content("abcd") + finish() + data + DONE) == content("abcd") + finish() + DONE
+    assert made.complete
+
+
+def test_a_line_that_is_not_utf8_is_left_out() -> None:
+    data = (
+        b": \xff\nid: \xe2\x80\xa8\n" + content("abcd") + content("efgh").replace(b"efgh", "\u2028".encode())
+    )
+    sent = whole(meter(), data + finish() + DONE)
+    assert sent == data.removeprefix(b": \xff\n") + finish() + DONE
+
+
+@pytest.mark.parametrize("done", [b"data:  [DONE]\n\n", b"data:\ndata: [DONE]\n\n"])
+def test_the_end_is_written_as_clients_expect_it(done: bytes) -> None:
+    made = meter()
+    assert whole(made, content("abcd") + finish() + done) == content("abcd") + finish() + DONE
 
 
 def test_halves_of_an_emoji_in_two_chunks_are_counted() -> None:
@@ -385,7 +442,7 @@ def test_what_is_no_ordinary_chunk_is_redacted(places: list[int]) -> None:
     made = meter(redact=lambda text: text.replace(b"s3cret", b"[redacted]"))
     odd = [
         event({"error": {"message": "key s3cret"}}),
-        b"data: s3cret\n\n",
+        event({"note": "s3cret"}),
         b": s3cret\n\n",
         event(["s3cret"]),
     ]

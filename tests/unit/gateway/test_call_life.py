@@ -130,10 +130,11 @@ def test_odd_fields_break_no_call(stream: bool, odd: dict[str, Any]) -> None:
     assert (result.raised, result.ledger.charged) == (None, 75_000)
 
 
-def test_deep_nesting_breaks_no_call() -> None:
+def test_deep_nesting_keeps_no_hold() -> None:
     deep = b"[" * 5000 + b"]" * 5000
-    result = run(says(content() + b"data: " + deep + b"\n\n" + FINISH + USAGE_CHUNK + DONE))
-    assert (result.raised, result.ledger.charged) == (None, 75_000)
+    result = run(says(content() + b"data: " + deep + b"\n\n" + content() + FINISH + USAGE_CHUNK + DONE))
+    assert b"broke off" in result.body
+    assert result.ledger.charged == COUNTED + OUT
     whole = run(says(b'{"choices": ' + deep + b"}"), stream=False)
     assert (whole.status, whole.ledger.charged) == (502, 0)
 
@@ -219,6 +220,7 @@ STREAM_FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
     ),
     "comments-then-close": lambda: says(b": wait\n\n", b": wait\n\n"),
     "usage-then-close": lambda: says(USAGE_CHUNK),
+    "no-json": lambda: says(b"data: nonsense\n\n", content()),
     "cut-event": lambda: says(content()[:-10]),
     "too-large": lambda: says(b"data: " + b"x" * 5000),
     "stalled": lambda: says(event({"choices": [{"delta": {"role": "assistant"}}]}), TimedOut("stalled")),
@@ -487,6 +489,15 @@ def test_hidden_reasoning_is_not_had_for_free_by_leaving_at_the_end(
     assert isinstance(result.raised, ClientGone)
     assert result.ledger.charged == 75_000
     assert result.ledger.facts.outcome == "client_gone"
+
+
+@pytest.mark.parametrize("opening", [b"", b": beat\n\n", b"event: message\n", b"\r\n\r\n"])
+def test_a_first_event_of_five_megabytes_passes(opening: bytes) -> None:
+    large = opening + content("z" * 5_000_000)
+    blocks = [large[start : start + 60_000] for start in range(0, len(large), 60_000)]
+    result = run(says(*blocks, FINISH, USAGE_CHUNK, DONE))
+    assert (result.raised, result.ledger.charged) == (None, 75_000)
+    assert result.body.count(b"z") == 5_000_000
 
 
 def test_a_customer_that_leaves_in_the_middle_stops_the_provider_and_pays_what_it_got() -> None:
