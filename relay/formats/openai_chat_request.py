@@ -119,6 +119,11 @@ def prompt_estimate(messages: list[ChatMessage]) -> int:
     return TOKENS_A_MESSAGE * len(messages) + texts
 
 
+def counted_prompt(request: ChatRequest, image_tokens: int) -> int:
+    """Counted tokens of a prompt with its images, each as many as are held for it."""
+    return prompt_estimate(request.messages) + request.images * image_tokens
+
+
 def provider_request(request: ChatRequest, model: str, profile: Profile) -> bytes:
     """The body for a provider that calls the model ``model``: usage asked for, output bounded as held for.
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from relay.asgi import Receive, Scope, Send, read_json
 from relay.errors import ApiError
 from relay.formats.openai_chat_answer import USAGE_FORMAT
-from relay.formats.openai_chat_request import ChatRequest, parse, prompt_estimate, provider_request
+from relay.formats.openai_chat_request import ChatRequest, counted_prompt, parse, provider_request
 from relay.formats.openai_chat_stream import StreamMeter
 from relay.gateway import access, call_metrics
 from relay.gateway.call import Answer, Call
@@ -44,7 +44,7 @@ async def chat_completions(
         raise
     watcher = DisconnectWatcher(receive)
     try:
-        estimate = partial(prompt_estimate, request.messages)
+        estimate = partial(counted_prompt, request, services.settings.image_hold_tokens)
         call = Call(
             services, caller, request, admission, request_id, send, watcher, started, USAGE_FORMAT, estimate
         )

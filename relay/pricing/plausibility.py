@@ -14,8 +14,8 @@ The rule, in this order:
 
 The record keeps the provider's own figures beside those that were charged, and says why.
 
-PROMPT_ALLOWANCE: providers add tokens of their own to a prompt: a chat template's system text (tens of
-tokens) and instructions for tools (some hundreds). OUTPUT_ALLOWANCE: some count end-of-turn and channel
+PROMPT_ALLOWANCE: providers add tokens of their own to a prompt: the system text of a chat template (tens
+of tokens) and instructions for tools (some hundreds). OUTPUT_ALLOWANCE: some count end-of-turn and channel
 markers beside the limit. Reasoning has no allowance: it counts inside the output limit.
 """
 

@@ -26,7 +26,7 @@ class Settlement(NamedTuple):
 
 
 def settle(
-    tariff: Tariff, meters: Mapping[str, int], allotted: Mapping[str, int], service_tier: str = ""
+    tariff: Tariff, meters: Mapping[str, int], allotted: Mapping[str, int], service_tier: str
 ) -> Settlement:
     """Price a call whose hold reserved ``allotted`` typed units. The tier follows from the whole prompt."""
     counted = tariff.counted(meters)
@@ -58,6 +58,6 @@ def with_overage(exact: Fraction, plan_paid: int, overage: Fraction, terms: Term
     listed = rounded(exact.numerator, exact.denominator, terms)
     if overage == 1 or plan_paid >= listed:
         return listed
-    whole = max(exact, Fraction(terms.minimum)) if exact else exact
+    whole = max(exact, Fraction(terms.minimum))
     rest = max(whole - plan_paid, Fraction(0)) * overage
     return plan_paid + round_half_up(rest.numerator, rest.denominator, terms.quantum)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
 from typing import Any, Self, cast
 from uuid import uuid4
 
@@ -46,6 +47,7 @@ def content(text: str = "abcd") -> bytes:
 FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
 USAGE_CHUNK = event({"choices": [], "usage": USAGE})
 STREAM = content("abcd") + content("efgh") + FINISH + USAGE_CHUNK + DONE
+IMAGE_TOKENS = 2_000  # the setting's default
 COUNTED = (4 + 1) * IN  # of the prompt: 4 a message and one for "Hi?"
 
 
@@ -254,7 +256,7 @@ def run(
             watcher,
             time.monotonic(),
             "openai",
-            lambda: openai_chat_request.prompt_estimate(request.messages),
+            partial(openai_chat_request.counted_prompt, request, IMAGE_TOKENS),
         )
         began = time.monotonic()
         task = asyncio.current_task()

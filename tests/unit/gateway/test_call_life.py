@@ -21,6 +21,8 @@ from tests.unit.gateway.rig import (
     COUNTED,
     DONE,
     FINISH,
+    IMAGE_TOKENS,
+    IN,
     KEY,
     OUT,
     STREAM,
@@ -104,6 +106,13 @@ def test_figures_are_checked_before_they_are_believed(blocks: list[Any], charge:
     assert b"error" not in result.body
     for order in result.ledger.captured:
         assert charge <= order.hold.order.bound.amount
+
+
+def test_images_are_counted_where_no_usage_is_told() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    parts = [{"type": "text", "text": "Hi?"}, picture, picture]
+    result = run(says(content(), FINISH, DONE), messages=[{"role": "user", "content": parts}])
+    assert result.ledger.charged == COUNTED + 2 * IMAGE_TOKENS * IN + OUT
 
 
 def test_what_was_told_and_what_was_counted_are_both_on_record() -> None:

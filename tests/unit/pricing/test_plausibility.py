@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -154,7 +155,50 @@ def test_what_costs_more_than_the_hold_is_left_out() -> None:
     assert billed.meters == {"in_text": 60, "out_text": 100}
     assert billed.doubt == "40 units above the call's bound are not charged"
     assert billed.recorded["provider"] == told(100, 100)
+    assert billed.recorded["why"] == billed.doubt
     assert normalise(billed.usage_format, billed.recorded) == billed.meters
+
+
+def test_what_costs_as_much_as_the_hold_is_charged_as_told() -> None:
+    assert judged(told(100, 90)).meters == {"in_text": 100, "out_text": 90}
+    assert judged(told(100, 91)).meters == {"in_text": 60, "out_text": 91}
+
+
+def test_quotas_and_the_service_tier_decide_what_the_hold_covers() -> None:
+    rows = (*PLAIN, Row("in_text", 2 * IN * 10**6, service_tier="priority"))
+    priced = replace(admission(rows), service_tier="priority")
+    bound = priced.bound(SMALL)
+
+    def billed(prompt: int, completion: int, allotted: dict[str, int]) -> dict[str, int]:
+        usage = told(prompt, completion)
+        return dict(billed_usage(priced, bound, allotted, "openai", usage, lambda: 1, lambda: 1).meters)
+
+    # 60 * 5,000 + 100 * 10,000 n$ are held, or 160 units of text.
+    assert billed(100, 80, {}) == {"in_text": 100, "out_text": 80}
+    assert billed(100, 81, {}) == {"in_text": 60, "out_text": 81}
+    assert billed(100, 60, {"text_tokens": 160}) == {"in_text": 100, "out_text": 60}
+    assert billed(100, 61, {"text_tokens": 160}) == {"in_text": 60, "out_text": 61}
+    # Half of the units: all of the money is held, and the units pay a part.
+    assert billed(140, 80, {"text_tokens": 80}) == {"in_text": 140, "out_text": 80}
+
+
+def test_a_prompt_that_was_cached_whole_is_cut_too() -> None:
+    usage = told(100, 100, prompt_tokens_details={"cached_tokens": 100})
+    assert judged(usage).meters == {"cache_read": 60, "out_text": 100}
+
+
+@pytest.mark.parametrize(
+    ("usage", "doubt"),
+    [
+        (told(0, 0), "an answer of 0 units, though one was generated"),
+        (told(0, 5), "a prompt of 0 units, though there is an answer"),
+        (told(2_000, 5), "a prompt of 2000 units, where the call's has 60 at most"),
+        (told(10, 500), "an answer of 500 units, where the call's has 100 at most"),
+        (told(10, 5, prompt_tokens_details={"audio_tokens": 4}), "in_audio: 4, where the call can have 0"),
+    ],
+)
+def test_the_doubt_is_said(usage: dict[str, Any], doubt: str) -> None:
+    assert judged(usage).doubt == doubt
 
 
 def test_text_goes_before_what_is_cached() -> None:
@@ -290,7 +334,7 @@ def test_no_usage_leads_to_a_charge_above_the_hold(
     bound = priced.bound(most)
     allotted = granted(bound, share)
     billed = billed_usage(priced, bound, allotted, usage_format, usage, lambda: prompt, lambda: output)
-    charge = settle(priced.tariff, billed.meters, allotted).list_charge
+    charge = settle(priced.tariff, billed.meters, allotted, "").list_charge
     if billed.meters:
         assert charge.amount <= bound.held(allotted)
     assert normalise(billed.usage_format, billed.recorded) == billed.meters

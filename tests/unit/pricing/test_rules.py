@@ -140,22 +140,22 @@ def test_a_settlement_covers_units_then_prices_the_rest() -> None:
     assert settled == Settlement(
         meters, {"text_tokens": 12}, Charge(12, 12, 1, (Line("out_text", 3, "out_text", 4 * 10**6),), {})
     )
-    assert settle(tariff(), meters, {}).list_charge.amount == 40
+    assert settle(tariff(), meters, {}, "").list_charge.amount == 40
     assert settle(tariff(), meters, {}, "flex").list_charge.amount == 30
-    assert settle(tariff(), meters, {}).quotas_used == {}
+    assert settle(tariff(), meters, {}, "").quotas_used == {}
 
 
 def test_the_tier_follows_from_the_whole_prompt_though_units_pay_for_it() -> None:
-    settled = settle(tariff(), {"in_text": 150, "out_text": 5}, {"text_tokens": 150})
+    settled = settle(tariff(), {"in_text": 150, "out_text": 5}, {"text_tokens": 150}, "")
     assert settled.list_charge.amount == 5 * 8
 
 
 def test_the_call_itself_is_counted_once() -> None:
     whole = tariff((*ROWS, Row("call", 100 * 10**6)))
-    settled = settle(whole, {"in_text": 1}, {"calls": 1})
+    settled = settle(whole, {"in_text": 1}, {"calls": 1}, "")
     assert (settled.meters, settled.quotas_used) == ({"in_text": 1, "call": 1}, {"calls": 1})
     assert settled.list_charge.amount == 2
-    assert settle(whole, {"call": 3}, {}).list_charge.amount == 300
+    assert settle(whole, {"call": 3}, {}, "").list_charge.amount == 300
 
 
 def test_units_pay_meters_in_their_order_and_each_unit_its_own() -> None:
@@ -218,6 +218,7 @@ def test_what_is_held_depends_on_what_was_allotted() -> None:
     assert bound.held({"text_tokens": 9, "images": 2}) == 100
     assert bound.held({"images": 2}) == 100
     assert Bound(100, 30).held({}) == 100
+    assert Bound(100, 30, {"images": 1}).held({}) == 100
 
 
 def test_a_side_without_price_is_refused_by_its_meter() -> None:

@@ -1,0 +1,250 @@
+"""What limits decide with Redis, without it and while it comes and goes, on a Redis that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from redis.exceptions import RedisError
+
+from relay.limits import shared
+from relay.limits.shared import LEASE_SECONDS, RETRY_SECONDS, Limits, Slot
+from relay.limits.window import Refused
+from relay.telemetry.metrics import Metrics
+
+CALL, OTHER = UUID(int=1), UUID(int=2)
+NOW = 7 * 60 + 15.0  # a quarter into minute 7
+
+
+class ScriptedRedis:
+    """Answers each script with the next of ``codes``; an exception among them is raised."""
+
+    def __init__(self) -> None:
+        self.codes: list[int | Exception] = []
+        self.scripts: list[tuple[Any, ...]] = []
+        self.commands: list[tuple[Any, ...]] = []
+        self.trips = 0
+        self.closed = False
+        self._pending = 0
+
+    def pipeline(self, transaction: bool) -> ScriptedRedis:
+        assert not transaction
+        self._pending = 0
+        return self
+
+    def eval(self, script: str, keys: int, *arguments: Any) -> None:
+        assert script is shared.ENTER
+        self.scripts.append((keys, *arguments))
+        self._pending += 1
+
+    async def execute(self) -> list[int]:
+        self.trips += 1
+        given = [self.codes.pop(0) for _ in range(self._pending)]
+        for code in given:
+            if isinstance(code, Exception):
+                raise code
+        return [code for code in given if isinstance(code, int)]
+
+    async def execute_command(self, *command: Any) -> None:
+        self.commands.append(command)
+        if self.codes and isinstance(self.codes[0], Exception):
+            raise self.codes.pop(0)  # type: ignore[misc]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(shared, "time", made)
+    return made
+
+
+@pytest.fixture
+def redis(monkeypatch: pytest.MonkeyPatch) -> ScriptedRedis:
+    made = ScriptedRedis()
+    monkeypatch.setattr(shared, "_client", lambda url, ca_file: made)
+    return made
+
+
+def play(story: Callable[[Limits, Metrics], Coroutine[Any, Any, None]], url: str = "redis://r") -> None:
+    async def run() -> None:
+        metrics = Metrics()
+        limits = Limits(url, None, 3, metrics)
+        try:
+            await story(limits, metrics)
+            await asyncio.sleep(0)
+        finally:
+            await limits.close()
+
+    asyncio.run(run())
+
+
+def degraded(metrics: Metrics) -> float | None:
+    return metrics.registry.get_sample_value("relay_limits_degraded")
+
+
+def test_a_token_without_limits_asks_nobody(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        slot = await limits.acquire(5, None, None, CALL)
+        assert slot == Slot(5, CALL, local=False, leased=False)
+        limits.release(slot)
+        await asyncio.sleep(0)
+        assert (redis.trips, redis.commands) == (0, [])
+        assert limits.state == "ok"
+
+    play(story)
+    assert redis.closed
+
+
+def test_redis_is_asked_for_this_minute_and_the_one_before(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [1, 1]
+        rate = await limits.acquire(5, 9, None, CALL)
+        assert rate == Slot(5, CALL, local=False, leased=False)
+        slot = await limits.acquire(5, None, 4, OTHER)
+        assert slot == Slot(5, OTHER, local=False, leased=True)
+        keys = (3, "rpm:5:7", "rpm:5:6", "running:5")
+        assert redis.scripts == [
+            (*keys, 9, 0, CALL.hex, 15.0, NOW, LEASE_SECONDS),
+            (*keys, 0, 4, OTHER.hex, 15.0, NOW, LEASE_SECONDS),
+        ]
+        for held in (rate, slot):
+            assert isinstance(held, Slot)
+            limits.release(held)
+        await asyncio.sleep(0)
+        assert redis.commands == [("ZREM", "running:5", OTHER.hex)]
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("code", "refused"),
+    [(-1, Refused("rate_limit_exceeded", 45.0)), (-2, Refused("concurrency_limit_exceeded", 1))],
+)
+def test_a_refusal_says_when_to_come_back(
+    redis: ScriptedRedis, clock: Clock, code: int, refused: Refused
+) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [code]
+        assert await limits.acquire(5, 9, 4, CALL) == refused
+
+    play(story)
+
+
+def test_calls_that_wait_share_a_round_trip(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [1, -1, -2, 1]
+        answers = await asyncio.gather(*(limits.acquire(5, 9, 4, UUID(int=n)) for n in range(4)))
+        assert [isinstance(answer, Slot) for answer in answers] == [True, False, False, True]
+        assert redis.trips == 1
+
+    play(story)
+
+
+@pytest.mark.parametrize("failure", [RedisError("gone"), OSError("gone"), TimeoutError()])
+def test_while_redis_is_away_a_replica_enforces_its_share(
+    redis: ScriptedRedis, clock: Clock, failure: Exception
+) -> None:
+    async def story(limits: Limits, metrics: Metrics) -> None:
+        redis.codes = [failure]
+        # 4 running calls among 3 replicas: 2 for each.
+        slots = [await limits.acquire(5, None, 4, UUID(int=n)) for n in range(2)]
+        assert slots == [Slot(5, UUID(int=n), local=True, leased=True) for n in range(2)]
+        assert await limits.acquire(5, None, 4, CALL) == Refused("concurrency_limit_exceeded", 1)
+        assert (redis.trips, limits.state, degraded(metrics)) == (1, "away", 1)
+        assert isinstance(slots[0], Slot)
+        limits.release(slots[0])
+        assert isinstance(await limits.acquire(5, None, 4, CALL), Slot)
+        assert redis.commands == []
+        # 4 calls a minute among 3 replicas: 2 for each.
+        rates = [await limits.acquire(6, 4, None, UUID(int=n)) for n in range(3)]
+        assert rates[2] == Refused("rate_limit_exceeded", 45.0)
+        # It is asked again after a while, not before.
+        clock.now += RETRY_SECONDS - 0.01
+        await limits.acquire(7, 4, None, CALL)
+        assert redis.trips == 1
+        clock.now += 0.01
+        redis.codes = [1]
+        assert await limits.acquire(7, 4, None, CALL) == Slot(7, CALL, local=False, leased=False)
+        assert (redis.trips, limits.state, degraded(metrics)) == (2, "ok", 0)
+
+    play(story)
+
+
+def test_a_slot_that_cannot_be_freed_degrades_and_is_left_to_its_lease(
+    redis: ScriptedRedis, clock: Clock
+) -> None:
+    async def story(limits: Limits, metrics: Metrics) -> None:
+        redis.codes = [1]
+        slot = await limits.acquire(5, None, 4, CALL)
+        assert isinstance(slot, Slot)
+        redis.codes = [RedisError("gone")]
+        limits.release(slot)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (limits.state, degraded(metrics)) == ("away", 1)
+
+    play(story)
+
+
+def test_leases_of_running_calls_are_renewed(
+    redis: ScriptedRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "RENEW_SECONDS", 0.01)
+
+    async def story(limits: Limits, _: Metrics) -> None:
+        await limits.start()
+        redis.codes = [1, 1, 1]
+        held = await limits.acquire(5, None, 4, CALL)
+        freed = await limits.acquire(5, None, 4, OTHER)
+        await limits.acquire(5, 4, None, UUID(int=3))  # has a rate alone: nothing to renew
+        assert isinstance(held, Slot)
+        assert isinstance(freed, Slot)
+        limits.release(freed)
+        await asyncio.sleep(0.05)
+        renewals = [command for command in redis.commands if command[0] == "ZADD"]
+        assert set(renewals) == {("ZADD", "running:5", "XX", NOW + LEASE_SECONDS, CALL.hex)}
+        assert len(renewals) > 1
+
+    play(story)
+
+
+def test_without_redis_every_replica_enforces_its_share(clock: Clock) -> None:
+    async def story(limits: Limits, metrics: Metrics) -> None:
+        await limits.start()
+        assert limits.state == "off"
+        slots = [await limits.acquire(5, None, 4, UUID(int=n)) for n in range(3)]
+        assert [isinstance(slot, Slot) for slot in slots] == [True, True, False]
+        assert degraded(metrics) == 0
+
+    play(story, url="")
+
+
+def test_redis_with_tls_trusts_the_given_authority(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.crt"
+    for url, given, expected in (
+        ("rediss://r:1/0", authority, str(authority)),
+        ("rediss://r:1/0", None, None),
+        ("redis://r:1/0", authority, None),
+    ):
+        options = shared._client(url, given).connection_pool.connection_kwargs
+        assert options.get("ssl_ca_certs") == expected
+        assert options["socket_timeout"] == options["socket_connect_timeout"] == shared.ROUND_TRIP_SECONDS
