@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 PREFIX = "RELAY_"
-ANY = "*"  # in settings that name models or channels: all that are not named
+ANY = "*"  # in settings that name models or origins: all others
 Network = IPv4Network | IPv6Network
 UnknownFields = Literal["pass", "drop", "refuse"]
 OutputLimitField = Literal["max_completion_tokens", "max_tokens"]
@@ -58,13 +58,8 @@ class Settings:
     max_answer_bytes: int  # of a provider's answer that is not streamed
     max_event_bytes: int  # of one event of a provider's stream
     max_depth: int  # nesting of a request's JSON
-    max_output: Mapping[
-        str, int
-    ]  # MODEL_MAX_OUTPUT: tokens of an answer to a call that does not say, by model
-    unknown_fields: Mapping[str, UnknownFields]  # what becomes of request fields unknown here, by channel
-    output_limit_field: Mapping[
-        str, OutputLimitField
-    ]  # what a channel's provider calls max_completion_tokens
+    max_output: Mapping[str, int]  # MODEL_MAX_OUTPUT: by model, tokens of an answer when a call says none
+    unknown_fields: UnknownFields  # what becomes of a request's fields unknown here; a channel may differ
     cors_origins: frozenset[str]  # whose web pages may call the API, "*": all; empty: none
     image_hold_tokens: int  # input tokens held for each image in a prompt
     settle_seconds: float  # how long a capture is retried while the database is away
@@ -83,10 +78,6 @@ class Settings:
     def max_output_of(self, model: str) -> int:
         """Tokens that an answer by ``model`` may have when the call does not say."""
         return self.max_output.get(model, self.max_output[ANY])
-
-    def refuses_unknown_fields(self) -> bool:
-        """Whether no channel takes a request with fields that are unknown here."""
-        return all(policy == "refuse" for policy in self.unknown_fields.values())
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -115,8 +106,7 @@ class Settings:
             max_event_bytes=int(read.number("MAX_EVENT_BYTES", 16 << 20, least=1024)),
             max_depth=int(read.number("MAX_DEPTH", 64, least=4)),
             max_output=read.counts("MODEL_MAX_OUTPUT", {ANY: 4096}),
-            unknown_fields=read.choices("UNKNOWN_FIELDS", {ANY: "pass"}, get_args(UnknownFields)),
-            output_limit_field=read.choices("OUTPUT_LIMIT_FIELD", {}, get_args(OutputLimitField)),
+            unknown_fields=read.choice("UNKNOWN_FIELDS", get_args(UnknownFields)),
             cors_origins=read.origins("CORS_ORIGINS"),
             image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),
             settle_seconds=read.number("SETTLE_SECONDS", 60),
@@ -183,18 +173,13 @@ class _Reader:
                 raise SettingError(f"{PREFIX}{name}: {problem}; give e.g. gpt-4o=16384,*=4096")
         return {**default, **{key: int(value) for key, value in given.items()}}
 
-    def choices(
-        self, name: str, default: Mapping[str, Choice], allowed: tuple[Choice, ...]
-    ) -> dict[str, Choice]:
-        found = dict(default)
-        for key, value in self.by_name(name).items():
-            chosen = next((choice for choice in allowed if choice == value), None)
-            if chosen is None:
-                options = " or ".join(map(str, allowed))
-                problem = f"'{value}' is not {options}"
-                raise SettingError(f"{PREFIX}{name}: {problem}; give e.g. CHANNEL={allowed[0]}")
-            found[key] = chosen
-        return found
+    def choice(self, name: str, allowed: tuple[Choice, ...]) -> Choice:
+        """One of ``allowed``, the first by default."""
+        given = self.text(name, allowed[0])
+        chosen = next((choice for choice in allowed if choice == given), None)
+        if chosen is None:
+            raise SettingError(f"{PREFIX}{name}: '{given}' is not one of: {', '.join(allowed)}")
+        return chosen
 
     def origins(self, name: str) -> frozenset[str]:
         given = frozenset(

@@ -232,7 +232,6 @@ def stack_values() -> dict[str, Any]:
         "RELAY_TRUSTED_PROXIES": ",".join(f"{node.address}/32" for node in fleet.hosts("edge")),
         "RELAY_CORS_ORIGINS": fleet.setting("relay_cors_origins"),
         "RELAY_MODEL_MAX_OUTPUT": fleet.setting("relay_model_max_output"),
-        "RELAY_OUTPUT_LIMIT_FIELD": fleet.setting("relay_output_limit_field"),
         "RELAY_UNKNOWN_FIELDS": fleet.setting("relay_unknown_fields"),
         "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
         "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),

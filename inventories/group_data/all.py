@@ -132,11 +132,8 @@ relay_topup_url = ""
 relay_cors_origins = ""
 # Tokens that an answer may have when the call does not say: by model, "*" for the others.
 relay_model_max_output = "*=4096"
-# What a channel's provider calls that limit where it is not what its kind of provider takes, for instance
-# "main=max_tokens" (or max_completion_tokens).
-relay_output_limit_field = ""
-# Fields of a request that the relay does not know: pass, drop or refuse; by channel, "*" for the others.
-relay_unknown_fields = "*=pass"
+# Fields of a request that the relay does not know: pass, drop or refuse, where a channel does not say.
+relay_unknown_fields = "pass"
 # Longest time that a whole call may take; `plan` sees to it that the edge waits longer.
 relay_provider_timeout_seconds = 600
 # How long a capture is tried again while the database is away: longer than a failover.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from psycopg import AsyncConnection, errors
@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, errors
 from relay.commands.command import CommandError, Subparsers, add_command, leaf
 from relay.routing.channels import FORMATS
 from relay.routing.key_cipher import KeyCipher
+from relay.settings import OutputLimitField, UnknownFields
 from relay.store import channels
 
 CREATE = (
@@ -20,6 +21,7 @@ CREATE = (
     " --api-key-stdin --models gpt-4o,fast=gpt-4o-mini < key"
 )
 SET = "channel set main --priority 10 --models gpt-4o,fast=gpt-4o-mini"
+USUAL = "usual"
 _PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -82,6 +84,18 @@ def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
         default=1 if creating else None,
         help="share among equals" + (" (default: %(default)s)" if creating else kept),
     )
+    parser.add_argument(
+        "--unknown-fields",
+        choices=(*get_args(UnknownFields), USUAL),
+        help="what becomes of a request's fields that the relay does not know; usual: RELAY_UNKNOWN_FIELDS"
+        + (" (default: usual)" if creating else kept),
+    )
+    parser.add_argument(
+        "--output-limit-field",
+        choices=(*get_args(OutputLimitField), USUAL),
+        help="what the provider calls the most tokens of an answer; usual: max_completion_tokens for the"
+        " providers openai and azure, max_tokens for others" + (" (default: usual)" if creating else kept),
+    )
 
 
 async def _create(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
@@ -115,6 +129,10 @@ def _columns(options: argparse.Namespace) -> dict[str, Any]:
     """The columns that the options say."""
     named = ("provider", "format", "base_url", "priority", "weight")
     columns = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
+    for name in ("unknown_fields", "output_limit_field"):
+        chosen = getattr(options, name)
+        if chosen is not None:
+            columns[name] = "" if chosen == USUAL else chosen
     if options.models is not None:
         columns["models"] = list(options.models)
         columns["model_map"] = {ours: theirs for ours, theirs in options.models.items() if ours != theirs}

@@ -80,8 +80,6 @@ def parse(body: bytes, settings: Settings) -> ChatRequest:
     """Check a body; raises ApiError 400 naming the field."""
     fields = _read_fields(body, settings.max_depth)
     unknown = frozenset(fields.keys() - FIELDS.keys())
-    if settings.refuses_unknown_fields():
-        refuse_unknown(unknown)
     _apply_rules(fields)
     size = _prompt_bytes(fields, unknown)
     model = _read(fields, "model", _text, required=True)
@@ -132,7 +130,7 @@ def provider_request(request: ChatRequest, model: str, profile: Profile) -> byte
     fields = dict(request.fields)
     if request.unknown and profile.unknown_fields != "pass":
         if profile.unknown_fields == "refuse":
-            refuse_unknown(request.unknown)
+            _refuse_unknown(request.unknown)
         for name in request.unknown:
             del fields[name]
     fields["model"] = msgspec.Raw(_encode(model))
@@ -144,7 +142,7 @@ def provider_request(request: ChatRequest, model: str, profile: Profile) -> byte
     return _encode(fields)
 
 
-def refuse_unknown(names: frozenset[str]) -> None:
+def _refuse_unknown(names: frozenset[str]) -> None:
     """Raise ApiError 400 for the first of the unknown fields, if there is any."""
     if names:
         name = min(names)

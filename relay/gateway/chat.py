@@ -69,7 +69,12 @@ class ChatExchange:
             provider_request(
                 request,
                 channel.provider_model(request.model),
-                profile_of(channel.provider, channel.name, call.services.settings),
+                profile_of(
+                    channel.provider,
+                    call.services.settings,
+                    output_limit=channel.output_limit_field,
+                    unknown_fields=channel.unknown_fields,
+                ),
             ),
         )
 

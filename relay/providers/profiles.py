@@ -1,10 +1,10 @@
-"""What providers of OpenAI's chat format take differently, and what a channel's settings change of it."""
+"""What providers of OpenAI's chat format take differently."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.settings import ANY, OutputLimitField, Settings, UnknownFields
+from relay.settings import OutputLimitField, Settings, UnknownFields
 
 # Who knows OpenAI's newer name. The others take max_tokens, and some would ignore the newer one.
 _NEWER_NAME = frozenset({"openai", "azure"})
@@ -21,10 +21,13 @@ class Profile:
     unknown_fields: UnknownFields
 
 
-def profile_of(provider: str, channel: str, settings: Settings) -> Profile:
-    """The profile of a channel, by its provider's and its own name."""
+def profile_of(
+    provider: str,
+    settings: Settings,
+    *,
+    output_limit: OutputLimitField | None = None,
+    unknown_fields: UnknownFields | None = None,
+) -> Profile:
+    """The profile of a channel of ``provider``, with what the channel says itself."""
     usual: OutputLimitField = "max_completion_tokens" if provider in _NEWER_NAME else "max_tokens"
-    return Profile(
-        output_limit=settings.output_limit_field.get(channel, settings.output_limit_field.get(ANY, usual)),
-        unknown_fields=settings.unknown_fields.get(channel, settings.unknown_fields[ANY]),
-    )
+    return Profile(output_limit or usual, unknown_fields or settings.unknown_fields)

@@ -12,7 +12,7 @@ from typing import Any
 from psycopg_pool import AsyncConnectionPool
 
 from relay.routing.key_cipher import KeyCipher
-from relay.settings import SettingError
+from relay.settings import OutputLimitField, SettingError, UnknownFields
 from relay.store import channels as store
 from relay.store.changes import Changes
 from relay.telemetry.metrics import Metrics
@@ -29,6 +29,7 @@ class Channel:
     """An account at a provider. A higher ``priority`` goes first; ``weight`` shares among equals.
 
     ``provider``: whose bill it is, for cost prices and metrics; ``format``: one of FORMATS.
+    ``unknown_fields``, ``output_limit_field``: see Profile; None: as usual.
     """
 
     id: int
@@ -41,6 +42,8 @@ class Channel:
     priority: int
     weight: int
     format: str = FORMATS[0]
+    unknown_fields: UnknownFields | None = None
+    output_limit_field: OutputLimitField | None = None
 
     def provider_model(self, model: str) -> str:
         """What the provider calls ``model``."""
@@ -153,4 +156,6 @@ class ChannelTable:
             priority=row["priority"],
             weight=row["weight"],
             format=row["format"],
+            unknown_fields=row["unknown_fields"] or None,
+            output_limit_field=row["output_limit_field"] or None,
         )

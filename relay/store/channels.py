@@ -9,8 +9,9 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-_PUBLIC = (
-    "id, name, provider, format, base_url, models, model_map, priority, weight, status, created_at"  # no key
+_PUBLIC = (  # not the key
+    "id, name, provider, format, base_url, models, model_map, priority, weight, unknown_fields,"
+    " output_limit_field, status, created_at"
 )
 # What may be written, by column of the table.
 WRITABLE = (
@@ -23,6 +24,8 @@ WRITABLE = (
     "model_map",
     "priority",
     "weight",
+    "unknown_fields",
+    "output_limit_field",
     "status",
 )
 Row = dict[str, Any]

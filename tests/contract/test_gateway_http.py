@@ -548,23 +548,20 @@ def recorder() -> Iterator[str]:
 
 
 def test_a_channels_settings_reach_its_provider(relay: Relay, recorder: str, customer: Customer) -> None:
-    for name, provider in (
-        ("plain", "openai"),
-        ("other", "deepseek"),
-        ("picky", "openai"),
-        ("strict", "openai"),
-    ):
+    channels: dict[str, tuple[str, ...]] = {
+        "plain": ("--provider", "openai"),
+        "other": ("--provider", "deepseek"),
+        "picky": ("--provider", "openai", "--output-limit-field", "max_tokens", "--unknown-fields", "drop"),
+        "strict": ("--provider", "openai", "--unknown-fields", "refuse"),
+    }
+    for name, options in channels.items():
         relay.price(f"by-{name}")
         relay.command(
-            *("channel", "create", "--name", name, "--provider", provider, "--base-url", recorder),
-            *("--api-key-stdin", "--models", f"by-{name}"),
+            *("channel", "create", "--name", name, "--base-url", recorder, "--api-key-stdin"),
+            *("--models", f"by-{name}", *options),
             stdin="key",
         )
-    replica = relay.replica(
-        RELAY_OUTPUT_LIMIT_FIELD="picky=max_tokens",
-        RELAY_UNKNOWN_FIELDS="picky=drop,strict=refuse,*=pass",
-        RELAY_MODEL_MAX_OUTPUT="by-picky=77,*=99",
-    )
+    replica = relay.replica(RELAY_MODEL_MAX_OUTPUT="by-picky=77,*=99")
 
     def sent(name: str, **more: Any) -> dict[str, Any]:
         Recorder.got.clear()
@@ -586,6 +583,9 @@ def test_a_channels_settings_reach_its_provider(relay: Relay, recorder: str, cus
     assert (refusal["param"], refusal["code"]) == ("brand_new", "unknown_parameter")
     assert sent("strict", user="u") == {"max_completion_tokens": 99, "user": "u"}
     customer.balance()  # fails while anything is held
+    changed = relay.command("channel", "set", "picky", "--unknown-fields", "usual", "--weight", "2")
+    assert (changed["unknown_fields"], changed["output_limit_field"]) == ("", "max_tokens")
+    eventually(lambda: sent("picky", brand_new=1) == {"max_tokens": 77, "brand_new": 1}, 3)
 
 
 def test_the_sdk_sends_todays_fields(customer: Customer) -> None:

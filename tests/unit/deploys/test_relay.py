@@ -71,8 +71,7 @@ def test_the_relay_takes_the_fleets_settings(stack: dict[str, Any]) -> None:
     environment = stack["services"]["relay"]["environment"]
     assert environment["RELAY_CORS_ORIGINS"] == ""
     assert environment["RELAY_MODEL_MAX_OUTPUT"] == "*=4096"
-    assert environment["RELAY_OUTPUT_LIMIT_FIELD"] == ""
-    assert environment["RELAY_UNKNOWN_FIELDS"] == "*=pass"
+    assert environment["RELAY_UNKNOWN_FIELDS"] == "pass"
 
 
 def test_a_fleet_without_a_provider_of_its_own(sandbox_inventory: Inventory) -> None:

@@ -149,20 +149,24 @@ def test_unknown_fields_pass_and_are_held_for() -> None:
     assert grown == len(json.dumps(value)) + len("brand_new")
 
 
-def test_unknown_fields_are_dropped_or_refused_by_setting() -> None:
-    settings = Settings.read({"RELAY_UNKNOWN_FIELDS": "strict=refuse,lax=pass,*=drop"})
+POLICIES = ("pass", "drop", "refuse")
+
+
+@pytest.mark.parametrize("fleet", POLICIES)
+@pytest.mark.parametrize("channel", [None, *POLICIES])
+def test_unknown_fields_are_treated_as_channel_or_fleet_says(fleet: str, channel: Any) -> None:
+    settings = Settings.read({"RELAY_UNKNOWN_FIELDS": fleet})
+    profile = profile_of("openai", settings, unknown_fields=channel)
+    assert sent(parse(body(user="u"), settings), profile)["user"] == "u"
     request = parse(body(brand_new=1, user="u"), settings)
-    assert sent(request, profile_of("openai", "lax", settings))["brand_new"] == 1
-    other = sent(request, profile_of("openai", "other", settings))
-    assert "brand_new" not in other
-    assert other["user"] == "u"
-    with pytest.raises(ApiError, match="Unrecognized request argument supplied: brand_new") as caught:
-        sent(request, profile_of("openai", "strict", settings))
-    assert (caught.value.status, caught.value.param) == (400, "brand_new")
-    fleet = Settings.read({"RELAY_UNKNOWN_FIELDS": "refuse"})
-    with pytest.raises(ApiError, match="brand_new"):
-        parse(body(brand_new=1), fleet)
-    assert parse(body(user="u"), fleet).unknown == frozenset()
+    if (channel or fleet) == "refuse":
+        with pytest.raises(ApiError, match="Unrecognized request argument supplied: brand_new") as caught:
+            sent(request, profile)
+        assert (caught.value.status, caught.value.param) == (400, "brand_new")
+    else:
+        made = sent(request, profile)
+        assert ("brand_new" in made) == ((channel or fleet) == "pass")
+        assert made["user"] == "u"
 
 
 # ---------------------------------------------------------------------- messages
@@ -214,35 +218,26 @@ def test_a_limit_of_its_own_passes_under_its_own_name(name: str, written: str) -
     request = parse(raw, SETTINGS)
     assert (request.max_output, request.choices, request.output_is_capped) == (200, 2, True)
     for provider in ("openai", "deepseek"):
-        body = sent(request, profile_of(provider, "c", SETTINGS))
+        body = sent(request, profile_of(provider, SETTINGS))
         limits = {key: value for key, value in body.items() if key.startswith("max_")}
         assert limits == {name: 100}
         assert isinstance(body[name], int)
 
 
 @pytest.mark.parametrize(
-    ("provider", "channel", "setting", "name"),
+    ("provider", "channel", "name"),
     [
-        ("openai", "main", "", "max_completion_tokens"),
-        ("azure", "main", "", "max_completion_tokens"),
-        ("deepseek", "main", "", "max_tokens"),
-        ("never-heard-of", "main", "", "max_tokens"),
-        ("openai", "main", "main=max_tokens", "max_tokens"),
-        ("openai", "other", "main=max_tokens", "max_completion_tokens"),
-        ("deepseek", "other", "main=max_tokens,*=max_completion_tokens", "max_completion_tokens"),
+        ("openai", None, "max_completion_tokens"),
+        ("azure", None, "max_completion_tokens"),
+        ("deepseek", None, "max_tokens"),
+        ("never-heard-of", None, "max_tokens"),
+        ("openai", "max_tokens", "max_tokens"),
+        ("deepseek", "max_completion_tokens", "max_completion_tokens"),
     ],
 )
-def test_the_relays_own_limit_goes_by_the_providers_name(
-    provider: str, channel: str, setting: str, name: str
-) -> None:
-    settings = Settings.read({"RELAY_OUTPUT_LIMIT_FIELD": setting})
-    request = parse(body(n=3), settings)
-    limits = {
-        key: value
-        for key, value in sent(request, profile_of(provider, channel, settings)).items()
-        if key.startswith("max_")
-    }
-    assert limits == {name: 4096}
+def test_the_relays_own_limit_goes_by_the_providers_name(provider: str, channel: Any, name: str) -> None:
+    made = sent(parse(body(n=3), SETTINGS), profile_of(provider, SETTINGS, output_limit=channel))
+    assert {key: value for key, value in made.items() if key.startswith("max_")} == {name: 4096}
 
 
 def test_the_relays_own_limit_is_a_setting_of_the_model() -> None:
