@@ -96,12 +96,33 @@ def stage(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -
         relay.stop()
 
 
+class Again(Customer):
+    """A customer of many tests: what it spent, and its record, are those since the last ``begin``."""
+
+    def begin(self) -> None:
+        """A test begins."""
+        self.funds = self.balance()
+        self.known = {record["request_id"] for record in self.relay.usage(self.account)}
+
+    def record(self) -> dict[str, Any]:
+        """The only record since then."""
+        records = self.relay.usage(self.account)
+        (only,) = [record for record in records if record["request_id"] not in self.known]
+        return only
+
+
+@pytest.fixture(scope="module")
+def again(stage: Stage) -> Again:
+    return Again(stage.relay, stage.replica, "faults", "500.00")
+
+
 @pytest.fixture
-def customer(stage: Stage, request: pytest.FixtureRequest) -> Customer:
+def customer(stage: Stage, again: Again) -> Customer:
     stage.asked.clear()
     stage.requests.clear()
     stage.says(stream_answer(*ordinary()), by="second")
-    return Customer(stage.relay, stage.replica, request.node.name[:190], "10.00")
+    again.begin()
+    return again
 
 
 # ---------------------------------------------------------------------- what a provider sends
