@@ -232,7 +232,7 @@ class Bench:
         if len(rows) != len(by_id):
             found.append(Finding("a call without hold", batch[0].case, f"{len(rows)} of {len(by_id)}"))
         for request_id, _, held, charge in rows:
-            found += _charge(by_id[request_id], held, charge or 0)
+            found += charge_findings(by_id[request_id], held, charge or 0)
         return found, sum(1 for row in rows if row[3])
 
     def _holds(self, request_ids: list[str]) -> list[tuple[str, str, int, int | None]]:
@@ -267,7 +267,8 @@ class Bench:
             yield
 
 
-def _charge(played: Played, held: int, charge: int) -> Iterator[Finding]:
+def charge_findings(played: Played, held: int, charge: int) -> Iterator[Finding]:
+    """What is wrong with a charge; ``held`` and ``charge`` in nano-dollars."""
     case = played.case
     if charge > held:
         yield Finding("charged more than was held", case, f"{charge} n$ of {held}")
