@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -18,15 +17,16 @@ from tests.contract.fuzz.mutations import PROVIDER_KEY, PROVIDER_MODEL
 from tests.contract.fuzz.oracle import Heard, Reader, Wire
 from tests.contract.fuzz.run import Played, Summary, bench, charge_findings, fuzz, numbered
 
+# The same cases in every run of CI; `make fuzz` takes others.
+SEED = 20
 CASES = 10_000
 WORKERS = 24
 
 
 def test_what_the_sdk_accepts_is_accepted_through_the_relay(postgres: PostgresServer) -> None:
-    seed = int(time.time())
-    summary = Summary(seed)
+    summary = Summary(SEED)
     with bench(server=postgres) as made:
-        asyncio.run(fuzz(made, numbered(seed, 0, CASES), summary, WORKERS, print))
+        asyncio.run(fuzz(made, numbered(SEED, 0, CASES), summary, WORKERS, print))
     report = "\n".join(summary.lines())
     print(report)
     assert summary.cases == CASES
@@ -153,7 +153,7 @@ def test_the_oracle_finds(kind: str) -> None:
 def test_the_oracle_finds_wrong_charges(body: bytes, charge: int, kinds: set[str]) -> None:
     case = sent(body)
     heard = Reader().read(next(oracle.direct_wires(case)), stream=True)
-    played = Played(case, heard, heard, Wire(200, SSE, [body]), "r", [])
+    played = Played(case, heard, heard, heard, Wire(200, SSE, [body]), "r", [])
     held = 1_000 if charge == 2_000 else 100_000
     assert {finding.kind for finding in charge_findings(played, held, charge)} == kinds
 
