@@ -45,7 +45,7 @@ lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/lint-imports --no-logo
 
 unit: .venv/ready tools ## Tests without services (seconds)
-	@.venv/bin/pytest tests/unit
+	@.venv/bin/pytest tests/unit -n 2
 
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
 	@.venv/bin/pytest tests/contract

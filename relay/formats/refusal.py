@@ -49,23 +49,40 @@ def _any_of(*words: str) -> re.Pattern[str]:
 
 
 _CONTENT = _any_of(
-    r"content[_ ]?(?:filter|policy|management)",
-    r"moderation|flagged|inappropriate|sensitive|responsible ai",
-    r"safety[_ ](?:system|filter)|data_inspection_failed",
+    r"content[_ ]?(?:filter|policy|management)|content[_ ]moderation|data_inspection_failed",
+    r"moderation|flagged|inappropriate|sensitive[_ ](?:content|information|words)|responsible ai",
+    r"safety[_ ](?:system|filter)",
 )
 _AUTH = _any_of(
     r"(?:invalid|incorrect|expired|missing|no)[_ ](?:x-)?api[_ -]?key",
     r"api[_ ]key[_ ](?:is )?(?:not[_ ]valid|invalid|expired)",
-    r"authentication|unauthorized|account_deactivated",
+    r"authentication_error|unauthorized|account_deactivated",
 )
 _QUOTA = _any_of(
-    r"insufficient[_ ](?:quota|balance|credit|funds)|credit balance|billing|arrears|overdue",
-    r"quota[_ ]exceeded|exceeded your current quota",
+    r"insufficient[_ ](?:quota|balance|credit|funds)|credit balance|account .{0,20}(?:arrears|overdue)",
+    r"quota[_ ]exceeded|exceeded your current quota|billing[_ ](?:hard[_ ]limit|not[_ ]active)",
 )
+# The channel is set up for a model that its provider does not have: another channel may have it.
+_MODEL = _any_of(
+    r"model[_ ]not[_ ](?:found|exist)|no such model|unknown model",
+    r"model .{0,200}(?:does not exist|not found|not supported)",
+)
+# Codes that blame the request whatever the status is.
+_REQUEST_CODE = _any_of(r"context[_ ]length|string_above_max_length|max_tokens_exceeded|request_too_large")
 _REQUEST = _any_of(
     r"context[_ ]length|context window|maximum context|prompt is too long|string_above_max_length",
     r"too many tokens|invalid[_ ]request|invalid[_ ]argument|bad[_ ]request",
     r"unsupported[_ ](?:parameter|value)|unknown[_ ]parameter",
+)
+
+
+# (statuses, words, class), in this order; status 0: none. What no row knows is decided by its status.
+_BY_WORDS = (
+    ({0, 400, 403, 422}, _CONTENT, CONTENT),
+    ({0, 400, 403, 429}, _QUOTA, QUOTA),
+    ({0, 400}, _AUTH, AUTH),
+    ({0, 400}, _MODEL, SERVER),
+    ({0}, _REQUEST, REQUEST),
 )
 
 
@@ -161,19 +178,14 @@ def in_openais_shape(error: Any) -> dict[str, Any]:
 def class_of(status: int, said: Said) -> str:
     """The class of a refusal. ``status``: of HTTP; 2xx where the body alone says that it is an error."""
     words = " ".join(filter(None, (said.code, said.kind, said.message)))
-    names = " ".join(filter(None, (said.code, said.kind)))
     if status < 300:
         status = said.status or 0
-    if status in (0, 400, 403, 422) and _CONTENT.search(words):
-        return CONTENT
-    if status in (0, 400, 403, 429) and _QUOTA.search(words):
-        return QUOTA
-    if status in (0, 400) and _AUTH.search(words):
-        return AUTH
-    if status in _REQUEST_STATUSES:
+    if _REQUEST_CODE.search(said.code or ""):
         return REQUEST
-    # Some send a request's fault as another status: then the code decides, not loose words.
-    if _REQUEST.search(words if status == 0 else names) and status not in _OF_STATUS:
+    for statuses, pattern, kind in _BY_WORDS:
+        if status in statuses and pattern.search(words):
+            return kind
+    if status in _REQUEST_STATUSES:
         return REQUEST
     return _OF_STATUS.get(status, SERVER)
 

@@ -21,6 +21,7 @@ from relay.telemetry.logs import redact
 
 NETWORK = "network"
 MAX_RETRY_AFTER = 3600
+MAX_LOGGED = 300
 OVERLOADED = frozenset({429, 503, 529})
 
 
@@ -110,7 +111,7 @@ def _refusal(call: Call, status: int, said: Said, retry_after: str = "") -> Outc
     kind = refusal.class_of(status, said)
     attempt = f"status_{status}" if status >= 300 else "error_answer"
     words = clean(said.message, call.channel, call.request.model)
-    why = f"{attempt}, {kind}: {words or 'without a word'}"
+    why = f"{attempt}, {kind}: {words[:MAX_LOGGED] or 'without a word'}"
     # Whoever refuses by status has not done the work; an error in an answer may come after it.
     may_bill = status < 300
     if refusal.is_the_requests_fault(kind):

@@ -21,6 +21,7 @@ from relay.ledger.errors import (
     BudgetExceeded,
     InsufficientCredit,
     LedgerUnavailable,
+    StatementRefused,
     UnknownHold,
 )
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
@@ -64,7 +65,7 @@ def _hold_order(call: Call) -> HoldOrder:
 async def settle(call: Call) -> None:
     """Capture or release, as the abort rule says; durable when it returns.
 
-    Raises ApiError 503 when the charge could not be written.
+    Raises ApiError 503 when the database is away for too long, and StatementRefused.
     """
     answer, hold = call.answer, call.hold
     if hold is None:
@@ -106,6 +107,8 @@ async def _capture(call: Call, hold: Hold, billed: BilledUsage) -> None:
     except UnknownHold:
         # The sweeper was first: its rule has decided this call.
         log.error("a call was settled by the sweeper before its capture", extra=call.log_fields())
+    except StatementRefused:
+        raise  # no other try will do: the caller gives the hold back
     except LedgerUnavailable as error:
         call.outcome = "ledger_unavailable"
         message = "The answer could not be charged, so its end is withheld: try again later."

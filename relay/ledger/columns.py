@@ -91,7 +91,7 @@ class _Member(NamedTuple):
 
     item: SettleItem
     facts: CallFacts
-    places: Mapping[str | None, int]
+    places: Mapping[str, int]
 
 
 # Parameters of the database functions: name -> (element type, what it is of a member). No other list exists.
@@ -130,8 +130,8 @@ SETTLE: Columns[_Member] = {
     "p_cost": ("bigint", lambda it: it.item.cost),
     "p_meters": ("text", lambda it: it.item.meters),
     "p_raw": ("text", lambda it: it.item.raw_usage),
-    "p_sell": ("integer", lambda it: it.places.get(it.item.sell)),
-    "p_cost_side": ("integer", lambda it: it.places.get(it.item.cost_side)),
+    "p_sell": ("integer", lambda it: it.places.get(it.item.sell or "")),
+    "p_cost_side": ("integer", lambda it: it.places.get(it.item.cost_side or "")),
     "p_unpriced": ("text", lambda it: _json_or_null(it.item.unpriced)),
     "p_attempts": ("text", lambda it: _json_or_null(it.facts.attempts)),
 }
@@ -153,11 +153,11 @@ def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
 
 def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
     """Parameters of SETTLE_STATEMENT."""
-    documents = {document: 0 for item in items for document in (item.sell, item.cost_side)}
-    documents.pop(None, None)
+    evidence = (document for item in items for document in (item.sell, item.cost_side))
+    documents = list(dict.fromkeys(document for document in evidence if document is not None))
     places = {document: place for place, document in enumerate(documents, 1)}
     members = [_Member(item, item.facts, places) for item in items]
-    return [*_literals(SETTLE, members), literal("text", list(documents))]
+    return [*_literals(SETTLE, members), literal("text", documents)]
 
 
 def _literals(columns: Columns[T], members: Sequence[T]) -> list[str | None]:

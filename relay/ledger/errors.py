@@ -36,3 +36,7 @@ class UnknownHold(LedgerError):
 
 class LedgerUnavailable(LedgerError):
     """The database did not confirm before the deadline; whatever it did is settled by the sweeper."""
+
+
+class StatementRefused(LedgerUnavailable):
+    """The database is there and refuses what it was given: trying again does not help."""

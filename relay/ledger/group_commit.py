@@ -10,7 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from relay.ledger.errors import LedgerUnavailable
+from relay.ledger.errors import LedgerUnavailable, StatementRefused
 
 MAX_BATCH = 512
 WATCH_SECONDS = 0.25
@@ -155,7 +155,7 @@ class GroupCommit(Generic[T, R]):
     async def _isolate(self, batch: list[Member[T, R]], error: Exception) -> None:
         if len(batch) == 1:
             log.error("%s: refused: %s", self._name, error, exc_info=error)
-            _fail(batch[0], f"the ledger refused the statement: {error}")
+            _fail(batch[0], StatementRefused(f"the ledger refused the statement: {error}"))
             return
         log.error("%s: a batch of %d was refused, writing them one by one: %s", self._name, len(batch), error)
         for member in batch:
@@ -189,7 +189,7 @@ class GroupCommit(Generic[T, R]):
         if late:
             self._waiting = [member for member in self._waiting if member.deadline > now]
         for member in late:
-            _fail(member, "the database did not confirm in time")
+            _fail(member, LedgerUnavailable("the database did not confirm in time"))
             if member.sent:
                 self._orphaned(member.item)
 
@@ -201,9 +201,9 @@ class GroupCommit(Generic[T, R]):
             now = monotonic()
             for member in self._in_flight:
                 if member.deadline <= now:
-                    _fail(member, "the database did not confirm in time")
+                    _fail(member, LedgerUnavailable("the database did not confirm in time"))
 
 
-def _fail(member: Member[Any, Any], message: str) -> None:
+def _fail(member: Member[Any, Any], error: LedgerUnavailable) -> None:
     if not member.future.done():
-        member.future.set_exception(LedgerUnavailable(message))
+        member.future.set_exception(error)

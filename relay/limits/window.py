@@ -67,7 +67,7 @@ class LocalLimits:
         use = self._uses.get(token_id)
         if use is None:
             self._forget_idle(minute)
-            use = self._uses[token_id] = _Use(minute)
+            use = self._uses[token_id] = _Use()
         if use.minute != minute:
             use.previous = use.current if use.minute == minute - 1 else 0
             use.current, use.minute = 0, minute

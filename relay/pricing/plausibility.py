@@ -93,7 +93,8 @@ def _told(usage_format: str, usage: Any) -> tuple[Mapping[str, Any], dict[str, i
 def _impossible(told: Mapping[str, int], most: MaxUsage, count_output: Callable[[], int]) -> str | None:
     """Why the call cannot have used this, or None when it can."""
     possible = {*most.inputs, *most.outputs}
-    prompt = answer = others = 0
+    prompt = answer = 0
+    others = False
     for meter, quantity in told.items():
         if meter not in possible and quantity > most.others.get(meter, 0):
             return f"{meter}: {quantity}, where the call can have {most.others.get(meter, 0)}"
@@ -102,7 +103,7 @@ def _impossible(told: Mapping[str, int], most: MaxUsage, count_output: Callable[
         elif meter in OUTPUT_METERS:
             answer += quantity
         else:
-            others += quantity
+            others = True
     if prompt > most.input_units + PROMPT_ALLOWANCE:
         return f"a prompt of {prompt} units, where the call's has {most.input_units} at most"
     if answer > most.max_output + OUTPUT_ALLOWANCE:
@@ -111,7 +112,7 @@ def _impossible(told: Mapping[str, int], most: MaxUsage, count_output: Callable[
 
 
 def _missing(
-    prompt: int, answer: int, others: int, most: MaxUsage, count_output: Callable[[], int]
+    prompt: int, answer: int, others: bool, most: MaxUsage, count_output: Callable[[], int]
 ) -> str | None:
     """Why a figure of zero cannot be; pieces, seconds and characters (``others``) stand for both sides."""
     if others:

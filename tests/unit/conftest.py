@@ -8,7 +8,7 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=60,
+    max_examples=10,
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile("default")

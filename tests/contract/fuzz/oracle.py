@@ -26,6 +26,8 @@ ENCODED = ("gzip", "deflate", "x-gzip")
 DECODED = ("", "identity", "gzip", "deflate")
 BOM = b"\xef\xbb\xbf"
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
+# A mutation calls other models by longer names.
+_PROVIDER_MODEL = re.compile(re.escape(PROVIDER_MODEL.encode()) + rb"(?!-turbo)")
 _CUSTOMER_HEADERS = re.compile(r"x-request-id|retry-after", re.I)
 
 
@@ -151,10 +153,15 @@ def direct_wires(case: Case) -> Iterator[Wire]:
     The first is what it sends. The others are what the standard of server-sent events makes of it and the SDK
     does not: a byte order mark is no part of the first line; the last event has its blank line.
     """
-    yield Wire(case.status, case.headers(), case.parts(), broken=not case.whole)
-    if case.stream and case.encoding not in ENCODED:
-        for body in {case.sent.removeprefix(BOM), case.sent + b"\n\n", case.sent.removeprefix(BOM) + b"\n\n"}:
-            yield Wire(case.status, case.headers(), [body], broken=not case.whole)
+    headers, broken = case.headers(), not case.whole
+    yield Wire(case.status, headers, case.parts(), broken)
+    if not case.stream:
+        return
+    body = case.sent
+    if case.encoding in ENCODED and case.whole:
+        body, headers = case.body, [entry for entry in headers if entry[0] != "content-encoding"]
+    for other in (body.removeprefix(BOM), body + b"\n\n", body.removeprefix(BOM) + b"\n\n"):
+        yield Wire(case.status, headers, [other], broken)
 
 
 # ---------------------------------------------------------------------- what was generated
@@ -247,7 +254,7 @@ def _secrets(case: Case, wire: Wire) -> Iterator[tuple[str, str]]:
     told = body + "\n".join(headers).encode()
     if PROVIDER_KEY.encode() in told:
         yield "the provider's key reaches the customer", _around(told, PROVIDER_KEY.encode())
-    if PROVIDER_MODEL.encode() in body and "bytes" not in case.made_of:
+    if _PROVIDER_MODEL.search(body) and "bytes" not in case.made_of:
         yield "the provider's name of the model reaches the customer", _around(body, PROVIDER_MODEL.encode())
 
 

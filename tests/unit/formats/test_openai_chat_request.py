@@ -131,7 +131,7 @@ def test_dropped_fields_are_taken_and_not_sent_on(name: str) -> None:
     assert name not in sent(parse(body(**{name: "secret"}), SETTINGS))
 
 
-@pytest.mark.parametrize("name", [*FIELDS.keys() - {"model", "messages"}, "unheard_of"])
+@pytest.mark.parametrize("name", [*sorted(FIELDS.keys() - {"model", "messages"}), "unheard_of"])
 def test_null_counts_as_absent(name: str) -> None:
     for policy in ("pass", "drop", "refuse"):
         settings = Settings.read({"RELAY_UNKNOWN_FIELDS": policy})

@@ -14,7 +14,7 @@ from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.formats import openai_chat_answer
 from relay.gateway import lifecycle, stream_response
-from relay.ledger.errors import LedgerUnavailable
+from relay.ledger.errors import LedgerUnavailable, StatementRefused
 from relay.providers.transport import Broken, NotSent, TimedOut
 from relay.telemetry.logs import JsonFormatter
 from tests.unit.gateway.rig import (
@@ -171,8 +171,9 @@ def test_a_fault_of_our_own_settles_the_call(stream: bool, monkeypatch: pytest.M
     assert result.ledger.facts.outcome == "internal_error"
 
 
-def test_a_settlement_that_cannot_be_computed_gives_the_hold_back(caplog: pytest.LogCaptureFixture) -> None:
-    result = run(good(True), ledger=FakeLedger(OverflowError("too large")))
+@pytest.mark.parametrize("failure", [OverflowError("too large"), StatementRefused("out of range")])
+def test_a_settlement_that_cannot_be_done_gives_the_hold_back(failure: Exception) -> None:
+    result = run(good(True), ledger=FakeLedger(failure))
     assert result.ledger.charged == 0
     assert result.raised is None
     value = result.metrics.registry.get_sample_value(
@@ -193,6 +194,13 @@ def test_an_answer_that_cannot_be_charged_is_withheld(stream: bool) -> None:
 
 # ---------------------------------------------------------------------- success is decided by the body
 
+NO_MODEL = {
+    "error": {
+        "message": "The model `x` does not exist",
+        "type": "invalid_request_error",
+        "code": "model_not_found",
+    }
+}
 FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
     "not-sent": lambda: NotSent("refused"),
     "broken": lambda: Broken("reset"),
@@ -210,7 +218,14 @@ FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
     "401": lambda: answers({"error": {"message": "Incorrect API key provided"}}, status=401),
     "402": lambda: answers({"error": {"message": "Insufficient Balance"}}, status=402),
     "403": lambda: answers({"error": {"message": "Forbidden"}}, status=403),
-    "404": lambda: answers({"error": {"message": "The model does not exist"}}, status=404),
+    "404": lambda: answers(NO_MODEL, status=404),
+    "400-model": lambda: answers(NO_MODEL, status=400),
+    "200-model": lambda: answers(NO_MODEL),
+    "408": lambda: answers({"error": {"message": "slow"}}, status=408),
+    "409": lambda: answers({"error": {"message": "conflict", "type": "invalid_request_error"}}, status=409),
+    "401-openai": lambda: answers(
+        {"error": {"message": "no", "type": "invalid_request_error", "code": "invalid_api_key"}}, status=401
+    ),
     "429": lambda: answers({"error": {"message": "slow down"}}, status=429),
     "400-key": lambda: answers({"error": {"code": 400, "message": "API key not valid."}}, status=400),
     "400-credit": lambda: answers({"error": {"message": "Your credit balance is too low"}}, status=400),
@@ -367,6 +382,7 @@ def test_words_and_codes_of_a_refusal_reach_the_customer(stream: bool, body: Any
         {"message": CONTEXT, "code": "context_length_exceeded"},
         {"message": CONTEXT, "code": 400},
         {"message": CONTEXT, "type": "invalid_request_error"},
+        {"message": CONTEXT},
     ],
 )
 @both
@@ -375,6 +391,14 @@ def test_a_refusal_in_the_place_of_an_answer_is_one(stream: bool, error: Any) ->
     result = run(reply, good(stream), stream=stream)
     assert isinstance(result.raised, ApiError)
     assert (result.raised.status, result.raised.message) == (400, CONTEXT)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 500, 529])
+def test_a_code_that_blames_the_request_does_so_with_any_status(status: int) -> None:
+    result = run(answers({"error": {"message": CONTEXT, "code": "context_length_exceeded"}}, status=status))
+    assert isinstance(result.raised, ApiError)
+    assert result.raised.status == (status if status < 500 else 400)
+    assert (result.raised.code, result.channels.health) == ("context_length_exceeded", [])
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,25 @@ def test_the_minimum_is_multiplied_as_part_of_the_charge() -> None:
     assert frozen.tariff.terms.quantum == item.quantum == 5
 
 
+def test_a_capture_is_priced_and_proven_by_its_tier_and_prompt_length() -> None:
+    rows = (
+        Row("in_text", 10**9, context_to=100),
+        Row("in_text", 3 * 10**9, context_from=100),
+        Row("in_text", 7 * 10**9, service_tier="priority", context_from=100),
+        Row("out_text", 333_333),
+    )
+    version = PriceVersion(7, "m", "sell", "", "", "USD", NOW, None, 1, 0, False, rows)
+    for tier, price in (("", 3), ("priority", 7)):
+        frozen = Admission("m", "vip", NOW, Tariff(version), service_tier=tier)
+        hold = Hold(order(admission=frozen), {}, Fraction(2))
+        item = capture_item(CaptureOrder(hold, {"in_text": 100, "out_text": 1}, None))
+        exact = Fraction(price * 100_000) + Fraction(333_333, 10**6)
+        assert Fraction(item.numerator, item.denominator) == exact
+        assert (item.charge, item.overage_charge) == (price * 100_000, price * 200_000 + 1)
+        shown = json.loads(item.sell or "")["rows"]
+        assert shown["in_text"] == {"unit_price": price * 10**9, "fallback": None}
+
+
 def test_documents_are_sent_once_and_releases_have_none() -> None:
     frozen = admission()
     holds = [Hold(order(admission=frozen, request_id=number), {}, Fraction(1)) for number in (ID, OTHER)]
@@ -213,6 +232,7 @@ def test_documents_are_sent_once_and_releases_have_none() -> None:
     release = release_item(UUID(int=3), "", CallFacts("swept"))
     columns = named([*SETTLE, *DOCUMENTS], of_settles([captures[0], release, captures[1]]))
     assert columns["p_sell"] == "{1,NULL,1}"
+    assert columns["p_request"] == f"{{{ID.hex},{UUID(int=3).hex},{OTHER.hex}}}"
     assert columns["p_release"] == "{f,t,f}"
     assert columns["p_reason"] == '{"ok","released","ok"}'
     assert columns["p_outcome"] == '{"ok","swept","ok"}'

@@ -87,7 +87,7 @@ def test_running_calls_outlive_their_minute() -> None:
 def test_idle_tokens_are_forgotten_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "IDLE_TOKENS", 4)
     limits = LocalLimits()
-    for token, (minute, running) in {1: (1, True), 2: (1, False), 3: (3, False), 4: (4, True)}.items():
+    for token, (minute, running) in {1: (1, True), 2: (2, False), 3: (3, False), 4: (4, True)}.items():
         assert limits.acquire(token, 1, None, minute * 60.0) is None
         if not running:
             limits.release(token)

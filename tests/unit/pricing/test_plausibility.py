@@ -218,6 +218,19 @@ def test_pieces_stand_for_both_sides() -> None:
     most = MaxUsage(input_units=60, max_output=0, others={"image": 2})
     assert judged({"n": 2}, most=most, usage_format="images", rows=rows).meters == {"image": 2}
     assert judged({"n": 3}, most=most, usage_format="images", rows=rows).counted
+    both = MaxUsage(input_units=60, max_output=100, others={"image": 2})
+    assert judged({"n": 2}, most=both, usage_format="images", rows=rows).meters == {"image": 2}
+    assert judged({"n": 3}, most=both, usage_format="images", rows=rows).doubt == (
+        "image: 3, where the call can have 2"
+    )
+
+
+def test_a_side_is_judged_by_the_sum_of_its_meters() -> None:
+    half = told(2_000, 5, prompt_tokens_details={"cached_tokens": 1_000})
+    assert judged(half).doubt == "a prompt of 2000 units, where the call's has 60 at most"
+    drawn = told(10, 200, completion_tokens_details={"image_tokens": 100})
+    most = MaxUsage(60, 100, answer=("text", "image"))
+    assert judged(drawn, most=most).doubt == "an answer of 200 units, where the call's has 100 at most"
 
 
 def test_images_are_charged_in_a_call_that_has_some() -> None:
@@ -327,7 +340,7 @@ def granted(bound: Bound, share: str) -> dict[str, int]:
     st.integers(0, 500),
     st.integers(0, 500),
 )
-@settings(max_examples=400)
+@settings(max_examples=4 * settings().max_examples)
 def test_no_usage_leads_to_a_charge_above_the_hold(
     priced: Admission, most: MaxUsage, share: str, usage_format: str, usage: Any, prompt: int, output: int
 ) -> None:
