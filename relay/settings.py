@@ -62,6 +62,7 @@ class Settings:
     unknown_fields: UnknownFields  # what becomes of a request's fields unknown here; a channel may differ
     cors_origins: frozenset[str]  # whose web pages may call the API, "*": all; empty: none
     image_hold_tokens: int  # input tokens held for each image in a prompt
+    hold_wait_seconds: float  # how long a call waits for its hold while the database is away
     settle_seconds: float  # how long a capture is retried while the database is away
     hold_margin_seconds: float  # what a hold lives longer than any call and its settlement
     drain_seconds: float  # after SIGTERM: answering, but no longer ready
@@ -73,7 +74,8 @@ class Settings:
     @property
     def hold_seconds(self) -> float:
         """Life of a hold: longer than a call and its settlement can take; then the sweeper ends it."""
-        return self.provider_timeout_seconds + self.settle_seconds + self.hold_margin_seconds
+        call = self.hold_wait_seconds + self.provider_timeout_seconds + self.settle_seconds
+        return call + self.hold_margin_seconds
 
     def max_output_of(self, model: str) -> int:
         """Tokens that an answer by ``model`` may have when the call does not say."""
@@ -109,6 +111,8 @@ class Settings:
             unknown_fields=read.choice("UNKNOWN_FIELDS", get_args(UnknownFields)),
             cors_origins=read.origins("CORS_ORIGINS"),
             image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),
+            # A planned switchover takes 2 s, and several times that on a busy host.
+            hold_wait_seconds=read.number("HOLD_WAIT_SECONDS", 20),
             settle_seconds=read.number("SETTLE_SECONDS", 60),
             hold_margin_seconds=read.number("HOLD_MARGIN_SECONDS", 60),
             drain_seconds=read.number("DRAIN_SECONDS", 3, least=0),

@@ -101,8 +101,15 @@ def open_ports(wanted: set[str]) -> Commands:
 
 @operation()
 def close_ports(wanted: set[str]) -> Commands:
-    """Removes the rules that no role needs."""
-    yield from _change("delete allow", _present() - wanted)
+    """Removes the rules that no role needs, and ends the connections that they let in: the firewall itself
+    lets those go on, so a host that left would keep its place in the cluster."""
+    surplus = _present() - wanted
+    yield from _change("delete allow", surplus)
+    for rule in sorted(surplus):
+        proto, port, source = rule.split()
+        # Not SSH: this run itself came in that way.
+        if proto == "tcp" and port != "22" and source != ANYBODY:
+            yield StringCommand(f"ss --kill --no-header dst {source} sport = :{port} >/dev/null 2>&1 || true")
 
 
 def open_wanted() -> None:

@@ -35,6 +35,13 @@ def findings(check: HealthCheck, hosts: Iterable[Host], shell: Shell) -> list[Fi
     return [found for host in hosts for found in _of(check, host, shell)]
 
 
+def remedy(check: HealthCheck, found: Iterable[Finding], otherwise: str = "the hosts") -> str:
+    """The line that says what mends the hosts of ``found``."""
+    named = ", ".join(dict.fromkeys(finding.host for finding in found)) or otherwise
+    mend = check.mend or "look at the services there (systemctl --failed)"
+    return f"To mend {named}: {mend}. Then run apply again."
+
+
 def _of(check: HealthCheck, host: Host, shell: Shell) -> list[Finding]:
     found = [_unit(host, block) for block in _units(check, host, shell)]
     if found or not check.member:

@@ -59,7 +59,5 @@ def _failure(
     last = output.strip().splitlines()[-1:] or ["no output"]
     lines = [f"{role.name}: not within {seconds:.0f} s: {check.what}. {host.name} says: {last[0]}"]
     lines += [str(finding) for finding in found]
-    named = ", ".join(dict.fromkeys(finding.host for finding in found)) or host.name
-    remedy = check.mend or "look at the services there (systemctl --failed)"
-    lines.append(f"To mend {named}: {remedy}. Then run apply again.")
+    lines.append(diagnosis.remedy(check, found, host.name))
     return "\n".join(lines)

@@ -127,9 +127,11 @@ def _stage(run: Run, runner: Runner, role: Role) -> None:
 def _reasons(run: Run, runner: Runner, role: Role) -> list[str]:
     """What is wrong with the role's members, when its own operations failed."""
     hosts = [host for host in runner.hosts if host.connected and fleet.node_of(host) in roles.members(role)]
-    return [
-        str(found) for check in role.health_checks for found in diagnosis.findings(check, hosts, runner.shell)
-    ]
+    lines = []
+    for check in role.health_checks:
+        found = diagnosis.findings(check, hosts, runner.shell)
+        lines += [*map(str, found), diagnosis.remedy(check, found)] if found else []
+    return lines
 
 
 def _health(run: Run, runner: Runner, role: Role) -> None:

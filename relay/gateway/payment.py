@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 async def hold(call: Call) -> Hold:
     """Reserve the most that the call can cost; raises ApiError 402, 403, 404 and 503."""
     try:
-        return await call.services.ledger.hold(_hold_order(call))
+        wait = call.services.settings.hold_wait_seconds
+        return await call.services.ledger.hold(_hold_order(call), deadline_seconds=wait)
     except Unpriced as error:
         raise errors.unknown_model(
             call.request.model, f"cannot be used: {error.meter} has no price"

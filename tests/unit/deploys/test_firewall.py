@@ -79,6 +79,9 @@ def test_rules_that_no_role_needs_go(fake_role: Any) -> None:
         "ufw delete allow proto tcp from any to any port 8080",
         "ufw delete allow proto udp from 172.30.77.21 to any port 4789",
     ]
+    # What they let in goes on otherwise: a database host that left kept its place in the cluster.
+    (ended,) = [line for line in outcome.commands if line.startswith("ss ")]
+    assert "dst 172.30.77.99 sport = :5432" in ended
 
 
 def test_ssh_is_narrowed_to_the_networks_of_the_setting(fake_role: Any) -> None:

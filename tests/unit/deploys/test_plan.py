@@ -216,6 +216,25 @@ def test_a_host_that_cannot_be_reached_is_named_with_the_limit_to_go_on_without(
     assert "To go on without: --limit @fake/edge1" in told
 
 
+def test_a_failed_operation_names_the_member_that_is_not_well_and_what_mends_it(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = HealthCheck("it serves", "true", member="own-member", mend="`mend it`")
+    monkeypatch.setattr(roles, "table", lambda: (replace(EXAMPLE, health_checks=(check,)),))
+    monkeypatch.setattr(
+        pyinfra_adapter,
+        "run_shell",
+        lambda host, command, seconds: (not host.name.endswith("edge2"), "page 7 is damaged"),
+    )
+    fleet_of_two.contents["edge2"] = "changed by hand\n"
+    fleet_of_two.refuse = {"edge2"}
+    monkeypatch.setattr(roles, "members", lambda _: [fleet.Node("edge2", "192.0.2.1")])
+    assert cli.main(["apply", "sandbox"]) == 1
+    told = capsys.readouterr().err
+    assert "edge2: page 7 is damaged" in told
+    assert "To mend @fake/edge2: `mend it`." in told
+
+
 def test_a_limit_leaves_other_hosts_alone(fleet_of_two: FakeFleet) -> None:
     fleet_of_two.contents = dict.fromkeys(fleet_of_two.contents, "changed by hand\n")
     assert cli.main(["plan", "sandbox", "--limit", "@fake/edge1"]) == 2

@@ -102,7 +102,7 @@ class FakeLedger:
         self.released: list[tuple[str, CallFacts | None]] = []
         self._failure = failure
 
-    async def hold(self, order: HoldOrder) -> Hold:
+    async def hold(self, order: HoldOrder, *, deadline_seconds: float) -> Hold:
         return Hold(order, {}, Fraction(1))
 
     async def capture(self, order: CaptureOrder) -> int:

@@ -71,7 +71,7 @@ def test_settings_by_name_have_a_default_for_the_others() -> None:
 
 def test_a_hold_outlives_the_longest_call() -> None:
     read = Settings.read({})
-    assert read.hold_seconds > read.provider_timeout_seconds + read.settle_seconds
+    assert read.hold_seconds > read.hold_wait_seconds + read.provider_timeout_seconds + read.settle_seconds
 
 
 # ---------------------------------------------------------------------- tokens and seals
