@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from datetime import timedelta
+from typing import Any
 
 from relay import errors
 from relay.gateway import call_metrics
@@ -27,6 +28,7 @@ from relay.ledger.errors import (
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
 from relay.pricing.errors import Unpriced
 from relay.pricing.plausibility import BilledUsage, billed_usage
+from relay.routing.channels import Channel
 
 BILL_DELIVERED = "bill what was delivered"
 RELEASE_WAIT_SECONDS = 2.0
@@ -127,14 +129,20 @@ async def release(call: Call, reason: str) -> None:
 
 
 def _facts(call: Call, abort_rule: str | None) -> CallFacts:
-    first_byte = call.first_byte
+    first_byte, channel = call.first_byte, call.channel
     return CallFacts(
         outcome=call.outcome,
-        channel_id=call.channel.id if call.channel else None,
+        channel_id=channel.id if channel else None,
         stream=call.request.stream,
         abort_rule=abort_rule,
         started_at=call.started_at,
         duration_ms=int((time.monotonic() - call.started) * 1000),
         first_byte_ms=None if first_byte is None else int((first_byte - call.started) * 1000),
         attempts=call.attempts,
+        others=_others(call, channel) if channel else {},
     )
+
+
+def _others(call: Call, channel: Channel) -> dict[str, Any]:
+    """Whom the call was sent to, as it was then: a channel's settings may change later."""
+    return {"provider": channel.provider, "provider_model": channel.provider_model(call.request.model)}

@@ -134,6 +134,7 @@ SETTLE: Columns[_Member] = {
     "p_cost_side": ("integer", lambda it: it.places.get(it.item.cost_side or "")),
     "p_unpriced": ("text", lambda it: _json_or_null(it.item.unpriced)),
     "p_attempts": ("text", lambda it: _json_or_null(it.facts.attempts)),
+    "p_facts": ("text", lambda it: _json_or_null(it.facts.others)),
 }
 DOCUMENTS = {"p_documents": "text"}  # evidence that members share: not one a member, but one a document
 

@@ -14,7 +14,7 @@ or, when nothing was delivered::
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 from typing import Any
@@ -60,7 +60,8 @@ class CallFacts:
     ``outcome``: "ok", or what went wrong ("client_gone", "provider_error", "truncated", ...);
     ``abort_rule``: the rule that priced a stream that was cut short, else None;
     ``attempts``: a mapping for each attempt at a provider (channel_id, outcome, status, cost, ms), of what
-    JSON can hold.
+    JSON can hold;
+    ``others``: what else was known of the call, by name.
     """
 
     outcome: str = "ok"
@@ -71,6 +72,7 @@ class CallFacts:
     duration_ms: int | None = None
     first_byte_ms: int | None = None
     attempts: Sequence[Mapping[str, Any]] = ()
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

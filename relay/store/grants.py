@@ -104,7 +104,7 @@ async def list_usage(
         "select request_id, account_id, token_id, channel_id, model, customer_group, outcome, abort_rule,"
         " stream, admitted_at, started_at, settled_at, duration_ms, first_byte_ms, meters, raw_usage, held,"
         " charge, cost, plan_paid, debt, quotas_used, grants_used,"
-        " exact_numerator || '/' || exact_denominator as exact, sell, cost_side, unpriced, attempts"
+        " exact_numerator || '/' || exact_denominator as exact, sell, cost_side, unpriced, attempts, facts"
         " from usage where (%(account)s::bigint is null or account_id = %(account)s)"
         " and (%(since)s::timestamptz is null or settled_at >= %(since)s)"
         " and (%(until)s::timestamptz is null or settled_at < %(until)s)"

@@ -22,6 +22,8 @@ from alembic import command
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from relay.ledger.columns import DOCUMENTS, SETTLE
+from relay.store.ledger import settle_statement
 from relay.store.migrate import LOCK_KEY, Patience, alembic_config, migrate
 from relay.store.migrations import FIRST_RELEASE
 from relay.store.schema import known_revisions
@@ -92,6 +94,7 @@ TAKES_AWAY = {
     "alter function usage_roll_up rename to sum_up": "function usage_roll_up",
     "revoke execute on function ledger_roll_due from relay_app": "relay_app may EXECUTE ledger_roll_due",
 }
+SETTLE_FUNCTIONS = "select oid::regprocedure::text, oid from pg_proc where proname = 'ledger_settle'"
 LOCK_SECONDS = Patience().lock_seconds
 BUSY_MACHINE_SECONDS = 2.0
 ENDS = "-c idle_in_transaction_session_timeout=60s"  # a migration that waits for ever fails the test
@@ -186,6 +189,31 @@ def test_since_the_first_release_nothing_was_taken_away(postgres: PostgresServer
         migrate(dsn)
         assert before - inventory(connection) == set(TAKEN_AWAY)
     assert "column accounts.customer_group text" in before
+
+
+def test_each_version_calls_the_function_that_has_its_parameters(postgres: PostgresServer) -> None:
+    name = "relay_two_functions"
+    empty_database(postgres, name)
+    dsn = postgres.dsn(name, "relay_owner")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
+    with engine.connect() as work:
+        command.upgrade(alembic_config(work), FIRST_RELEASE)
+    newest = (REPOSITORY / "relay/store/migrations/functions/ledger_settle.sql").read_text()
+    first = newest.replace(",\n    p_facts text[]", "").replace("p_facts[d.ord]", "null")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        signature = connection.execute(SETTLE_FUNCTIONS).fetchall()[0][0]
+        connection.execute(f"drop function {signature}".encode())
+        connection.execute(first.encode())
+    migrate(dsn)
+    types = {parameter: kind for parameter, (kind, _) in SETTLE.items()} | DOCUMENTS
+    with psycopg.connect(postgres.dsn(name, "relay_app"), autocommit=True) as connection:
+        both = {oid for _, oid in connection.execute(SETTLE_FUNCTIONS).fetchall()}
+        assert len(both) == 2
+        for own in (types, {parameter: kind for parameter, kind in types.items() if parameter != "p_facts"}):
+            none_settled = psycopg.RawCursor(connection).execute(settle_statement(own), ["{}"] * len(own))
+            assert none_settled.fetchall() == []
+        rights = "select has_function_privilege('public', oid, 'execute') from pg_proc where oid = any (%s)"
+        assert [right for (right,) in connection.execute(rights, (list(both),))] == [False, False]
 
 
 @pytest.mark.parametrize("statement", TAKES_AWAY)

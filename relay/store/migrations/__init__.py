@@ -8,7 +8,9 @@ Rules, so that replicas of the previous version serve on while one runs, and aga
   previous version of the relay uses: drop it one version later, under ``-- squawk-ignore RULE`` and why;
 - an index on a table that has rows: ``build_index()`` in a migration of its own; a constraint: ``not valid``,
   validated by the next migration;
-- a function whose parameters change gets a new name (``ledger_hold_2``), the old one stays one version;
+- a parameter may be added to a function, without a default: PostgreSQL keeps the old function beside the new
+  one, and each version of the relay calls the one that has its parameters by name. With a default the call of
+  the previous version would be ambiguous. The old function is dropped one version later;
 - no statement rewrites or long-locks a table that calls write to: every migration gives up a lock that it
   does not get within 2 s and is tried again (relay.store.migrate);
 - the relay names the columns that it reads and writes: an added one must not change what a statement returns.
@@ -25,6 +27,18 @@ from alembic import op
 # index, 0003 columns and functions): free then, refused to all that follow.
 FIRST_RELEASE = "0009_partition_rights"
 
+# A version that still serves may have one with fewer parameters.
+_FOR_EACH_OF_THAT_NAME = """
+do $$
+declare one regprocedure;
+begin
+    for one in select oid from pg_proc
+                where proname = '{function}' and pronamespace = to_regnamespace('public') loop
+        execute format('{statement}', one);
+    end loop;
+end $$
+"""
+
 
 def apply(revision: str) -> None:
     """Run the SQL file of a revision, e.g. ``0001_foundation``, in the migration's transaction."""
@@ -34,9 +48,11 @@ def apply(revision: str) -> None:
 def define(function: str, *, callable_by_relay: bool = True) -> None:
     """Create or replace a function, and let relay_app call it, or only other functions of the owner."""
     _run(f"functions/{function}.sql")
-    op.execute(f"revoke execute on function {function} from public")
+    rights = ["revoke execute on function %s from public"]
     if callable_by_relay:
-        op.execute(f"grant execute on function {function} to relay_app")
+        rights.append("grant execute on function %s to relay_app")
+    for right in rights:
+        op.execute(_FOR_EACH_OF_THAT_NAME.format(function=function, statement=right))
 
 
 def build_index(name: str, definition: str) -> None:

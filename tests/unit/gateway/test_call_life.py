@@ -474,6 +474,7 @@ def test_the_answer_names_the_customers_model() -> None:
     assert b"theirs" not in run(says(STREAM), model_map=mapped).body
     assert b'"model": "mine"' in run(says(STREAM), model_map=mapped).body.replace(b'":"', b'": "')
     whole = run(answers(WHOLE), stream=False, model_map=mapped)
+    assert whole.ledger.facts.others == {"provider": "openai", "provider_model": "theirs"}
     assert json.loads(whole.body) == WHOLE | {"model": "mine"}
     assert run(answers(WHOLE), stream=False).body == json.dumps(WHOLE).encode()
     refused = run(answers({"error": {"message": "theirs cannot do that"}}, status=400), model_map=mapped)

@@ -138,7 +138,7 @@ def test_a_holds_columns() -> None:
 
 def test_a_captures_columns() -> None:
     attempts = ({"channel_id": 3, "outcome": "ok"},)
-    facts = CallFacts("truncated", 3, True, "a rule", NOW, 850, 120, attempts)
+    facts = CallFacts("truncated", 3, True, "a rule", NOW, 850, 120, attempts, {"provider": "acme"})
     hold = Hold(order(minimum=30), {"text_tokens": 4}, Fraction(3, 2))
     meters = {"in_text": 10, "out_text": 3, "tool:x": 2}
     cost = Cost(6, Fraction(6), '{"cost":1}')
@@ -173,6 +173,7 @@ def test_a_captures_columns() -> None:
         "p_cost_side": "{2}",
         "p_unpriced": '{"{\\"tool:x\\":2}"}',
         "p_attempts": '{"[{\\"channel_id\\":3,\\"outcome\\":\\"ok\\"}]"}',
+        "p_facts": '{"{\\"provider\\":\\"acme\\"}"}',
     }
 
 
@@ -190,8 +191,9 @@ def test_what_costs_nothing_has_no_minimum_and_what_was_not_said_is_null() -> No
         "p_cost_side",
         "p_unpriced",
         "p_attempts",
+        "p_facts",
     )
-    assert [columns[name] for name in absent] == [None] * 8
+    assert [columns[name] for name in absent] == [None] * 9
     assert "usage_format" not in str(columns["p_documents"])
 
 

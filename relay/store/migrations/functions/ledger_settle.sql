@@ -9,7 +9,8 @@ create or replace function ledger_settle(
     p_denominator numeric[], p_quantum bigint[], p_minimum bigint[], p_reason text[], p_quotas text[],
     p_channel bigint[], p_outcome text[], p_abort text[], p_stream boolean[], p_started timestamptz[],
     p_duration bigint[], p_first_byte bigint[], p_cost bigint[], p_meters text[], p_raw text[],
-    p_documents text[], p_sell integer[], p_cost_side integer[], p_unpriced text[], p_attempts text[]
+    p_documents text[], p_sell integer[], p_cost_side integer[], p_unpriced text[], p_attempts text[],
+    p_facts text[]
 ) returns table (outcome text, charge bigint)
 language plpgsql security definer
 set search_path = public, pg_temp set enable_seqscan = off set jit = off
@@ -237,13 +238,14 @@ begin
     insert into usage (request_id, account_id, token_id, model, customer_group, admitted_at, held, charge,
                        plan_paid, debt, overage, grants_used, quotas_used, channel_id, outcome, abort_rule,
                        stream, started_at, duration_ms, first_byte_ms, cost, meters, raw_usage, sell, cost_side,
-                       unpriced, attempts, exact_numerator, exact_denominator)
+                       unpriced, attempts, facts, exact_numerator, exact_denominator)
     select d.request_id, d.account_id, d.token_id, d.model, d.customer_group, d.created_at, d.amount,
            charged[d.ord], plan_paid[d.ord], indebted[d.ord], d.overage, used[d.ord]::jsonb,
            p_quotas[d.ord]::jsonb, p_channel[d.ord], p_outcome[d.ord], p_abort[d.ord], p_stream[d.ord],
            p_started[d.ord], p_duration[d.ord], p_first_byte[d.ord], p_cost[d.ord], p_meters[d.ord]::jsonb,
            p_raw[d.ord]::jsonb, documents[p_sell[d.ord]], documents[p_cost_side[d.ord]],
-           p_unpriced[d.ord]::jsonb, p_attempts[d.ord]::jsonb, p_numerator[d.ord], p_denominator[d.ord]
+           p_unpriced[d.ord]::jsonb, p_attempts[d.ord]::jsonb, p_facts[d.ord]::jsonb,
+           p_numerator[d.ord], p_denominator[d.ord]
       from done d;
     return query select u.* from unnest(result, charged) u (result, charged);
 end $$;
