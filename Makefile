@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: help up down status plan apply verify secrets test lint types unit contract fleet fleet-faults chaos bench fuzz mutation tools lock clean
+.PHONY: help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults chaos bench fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ secrets: .venv/ready ## Generate the environment's missing secrets, encrypted
 	@$(DEPLOYS) secrets $(ENV)
 
 test: .venv/ready ## Everything that CI runs: lint, types, unit, contract, then the fleet from nothing
-	@$(MAKE) --no-print-directory lint unit contract fleet
+	@$(MAKE) --no-print-directory lint coverage contract fleet
 
 lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/ruff check .
@@ -46,6 +46,9 @@ lint: .venv/ready ## Style, formatting and strict types
 
 unit: .venv/ready tools ## Tests without services (seconds)
 	@.venv/bin/pytest tests/unit -n 2
+
+coverage: .venv/ready tools ## The unit tests, and which lines of relay, deploys and monitoring they run (twice as long)
+	@.venv/bin/pytest tests/unit -n 2 --cov --cov-report=term
 
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
 	@.venv/bin/pytest tests/contract

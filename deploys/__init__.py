@@ -1,0 +1,1 @@
+"""What the fleet becomes: roles, the commands that apply them, and the sandbox."""

@@ -1,4 +1,4 @@
-"""`python -m deploys …`"""
+"""The command `python -m deploys`."""
 
 import sys
 

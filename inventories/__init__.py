@@ -1,0 +1,1 @@
+"""Who the hosts are, one file an environment."""

@@ -1,4 +1,4 @@
-"""An annotated example of a production fleet. Copy it, put in your own addresses, then:
+"""An annotated example of a production fleet. Copy it and put in your own addresses. Then run these commands.
 
     export RELAY_SECRETS_KEY=~/.config/relay/production.key   # age identity; keep a copy off this machine
     .venv/bin/python -m deploys secrets production            # makes every password, key and certificate

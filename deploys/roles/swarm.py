@@ -77,7 +77,7 @@ ROLE = Role(
 
 
 class SwarmState(FactBase[dict[str, Any]]):
-    """``docker info``'s view of the swarm on a host: LocalNodeState, ControlAvailable, NodeID, …"""
+    """``docker info``'s view of the swarm on a host: LocalNodeState, ControlAvailable, NodeID and others."""
 
     def command(self) -> str:
         return "command -v docker >/dev/null && docker info --format '{{json .Swarm}}' 2>/dev/null || true"

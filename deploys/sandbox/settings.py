@@ -27,7 +27,7 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """A host of the inventory. `groups` are the inventory's names: `app`, `db`, …"""
+    """A host of the inventory. `groups` are the inventory's names, as `app` and `db`."""
 
     name: str
     address: str

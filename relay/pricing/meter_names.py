@@ -40,6 +40,7 @@ def is_meter(name: str) -> bool:
 
 
 def check_meter(name: str, field: str) -> str:
+    """``name`` if it is a meter; else raises FieldError, which names ``field`` and the known meters."""
     if not is_meter(name):
         known = ", ".join(METERS)
         raise FieldError(field, f"{name!r} is not a meter", f"use one of {known} or tool:<name>")

@@ -14,6 +14,7 @@ DURATION_BUCKETS = (0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 FIRST_TOKEN_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60)
 PER_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 OVERHEAD_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+LEDGER_ALERTS = ("capture_lost", "late_capture", "settlement_failed", "unpriced_meter", "usage_doubted")
 OTHER = "other"
 
 
@@ -77,6 +78,8 @@ class Metrics:
             "What an operator must look at: unpriced meters, lost or late captures.",
             ["reason"],
         )
+        for reason in LEDGER_ALERTS:  # from 0 on, so that Prometheus sees the first case as an increase
+            self.ledger_alerts.labels(reason)
 
     def _define_providers(self) -> None:
         self.provider_errors = self._counter(

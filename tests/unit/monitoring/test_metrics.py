@@ -1,0 +1,181 @@
+"""Every metric has a rule or a reason, and every rule has metrics that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from relay.jobs.worker import Metrics as JobMetrics
+from relay.telemetry.metrics import LEDGER_ALERTS, Metrics
+from tests.promql import family_of, metrics_in
+from tests.unit.programs import run
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PLACES = yaml.safe_load((REPOSITORY / "monitoring/metrics.yml").read_text())
+# Programs of this repository whose metrics the node exporter passes on, and the queries of PostgreSQL's.
+WRITERS = [
+    REPOSITORY / "templates/base/host_figures.py",
+    REPOSITORY / "templates/postgres/relay_disk_watch.py",
+]
+QUERIES = REPOSITORY / "templates/postgres/queries.yml"
+
+
+def rules() -> list[dict[str, Any]]:
+    files = [p for p in (REPOSITORY / "monitoring/rules").glob("*.yml") if not p.stem.endswith("_test")]
+    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def families_of_the_relay() -> dict[str, str]:
+    """Type by name of what the relay's own registries export."""
+    metrics = Metrics()
+    JobMetrics(metrics.registry)
+    return {family.name: family.type for family in metrics.registry.collect()}
+
+
+def series_of_the_relay() -> set[str]:
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}
+    found = families_of_the_relay().items()
+    return {name + suffix for name, kind in found for suffix in suffixes[kind]}
+
+
+def figures_of_this_repository() -> set[str]:
+    """Metrics that its programs describe in their HELP, and that the queries define."""
+    found = {
+        f"{query}_{name}"
+        for query, content in yaml.safe_load(QUERIES.read_text()).items()
+        for metric in content["metrics"]
+        for name, column in metric.items()
+        if column["usage"] != "LABEL"
+    }
+    for path in WRITERS:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HELP":
+                assert isinstance(node.value, ast.Dict)
+                found |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}  # type: ignore[misc]
+    return found
+
+
+def named_by_rules() -> set[str]:
+    return {name for rule in rules() for name in metrics_in(rule["expr"])}
+
+
+def of_exporters() -> list[str]:
+    return [name for names in PLACES["exporters"].values() for name in names]
+
+
+def unplaced(families: set[str], named: set[str], reasons: set[str]) -> set[str]:
+    """Families that have neither a rule nor a reason."""
+    return families - {family_of(name) for name in named} - named - reasons
+
+
+def unknown(named: set[str], known: set[str]) -> set[str]:
+    """What rules name and nobody exports."""
+    return named - known
+
+
+def test_every_metric_of_the_relay_has_a_rule_or_a_reason() -> None:
+    reasons = PLACES["relay_without_rule"]
+    families = set(families_of_the_relay())
+    assert unplaced(families, named_by_rules(), set(reasons)) == set()
+    assert all(len(reason.split()) > 3 for reason in reasons.values())
+
+
+def test_a_reason_is_only_for_a_metric_that_exists_and_has_no_rule() -> None:
+    reasons = set(PLACES["relay_without_rule"])
+    assert reasons - set(families_of_the_relay()) == set()
+    assert reasons & {family_of(name) for name in named_by_rules()} == set()
+
+
+def test_every_metric_of_a_rule_is_exported() -> None:
+    known = series_of_the_relay() | figures_of_this_repository() | set(of_exporters())
+    assert unknown(named_by_rules(), known) == set()
+
+
+def test_the_list_of_exporters_names_what_rules_use_once() -> None:
+    listed = of_exporters()
+    assert len(listed) == len(set(listed))
+    assert set(listed) - named_by_rules() == set()
+    assert set(listed) & (series_of_the_relay() | figures_of_this_repository()) == set()
+    assert set(PLACES["only_after_an_event"]) - set(listed) == set()
+
+
+@pytest.mark.parametrize("wrong", ["relay_requests", "relay_upstream_errors_total", "relay_overhead_seconds"])
+def test_a_rule_on_a_metric_that_nobody_exports_is_found(wrong: str) -> None:
+    named = named_by_rules() | metrics_in(f"sum by (model) (rate({wrong}[5m])) > 1")
+    known = series_of_the_relay() | figures_of_this_repository() | set(of_exporters())
+    assert unknown(named, known) == {wrong}
+
+
+def test_a_new_metric_without_a_place_is_found() -> None:
+    families = set(families_of_the_relay()) | {"relay_new"}
+    assert unplaced(families, named_by_rules(), set(PLACES["relay_without_rule"])) == {"relay_new"}
+
+
+def test_every_reason_of_a_ledger_alert_has_a_rule() -> None:
+    """The reasons are those that the relay's source gives, and each is matched by one rule."""
+    matchers = {
+        rule["alert"]: re.findall(r"relay_ledger_alerts_total\{reason=~?\"([^\"]+)\"", rule["expr"])
+        for rule in rules()
+        if "relay_ledger_alerts_total" in rule["expr"]
+    }
+    for reason in LEDGER_ALERTS:
+        found = [
+            name for name, patterns in matchers.items() if all(re.fullmatch(p, reason) for p in patterns)
+        ]
+        assert len(found) == 1, (reason, found)
+    assert reasons_in_the_source() == set(LEDGER_ALERTS)
+
+
+def reasons_in_the_source() -> set[str]:
+    found = set()
+    for path in (REPOSITORY / "relay").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                called = ast.unparse(node.func)
+                if called.endswith(("._on_alert", "ledger_alerts.labels")):
+                    found.add(str(node.args[0].value))
+    return found
+
+
+def test_every_metric_that_a_page_names_is_exported() -> None:
+    families = set(families_of_the_relay())
+    known = series_of_the_relay() | families | figures_of_this_repository()
+    for page in (REPOSITORY / "monitoring/runbooks").glob("*.md"):
+        named = set(
+            re.findall(
+                r"`[^`]*?\b(relay_[a-z_]+(?:_total|_seconds|_usd|_state|_degraded|_requests))\b",
+                page.read_text(),
+            )
+        )
+        assert {name for name in named if name not in known} == set(), page.name
+
+
+@pytest.mark.parametrize(
+    ("expression", "names"),
+    [
+        ('up{job="a"} == 0', {"up"}),
+        ("sum by (instance) (SeaweedFS_volumeServer_volumes) > 5e6", {"SeaweedFS_volumeServer_volumes"}),
+        ("increase(a_total[5m]) > 0 or b > 0 unless b offset 30m", {"a_total", "b"}),
+        ("x / on (instance) group_left y and absent(z) or vector(1)", {"x", "y", "z"}),
+        ("job:errors:rate5m > 14.4 * 0.001", {"job:errors:rate5m"}),
+        ('label_replace(p == 0, "port", "$1", "instance", "(.+)")', {"p"}),
+        ("a == bool 1 < +Inf", {"a"}),
+    ],
+)
+def test_names_are_read_out_of_promql(expression: str, names: set[str]) -> None:
+    assert metrics_in(expression) == names
+
+
+def test_the_rules_promql_is_read_as_promtool_reads_it(tmp_path: Path) -> None:
+    """A rule of nothing but the names found is PromQL, too: they are metrics, no remains of a function."""
+    text = " or ".join(sorted(named_by_rules()))
+    rule = {"groups": [{"name": "names", "rules": [{"alert": "Names", "expr": text}]}]}
+    path = tmp_path / "names.yml"
+    path.write_text(yaml.safe_dump(rule))
+    run("promtool", "check", "rules", str(path))
