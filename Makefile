@@ -59,7 +59,7 @@ fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox tha
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos
 
-fuzz: .venv/ready tools ## What a provider may send, read by OpenAI's SDK through the relay; CASES=1000000 SEED=7, or SEED=7 CASE=5
+fuzz: .venv/ready tools ## What a provider may send, through the relay: CASES=1000000 SEED=7; one again: SEED=7 CASE=5
 	@$(PY) -m tests.contract.fuzz $(addprefix --cases ,$(CASES)) $(addprefix --seed ,$(SEED)) $(addprefix --case ,$(CASE))
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run

@@ -177,6 +177,8 @@ class StreamMeter:
         return kept
 
     def _read(self, event: bytes) -> int:
+        if self.error is not None:
+            return _DROP  # the customer's SDK stops at an error: what follows is neither heard nor billed
         payload = sse.data_of(event)
         if not payload:
             # An event without data is none by the standard, but OpenAI's SDK chokes on it.

@@ -56,10 +56,15 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Played:
-    """A case that was played: both sides, and under which request id the relay called."""
+    """A case that was played: both sides, and under which request id the relay called.
+
+    ``as_sent``: what the SDK hears directly; ``direct``: the same, or what the standard makes of it if
+    that is what the relay kept to.
+    """
 
     case: Case
     direct: Heard
+    as_sent: Heard
     relayed: Heard
     wire: Wire
     request_id: str
@@ -150,10 +155,12 @@ class Bench:
         finally:
             del self._cases[serial]
         relayed = self._reader.read(wire, stream=case.stream)
-        played = Played(case, Heard(), relayed, wire, self._request_ids.pop(serial, ""), [])
+        played = Played(case, Heard(), Heard(), relayed, wire, self._request_ids.pop(serial, ""), [])
         for number, direct in enumerate(oracle.direct_wires(case)):
             heard = self._reader.read(direct, stream=case.stream)
             findings = oracle.compare(case, heard, relayed, wire)
+            if number == 0:
+                played.as_sent = heard
             if number == 0 or not findings:
                 played.direct, played.findings = heard, findings
             if not findings:
@@ -197,7 +204,7 @@ class Bench:
         case = played.case
         found = []
         urls = {"directly": self.provider_url, "through the relay": f"{self._replica.url}/v1"}
-        sides = {"directly": played.direct, "through the relay": played.relayed}
+        sides = {"directly": played.as_sent, "through the relay": played.relayed}
         for side, url in urls.items():
             self._serial += 1
             serial = self._serial
@@ -232,7 +239,7 @@ class Bench:
         if len(rows) != len(by_id):
             found.append(Finding("a call without hold", batch[0].case, f"{len(rows)} of {len(by_id)}"))
         for request_id, _, held, charge in rows:
-            found += _charge(by_id[request_id], held, charge or 0)
+            found += charge_findings(by_id[request_id], held, charge or 0)
         return found, sum(1 for row in rows if row[3])
 
     def _holds(self, request_ids: list[str]) -> list[tuple[str, str, int, int | None]]:
@@ -267,7 +274,8 @@ class Bench:
             yield
 
 
-def _charge(played: Played, held: int, charge: int) -> Iterator[Finding]:
+def charge_findings(played: Played, held: int, charge: int) -> Iterator[Finding]:
+    """What is wrong with a charge; ``held`` and ``charge`` in nano-dollars."""
     case = played.case
     if charge > held:
         yield Finding("charged more than was held", case, f"{charge} n$ of {held}")

@@ -234,6 +234,7 @@ FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
 }
 STREAM_FAILURES: dict[str, Callable[[], FakeReply | Exception]] = {
     "error-event": lambda: says(event({"error": {"message": "overloaded"}})),
+    "error-then-a-stream": lambda: says(event({"error": {"message": "overloaded"}}) + STREAM),
     "role-then-error": lambda: says(
         event({"choices": [{"delta": {"role": "assistant"}}]}),
         event({"error": {"message": "overloaded"}}),

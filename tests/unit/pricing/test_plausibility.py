@@ -225,6 +225,29 @@ def test_pieces_stand_for_both_sides() -> None:
     )
 
 
+def test_the_record_of_a_count() -> None:
+    usage = told("ten", 5)
+    why = "prompt_tokens: 'ten' is not a whole number; pass the usage as it came"
+    assert judged(usage, output=1).recorded == {
+        "prompt_tokens": 10,
+        "completion_tokens": 1,
+        "meters": {"in_text": 10, "out_text": 1},
+        "estimated": True,
+        "why": why,
+        "provider": usage,
+    }
+    nothing = judged(None, output=-1)
+    assert (nothing.meters, nothing.recorded["completion_tokens"], nothing.counted) == ({}, 0, True)
+
+
+def test_the_record_of_totals_without_their_details() -> None:
+    usage = told(10, 5, prompt_tokens_details=[])
+    why = "prompt_tokens_details: it is not an object; pass the usage as it came"
+    billed = judged(usage)
+    assert billed.recorded == {**told(10, 5), "why": why, "provider": usage}
+    assert billed.doubt == why
+
+
 def test_a_side_is_judged_by_the_sum_of_its_meters() -> None:
     half = told(2_000, 5, prompt_tokens_details={"cached_tokens": 1_000})
     assert judged(half).doubt == "a prompt of 2000 units, where the call's has 60 at most"
