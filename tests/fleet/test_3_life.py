@@ -6,10 +6,13 @@ import threading
 import time
 
 from deploys.run.plan import PARTIAL
+from deploys.sandbox import remote
 from tests.fleet.conftest import deploys
 
 EMPTY = ("db2", "app3")
-FREEZE_AFTER_SECONDS = 12
+# While the hosts' state is read.
+FREEZE_AFTER_SECONDS = 5
+CONFIG = "/etc/nginx/nginx.conf"
 
 
 def test_hosts_that_come_back_empty_are_taken_in_by_one_apply() -> None:
@@ -18,7 +21,6 @@ def test_hosts_that_come_back_empty_are_taken_in_by_one_apply() -> None:
         deploys("sandbox", "rebuild", host).ended_well()
     deploys("apply", "sandbox").ended_well()
     deploys("plan", "sandbox").ended_well()
-    deploys("verify", "sandbox", "--wait", "60").ended_well()
 
 
 def test_a_host_that_freezes_in_the_middle_of_a_run_is_named_and_left_out() -> None:
@@ -26,8 +28,7 @@ def test_a_host_that_freezes_in_the_middle_of_a_run_is_named_and_left_out() -> N
         time.sleep(FREEZE_AFTER_SECONDS)
         deploys("sandbox", "pause", "edge2")
 
-    # An empty host keeps the run busy while the other one freezes.
-    deploys("sandbox", "rebuild", "edge1").ended_well()
+    remote.run("edge1", "sh", "-c", f"echo '# by hand' >> {CONFIG}")
     freezing = threading.Thread(target=freeze)
     freezing.start()
     try:
@@ -37,5 +38,4 @@ def test_a_host_that_freezes_in_the_middle_of_a_run_is_named_and_left_out() -> N
         deploys("sandbox", "resume", "edge2").ended_well()
     assert run.status == PARTIAL, run.output
     assert "done without edge2" in run.output
-    deploys("apply", "sandbox").ended_well()
-    deploys("plan", "sandbox").ended_well()
+    assert "by hand" not in remote.run("edge1", "cat", CONFIG)
