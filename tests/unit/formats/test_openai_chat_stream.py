@@ -258,8 +258,8 @@ def test_an_error_event_passes_and_its_stream_is_not_complete() -> None:
     problem = event({"error": {"message": "overloaded", "type": "t", "param": None, "code": 5}})
     assert made.feed(content("abcd") + problem) == content("abcd") + problem
     assert (made.error is None, made.complete, made.finished) == (False, False, False)
-    made.feed(DONE)
-    assert made.tail() == DONE
+    assert made.feed(content("efgh") + finish() + usage_chunk() + DONE) == b""
+    assert (made.tail(), made.estimate(), made.usage, made.complete) == (b"", 1, None, False)
 
 
 @pytest.mark.parametrize(
