@@ -83,13 +83,14 @@ class ChatExchange:
         call, request = self._call, self._request
         mapped = channel.provider_model(request.model) != request.model
         model = request.model if mapped else None
+        redact = partial(redact_data, clean=partial(clean, channel=channel, model=request.model))
         if not request.stream:
-            return JsonAnswer(call, model)
+            return JsonAnswer(call, model, redact)
         meter = StreamMeter(
             keep_usage_chunk=request.include_usage,
             choices=request.choices,
             max_event_bytes=call.services.settings.max_event_bytes,
             model=model,
-            redact=partial(redact_data, clean=partial(clean, channel=channel, model=request.model)),
+            redact=redact,
         )
         return StreamAnswer(call, meter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from relay.asgi import send_body
@@ -13,10 +14,13 @@ from relay.providers.transport import Reply
 
 
 class JsonAnswer:
-    """An Answer in one piece. ``model``: the name that it gets in place of the provider's, if any."""
+    """An Answer in one piece. ``model``: the name that it gets in place of the provider's, if any.
 
-    def __init__(self, call: Call, model: str | None) -> None:
-        self._call, self._model = call, model
+    ``redact`` cleans an answer in which no choice was found: it may be anything, a debug dump among it.
+    """
+
+    def __init__(self, call: Call, model: str | None, redact: Callable[[bytes], bytes]) -> None:
+        self._call, self._model, self._redact = call, model, redact
         self._body = b""
         self._completion = Completion()
 
@@ -33,6 +37,8 @@ class JsonAnswer:
         """See Answer."""
         body = await reply.read(self._call.services.settings.max_answer_bytes)
         self._completion = read_completion(body)
+        if not self._completion.choices:
+            body = self._redact(body)
         self._body = body if self._model is None else replace_string(body, "model", self._model)
 
     async def finish(self, error: ApiError | None) -> None:

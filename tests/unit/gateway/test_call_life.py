@@ -469,6 +469,16 @@ def test_nothing_of_a_providers_secrets_passes(
         assert secret not in logged
 
 
+@pytest.mark.parametrize("choices", [{}, {"choices": []}, {"choices": 1}, {"choices": None}], ids=str)
+def test_a_whole_answer_without_choices_is_cleaned(choices: dict[str, Any]) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    said = run(answers({"usage": usage, "debug": f"sent with {KEY}", **choices}), stream=False)
+    told = said.body + str(said.raised).encode()
+    assert KEY.encode() not in told
+    ordinary = run(answers(WHOLE | {"debug": "kept"}), stream=False)
+    assert json.loads(ordinary.body) == WHOLE | {"debug": "kept"}
+
+
 def test_the_answer_names_the_customers_model() -> None:
     mapped = {"mine": "theirs"}
     assert b"theirs" not in run(says(STREAM), model_map=mapped).body
