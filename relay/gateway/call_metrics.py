@@ -1,4 +1,4 @@
-"""What metrics learn of a call: refused at the door, paid for, over."""
+"""What metrics learn of a call: refused, paid for, over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relay and the fake vendor as processes on loopback, and the commands that an operator would type."""
+"""The relay and the fake provider as processes on loopback, and the commands that an operator would type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from relay.settings import Settings
 from tests.contract.postgres import REPOSITORY, Database, free_port
 
 SEAL_KEY = Fernet.generate_key().decode()
-VENDOR_KEY = "vendor-secret"
+PROVIDER_KEY = "provider-secret"
 TOPUP_URL = "https://console.example.com/topup"
 START_SECONDS = 30.0
 MODEL = "fake-small"
@@ -100,15 +100,15 @@ class Process:
 
 
 @dataclass
-class Vendor:
-    """A running fake vendor."""
+class Provider:
+    """A running fake provider."""
 
     url: str
     process: Process
     ca_file: Path | None = None
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        headers = {"authorization": f"Bearer {VENDOR_KEY}"}
+        headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
         verify = str(self.ca_file) if self.ca_file else True
         url = self.url + path
         answer = requests.request(method, url, headers=headers, timeout=10, verify=verify, **options)
@@ -133,23 +133,23 @@ class Vendor:
 
 
 @contextmanager
-def running_vendor(
-    directory: Path, name: str = "vendor", tls: tuple[Path, Path, Path] | None = None
-) -> Iterator[Vendor]:
-    """Start a fake vendor; its books are ``directory/name.sqlite``. ``tls``: certificate, key, CA."""
+def running_provider(
+    directory: Path, name: str = "provider", tls: tuple[Path, Path, Path] | None = None
+) -> Iterator[Provider]:
+    """Start a fake provider; its books are ``directory/name.sqlite``. ``tls``: certificate, key, CA."""
     port = free_port()
     command = [sys.executable, "-m", "deploys.sandbox.provider", "--port", str(port)]
     command += ["--books", str(directory / f"{name}.sqlite")]
     if tls is not None:
         command += ["--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
-    environment = os.environ | {"PROVIDER_API_KEY": VENDOR_KEY}
+    environment = os.environ | {"PROVIDER_API_KEY": PROVIDER_KEY}
     process = Process(command, directory / f"{name}.log", environment)
     url = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
-    vendor = Vendor(url, process, tls[2] if tls else None)
+    provider = Provider(url, process, tls[2] if tls else None)
     process.start()
     try:
-        eventually(vendor.totals, START_SECONDS)
-        yield vendor
+        eventually(provider.totals, START_SECONDS)
+        yield provider
     finally:
         process.kill()
 
@@ -264,12 +264,12 @@ class Relay:
         clear: str = made["token"]
         return clear
 
-    def channel(self, vendor_url: str, models: str, name: str = "main", *options: str) -> None:
-        """A channel to a vendor."""
+    def channel(self, provider_url: str, models: str, name: str = "main", *options: str) -> None:
+        """A channel to a provider."""
         self.command(
             *("channel", "create", "--name", name, "--provider", "openai"),
-            *("--base-url", f"{vendor_url}/v1", "--api-key-stdin", "--models", models, *options),
-            stdin=VENDOR_KEY,
+            *("--base-url", f"{provider_url}/v1", "--api-key-stdin", "--models", models, *options),
+            stdin=PROVIDER_KEY,
         )
 
     def price(self, model: str, *options: str) -> None:

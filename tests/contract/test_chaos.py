@@ -87,18 +87,18 @@ def test_agreeing_books_have_no_differences() -> None:
     found = compare(agreeing())
     assert found.problems == []
     assert found.fates == {
-        "served, captured (vendor's usage; outcome ok), acknowledged": 4,
+        "served, captured (provider's usage; outcome ok), acknowledged": 4,
         "served, captured (bill what was delivered; outcome client_gone), not acknowledged": 1,
         "served, released (outcome swept: expired: the relay that held it did not settle it)": 1,
     }
 
 
 def charge_one_more(books: Specimen) -> None:
-    """A nano-dollar more in record, ledger and balance: only the vendor's count tells."""
+    """A nano-dollar more in record, ledger and balance: only the provider's count tells."""
     books.records[0] = replace(books.records[0], charge=books.records[0].charge + 1)
     books.entries[0] = replace(books.entries[0], amount=books.entries[0].amount - 1)
-    books.purses[0] = replace(
-        books.purses[0], balance=books.purses[0].balance - 1, grants_left=books.purses[0].grants_left - 1
+    books.wallets[0] = replace(
+        books.wallets[0], balance=books.wallets[0].balance - 1, grants_left=books.wallets[0].grants_left - 1
     )
     books.budgets[0] = replace(books.budgets[0], spent=books.budgets[0].spent + 1)
 
@@ -180,15 +180,15 @@ def leave_a_hold(books: Specimen) -> None:
 
 
 def leave_a_held_amount(books: Specimen) -> None:
-    books.purses[0] = replace(books.purses[0], held=7)
+    books.wallets[0] = replace(books.wallets[0], held=7)
 
 
 def drift_a_balance(books: Specimen) -> None:
-    books.purses[0] = replace(books.purses[0], balance=books.purses[0].balance - 1)
+    books.wallets[0] = replace(books.wallets[0], balance=books.wallets[0].balance - 1)
 
 
 def drift_a_grant(books: Specimen) -> None:
-    books.purses[0] = replace(books.purses[0], grants_left=books.purses[0].grants_left - 1)
+    books.wallets[0] = replace(books.wallets[0], grants_left=books.wallets[0].grants_left - 1)
 
 
 def overspend_a_budget(books: Specimen) -> None:
@@ -204,18 +204,18 @@ def drift_a_budget(books: Specimen) -> None:
     [
         (charge_one_more, "old: charged 8149 n$, not [8148]"),
         (old_price_after_the_change, "old: charged 8148 n$, not [9722]"),
-        (forget_a_record, "old: served by the vendor, but no usage record explains it"),
+        (forget_a_record, "old: served by the provider, but no usage record explains it"),
         (record_twice, "old: it has two usage records"),
-        (serve_twice, "old: the vendor served it twice"),
-        (charge_what_was_not_served, "new: charged, but the vendor never served it"),
+        (serve_twice, "old: the provider served it twice"),
+        (charge_what_was_not_served, "new: charged, but the provider never served it"),
         (pay_twice, "old: captured 2 times from grant 1"),
         (pay_for_nothing, "nobody's: has ledger entries, but no usage record"),
         (lose_an_acknowledged_charge, "old: acknowledged, but its record says"),
         (charge_a_released_call, "swept: released, yet something was charged"),
-        (release_without_reason, "swept: served by the vendor, released by no rule"),
+        (release_without_reason, "swept: served by the provider, released by no rule"),
         (estimate_without_rule, "left: charged by an estimate without a stated rule"),
         (charge_a_refused_call, "left: answered 503 ledger_unavailable, yet charged 2272 n$"),
-        (deliver_less, "old: 19 tokens arrived, the vendor sent 20"),
+        (deliver_less, "old: 19 tokens arrived, the provider sent 20"),
         (forget_a_broken_call, "seen by nobody else: the customer saw its beginning"),
         (use_less_quota, "quota: charged 5185 n$, not [5531]"),
         (charge_more_than_held, "old: charged 8148 n$, more than the 8147 that were held"),

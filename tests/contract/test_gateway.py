@@ -1,4 +1,6 @@
-"""The relay from outside: a real database, a vendor with its own books, the official SDK as the customer."""
+"""The relay from outside: a real database, a provider with its own books, the official SDK as the
+customer.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +21,28 @@ from tests.contract.relay_rig import (
     MODEL,
     TOPUP_URL,
     Customer,
+    Provider,
     Relay,
     Replica,
-    Vendor,
     asks,
     eventually,
     price,
-    running_vendor,
+    running_provider,
 )
 
 
 @pytest.fixture(scope="module")
-def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
-    with running_vendor(tmp_path_factory.mktemp("vendor")) as running:
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    with running_provider(tmp_path_factory.mktemp("provider")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def relay(
-    module_database: Database, vendor: Vendor, tmp_path_factory: pytest.TempPathFactory
+    module_database: Database, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Relay]:
     made = Relay(module_database, tmp_path_factory.mktemp("relay"))
-    made.channel(vendor.url, f"{MODEL},priced-by-call,unpriced,mapped=fake-large")
+    made.channel(provider.url, f"{MODEL},priced-by-call,unpriced,mapped=fake-large")
     for model in (MODEL, "mapped", "unserved"):
         made.price(model)
     made.price("priced-by-call", "--call", "0.001/1")
@@ -56,9 +58,9 @@ def replica(relay: Relay) -> Replica:
 
 
 @pytest.fixture(autouse=True)
-def obedient(vendor: Vendor) -> Iterator[None]:
+def obedient(provider: Provider) -> Iterator[None]:
     yield
-    vendor.control()
+    provider.control()
 
 
 @pytest.fixture
@@ -69,11 +71,11 @@ def customer(relay: Relay, replica: Replica, request: pytest.FixtureRequest) -> 
 # ---------------------------------------------------------------------- paid calls
 
 
-def test_a_call_is_charged_to_the_nano_dollar(customer: Customer, vendor: Vendor) -> None:
+def test_a_call_is_charged_to_the_nano_dollar(customer: Customer, provider: Provider) -> None:
     answer = customer.sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asks())
     usage = answer.parse().usage
     assert usage is not None
-    (booked,) = vendor.calls(answer.headers["x-request-id"])
+    (booked,) = provider.calls(answer.headers["x-request-id"])
     assert (usage.prompt_tokens, usage.completion_tokens) == (
         booked["prompt_tokens"],
         booked["completion_tokens"],
@@ -87,11 +89,11 @@ def test_a_call_is_charged_to_the_nano_dollar(customer: Customer, vendor: Vendor
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_stream_is_charged_by_its_usage(customer: Customer, vendor: Vendor, asked: bool) -> None:
+def test_a_stream_is_charged_by_its_usage(customer: Customer, provider: Provider, asked: bool) -> None:
     options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
     stream = customer.sdk.chat.completions.create(model="mapped", messages=asks(), stream=True, **options)
     chunks = list(stream)
-    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    (booked,) = provider.calls(stream.response.headers["x-request-id"])
     assert booked["model"] == "fake-large"
     assert customer.spent() == price(booked["prompt_tokens"], booked["completion_tokens"])
     usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
@@ -120,7 +122,7 @@ def test_choices_multiply(customer: Customer) -> None:
     assert customer.spent() == price(answer.usage.prompt_tokens, 15)
 
 
-def test_a_missing_limit_is_held_and_sent(relay: Relay, replica: Replica, vendor: Vendor) -> None:
+def test_a_missing_limit_is_held_and_sent(relay: Relay, replica: Replica, provider: Provider) -> None:
     sdk = Customer(relay, replica, "no-limit", "1.00").sdk
     long = 'provider:{"completion_tokens": 9000}'
     answer = sdk.chat.completions.create(model=MODEL, messages=asks(long))
@@ -165,10 +167,10 @@ def test_a_key_bound_to_models_and_addresses(relay: Relay, replica: Replica) -> 
 
 
 def test_without_credit_402_says_what_is_missing_and_where_to_pay(
-    relay: Relay, replica: Replica, vendor: Vendor
+    relay: Relay, replica: Replica, provider: Provider
 ) -> None:
     poor = Customer(relay, replica, "poor", "0.00001")
-    before = vendor.totals()
+    before = provider.totals()
     with pytest.raises(openai.APIStatusError) as caught:
         poor.sdk.chat.completions.create(model=MODEL, messages=asks(), max_completion_tokens=1000)
     error = caught.value.response.json()["error"]
@@ -177,7 +179,7 @@ def test_without_credit_402_says_what_is_missing_and_where_to_pay(
     assert error["topup_url"] == TOPUP_URL
     relay.grant(poor.account, f"{error['missing_nanodollars'] / 1e9:.9f}", "just-enough")
     poor.sdk.chat.completions.create(model=MODEL, messages=asks(), max_completion_tokens=1000)
-    assert vendor.totals()["calls"] == before["calls"] + 1
+    assert provider.totals()["calls"] == before["calls"] + 1
 
 
 @pytest.mark.parametrize(
@@ -189,13 +191,13 @@ def test_without_credit_402_says_what_is_missing_and_where_to_pay(
     ],
 )
 def test_models_that_cannot_be_used(
-    customer: Customer, vendor: Vendor, model: str, status: int, says: str
+    customer: Customer, provider: Provider, model: str, status: int, says: str
 ) -> None:
-    before = vendor.totals()
+    before = provider.totals()
     answer = customer.post({"model": model, "messages": asks()})
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, "model")
     assert says in answer.json()["error"]["message"]
-    assert vendor.totals() == before
+    assert provider.totals() == before
 
 
 def test_malformed_requests(customer: Customer) -> None:
@@ -214,7 +216,7 @@ def test_malformed_requests(customer: Customer) -> None:
     assert customer.spent() == 0
 
 
-# ---------------------------------------------------------------------- vendors that fail
+# ---------------------------------------------------------------------- providers that fail
 
 
 @pytest.mark.parametrize(
@@ -228,18 +230,18 @@ def test_malformed_requests(customer: Customer) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_vendor_that_fails_is_not_charged(
-    customer: Customer, vendor: Vendor, fault: dict[str, Any], status: int, stream: bool
+def test_a_provider_that_fails_is_not_charged(
+    customer: Customer, provider: Provider, fault: dict[str, Any], status: int, stream: bool
 ) -> None:
-    vendor.control(**fault)
+    provider.control(**fault)
     answer = customer.post({"model": MODEL, "messages": asks(), "stream": stream})
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "server_error"
     assert customer.spent() == 0
 
 
-def test_a_vendor_that_blames_the_request_is_quoted(customer: Customer, vendor: Vendor) -> None:
-    vendor.control(status=400)
+def test_a_provider_that_blames_the_request_is_quoted(customer: Customer, provider: Provider) -> None:
+    provider.control(status=400)
     answer = customer.post({"model": MODEL, "messages": asks()})
     assert answer.status_code == 400
     assert "told to answer 400" in answer.json()["error"]["message"]
@@ -247,13 +249,13 @@ def test_a_vendor_that_blames_the_request_is_quoted(customer: Customer, vendor: 
 
 
 def test_a_stream_that_breaks_off_is_charged_for_what_was_delivered(
-    customer: Customer, vendor: Vendor
+    customer: Customer, provider: Provider
 ) -> None:
-    vendor.control(truncate_after_chunks=5, completion_tokens=20)
+    provider.control(truncate_after_chunks=5, completion_tokens=20)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
-    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    (booked,) = provider.calls(stream.response.headers["x-request-id"])
     assert booked["completion_tokens"] == 5
     assert customer.spent() == price(booked["prompt_tokens"], 5)
     record = customer.record()
@@ -261,53 +263,55 @@ def test_a_stream_that_breaks_off_is_charged_for_what_was_delivered(
     assert record["raw_usage"]["estimated"] is True
 
 
-def test_a_stream_that_ends_without_usage_is_counted(customer: Customer, vendor: Vendor) -> None:
-    vendor.control(end_after_chunks=4, completion_tokens=20)
+def test_a_stream_that_ends_without_usage_is_counted(customer: Customer, provider: Provider) -> None:
+    provider.control(end_after_chunks=4, completion_tokens=20)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
-    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    (booked,) = provider.calls(stream.response.headers["x-request-id"])
     assert customer.spent() == price(booked["prompt_tokens"], 4)
 
 
-def test_an_error_inside_a_stream(customer: Customer, vendor: Vendor) -> None:
+def test_an_error_inside_a_stream(customer: Customer, provider: Provider) -> None:
     body = {"model": MODEL, "messages": asks(), "stream": True}
-    vendor.control(error_after_chunks=0)
+    provider.control(error_after_chunks=0)
     assert customer.post(body).status_code == 502
     assert customer.spent() == 0
-    vendor.control(error_after_chunks=3)
+    provider.control(error_after_chunks=3)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     with pytest.raises(openai.APIError, match="told to fail"):
         list(stream)
-    (booked,) = vendor.calls(stream.response.headers["x-request-id"])
+    (booked,) = provider.calls(stream.response.headers["x-request-id"])
     assert customer.spent() == price(booked["prompt_tokens"], 3)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_without_usage_is_counted(customer: Customer, vendor: Vendor, stream: bool) -> None:
-    vendor.control(omit_usage=True)
+def test_an_answer_without_usage_is_counted(customer: Customer, provider: Provider, stream: bool) -> None:
+    provider.control(omit_usage=True)
     answer = customer.post({"model": MODEL, "messages": asks(), "stream": stream})
     assert answer.status_code == 200
-    (booked,) = vendor.calls(answer.headers["x-request-id"])
+    (booked,) = provider.calls(answer.headers["x-request-id"])
     assert customer.spent() == price(booked["prompt_tokens"], booked["completion_tokens"])
     assert customer.record()["raw_usage"]["estimated"] is True
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_nonsense_for_usage_is_counted_like_none(customer: Customer, vendor: Vendor, stream: bool) -> None:
+def test_nonsense_for_usage_is_counted_like_none(
+    customer: Customer, provider: Provider, stream: bool
+) -> None:
     question = {"model": MODEL, "messages": asks(), "stream": stream}
-    vendor.control(omit_usage=True)
+    provider.control(omit_usage=True)
     assert customer.post(question).status_code == 200
     counted = customer.spent()
-    vendor.control(usage={"prompt_tokens": 5, "completion_tokens": -3})
+    provider.control(usage={"prompt_tokens": 5, "completion_tokens": -3})
     assert customer.post(question).status_code == 200
     assert customer.spent() == 2 * counted
     told = [record["raw_usage"]["provider"] for record in customer.relay.usage(customer.account)]
     assert any(usage and usage["completion_tokens"] == -3 for usage in told), "what it told is kept"
 
 
-def test_a_stream_that_stalls_is_cut_and_counted(customer: Customer, vendor: Vendor) -> None:
-    vendor.control(chunk_delay_ms=5000)
+def test_a_stream_that_stalls_is_cut_and_counted(customer: Customer, provider: Provider) -> None:
+    provider.control(chunk_delay_ms=5000)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     with pytest.raises(openai.APIError):
         list(stream)
@@ -317,10 +321,10 @@ def test_a_stream_that_stalls_is_cut_and_counted(customer: Customer, vendor: Ven
 # ---------------------------------------------------------------------- customers that leave
 
 
-def test_a_customer_that_leaves_stops_the_vendor_and_pays_what_was_delivered(
-    customer: Customer, vendor: Vendor
+def test_a_customer_that_leaves_stops_the_provider_and_pays_what_was_delivered(
+    customer: Customer, provider: Provider
 ) -> None:
-    vendor.control(chunk_delay_ms=50, completion_tokens=100)
+    provider.control(chunk_delay_ms=50, completion_tokens=100)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     received = 0
     for _ in stream:
@@ -328,7 +332,7 @@ def test_a_customer_that_leaves_stops_the_vendor_and_pays_what_was_delivered(
         if received == 5:
             break
     stream.close()
-    (booked,) = eventually(lambda: vendor.calls(stream.response.headers["x-request-id"]), 3)
+    (booked,) = eventually(lambda: provider.calls(stream.response.headers["x-request-id"]), 3)
     assert not booked["complete"]
     assert 5 <= booked["completion_tokens"] <= 8
     record = eventually(lambda: customer.relay.usage(customer.account), 3)[0]
@@ -338,32 +342,34 @@ def test_a_customer_that_leaves_stops_the_vendor_and_pays_what_was_delivered(
     assert customer.spent() == price(booked["prompt_tokens"], delivered)
 
 
-def test_a_customer_that_leaves_before_the_answer_is_not_charged(customer: Customer, vendor: Vendor) -> None:
-    vendor.control(latency_ms=800)
-    before = vendor.totals()
+def test_a_customer_that_leaves_before_the_answer_is_not_charged(
+    customer: Customer, provider: Provider
+) -> None:
+    provider.control(latency_ms=800)
+    before = provider.totals()
     with pytest.raises(openai.APITimeoutError):
         customer.sdk.chat.completions.create(model=MODEL, messages=asks(), timeout=0.3)
     assert customer.spent() == 0
     time.sleep(0.8)
-    assert vendor.totals() == before, "the vendor was not cancelled"
+    assert provider.totals() == before, "the provider was not cancelled"
 
 
 # ---------------------------------------------------------------------- channels
 
 
-def test_failover_charges_once(relay: Relay, replica: Replica, vendor: Vendor, tmp_path: Path) -> None:
+def test_failover_charges_once(relay: Relay, replica: Replica, provider: Provider, tmp_path: Path) -> None:
     customer = Customer(relay, replica, "failover", "1.00")
     relay.price("replicated")
     relay.channel(f"http://127.0.0.1:{free_port()}", "replicated", "dead", "--priority", "9")
-    with running_vendor(tmp_path) as ill:
+    with running_provider(tmp_path) as ill:
         ill.control(status=500)
         relay.channel(ill.url, "replicated", "ill", "--priority", "5")
-        relay.channel(vendor.url, "replicated", "well", "--priority", "1")
+        relay.channel(provider.url, "replicated", "well", "--priority", "1")
         eventually(lambda: "replicated" in {model.id for model in customer.sdk.models.list()}, 3)
         eventually(lambda: customer.post({"model": "replicated", "messages": asks()}).status_code == 200, 3)
         records = [record for record in relay.usage(customer.account) if record["outcome"] == "ok"]
         answer = customer.sdk.chat.completions.with_raw_response.create(model="replicated", messages=asks())
-        assert len(vendor.calls(answer.headers["x-request-id"])) == 1
+        assert len(provider.calls(answer.headers["x-request-id"])) == 1
         assert ill.totals()["calls"] == 0
         after = [record for record in relay.usage(customer.account) if record["outcome"] == "ok"]
         assert len(after) == len(records) + 1
@@ -405,13 +411,13 @@ def replicas(relay: Relay, replica: Replica) -> list[Replica]:
 
 
 def test_credit_for_exactly_n_calls_gives_exactly_n(
-    relay: Relay, replicas: list[Replica], vendor: Vendor
+    relay: Relay, replicas: list[Replica], provider: Provider
 ) -> None:
     customer = Customer(relay, replicas[0], "exact", "0.137")  # 137 calls of $0.001
-    before = vendor.totals()["calls"]
+    before = provider.totals()["calls"]
     assert asyncio.run(burst(replicas, customer.key, 200, 2)) == {200: 137, 402: 263}
     assert customer.balance() == 0
-    assert vendor.totals()["calls"] == before + 137
+    assert provider.totals()["calls"] == before + 137
 
 
 def test_a_budget_for_exactly_n_calls_gives_exactly_n(relay: Relay, replicas: list[Replica]) -> None:
@@ -426,18 +432,18 @@ def test_a_budget_for_exactly_n_calls_gives_exactly_n(relay: Relay, replicas: li
 
 
 def test_a_price_change_reaches_every_replica_and_no_call_that_was_admitted(
-    relay: Relay, replicas: list[Replica], vendor: Vendor
+    relay: Relay, replicas: list[Replica], provider: Provider
 ) -> None:
     customer = Customer(relay, replicas[0], "repriced", "1.00")
     relay.price("fake-large", "--in-text", "1/1M", "--out-text", "1/1M")
-    relay.channel(vendor.url, "fake-large", "large")
+    relay.channel(provider.url, "fake-large", "large")
     eventually(lambda: "fake-large" in {model.id for model in customer.sdk.models.list()}, 3)
-    vendor.control(chunk_delay_ms=100, completion_tokens=30)
+    provider.control(chunk_delay_ms=100, completion_tokens=30)
     stream = customer.sdk.chat.completions.create(model="fake-large", messages=asks(), stream=True)
     next(iter(stream))
     relay.price("fake-large", "--in-text", "7/1M", "--out-text", "7/1M")
     changed = time.monotonic()
-    vendor.control(completion_tokens=3)
+    provider.control(completion_tokens=3)
     list(stream)
     time.sleep(max(0.0, changed + 2 - time.monotonic()))
     for replica in replicas:

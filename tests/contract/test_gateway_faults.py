@@ -22,35 +22,35 @@ from tests.contract.conftest import Database, PostgresServer
 from tests.contract.relay_rig import (
     MODEL,
     Customer,
+    Provider,
     Redis,
     Relay,
-    Vendor,
     asks,
     eventually,
     price,
+    running_provider,
     running_redis,
-    running_vendor,
 )
 
 BODY = {"model": MODEL, "messages": asks()}
 
 
 @pytest.fixture(scope="module")
-def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
-    with running_vendor(tmp_path_factory.mktemp("vendor")) as running:
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    with running_provider(tmp_path_factory.mktemp("provider")) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def obedient(vendor: Vendor) -> Iterator[None]:
+def obedient(provider: Provider) -> Iterator[None]:
     yield
-    vendor.control()
+    provider.control()
 
 
 @pytest.fixture
-def relay(database: Database, vendor: Vendor, tmp_path: Path) -> Iterator[Relay]:
+def relay(database: Database, provider: Provider, tmp_path: Path) -> Iterator[Relay]:
     made = Relay(database, tmp_path)
-    made.channel(vendor.url, MODEL)
+    made.channel(provider.url, MODEL)
     made.price(MODEL)
     yield made
     made.stop()
@@ -88,17 +88,17 @@ def test_replicas_share_the_rate_limit(relay: Relay, own_redis: Redis) -> None:
     assert len(relay.usage(customer.account)) == 6
 
 
-def test_concurrency_is_shared_and_freed(relay: Relay, own_redis: Redis, vendor: Vendor) -> None:
+def test_concurrency_is_shared_and_freed(relay: Relay, own_redis: Redis, provider: Provider) -> None:
     relay.settings["RELAY_REDIS_URL"] = own_redis.url
     first, second = relay.replica(), relay.replica()
     customer = Customer(relay, first, "narrow", "1.00", "--concurrency", "2")
-    vendor.control(chunk_delay_ms=300, completion_tokens=10)
+    provider.control(chunk_delay_ms=300, completion_tokens=10)
     streams = [first.client(customer.key), second.client(customer.key)]
     open_streams = [sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True) for sdk in streams]
     answer = customer.post(BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "concurrency_limit_exceeded")
     open_streams[0].close()
-    vendor.control()
+    provider.control()
     eventually(lambda: customer.post(BODY).status_code == 200, 3)
     open_streams[1].close()
 
@@ -159,15 +159,15 @@ def test_slots_of_a_long_call_are_kept(own_redis: Redis, monkeypatch: pytest.Mon
 # ---------------------------------------------------------------------- the relay itself
 
 
-def test_a_drain_lets_streams_finish(relay: Relay, vendor: Vendor) -> None:
+def test_a_drain_lets_streams_finish(relay: Relay, provider: Provider) -> None:
     replica = relay.replica(RELAY_DRAIN_SECONDS="2.5")
     customer = Customer(relay, replica, "draining", "1.00")
-    vendor.control(chunk_delay_ms=100, completion_tokens=30)
+    provider.control(chunk_delay_ms=100, completion_tokens=30)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     next(iter(stream))
     replica.process.signal(signal.SIGTERM)
     eventually(lambda: requests.get(f"{replica.url}/healthz", timeout=5).status_code == 503, 1)
-    vendor.control(completion_tokens=1)
+    provider.control(completion_tokens=1)
     assert customer.post(BODY).status_code == 200, "until the drain is over, calls are still served"
     eventually(lambda: customer.post(BODY).headers.get("connection") == "close", 2)
     rest = list(stream)
@@ -179,11 +179,11 @@ def test_a_drain_lets_streams_finish(relay: Relay, vendor: Vendor) -> None:
 
 
 def test_a_stream_beyond_the_grace_is_cut_and_charged_for_what_was_delivered(
-    relay: Relay, vendor: Vendor
+    relay: Relay, provider: Provider
 ) -> None:
     replica = relay.replica(RELAY_DRAIN_SECONDS="0", RELAY_GRACE_SECONDS="1")
     customer = Customer(relay, replica, "cut", "1.00")
-    vendor.control(chunk_delay_ms=200, completion_tokens=100)
+    provider.control(chunk_delay_ms=200, completion_tokens=100)
     lines = customer.post(BODY | {"stream": True}, stream=True).iter_lines()
     next(lines)
     replica.process.signal(signal.SIGTERM)
@@ -196,7 +196,7 @@ def test_a_stream_beyond_the_grace_is_cut_and_charged_for_what_was_delivered(
     assert customer.spent() == price(record["meters"]["in_text"], record["meters"]["out_text"])
 
 
-def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, vendor: Vendor) -> None:
+def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, provider: Provider) -> None:
     relay.settings |= {
         "RELAY_PROVIDER_TIMEOUT_SECONDS": "3",
         "RELAY_SETTLE_SECONDS": "1",
@@ -204,15 +204,15 @@ def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, vendor
     }
     replica = relay.replica()
     customer = Customer(relay, replica, "killed", "1.00")
-    vendor.control(chunk_delay_ms=200, completion_tokens=100)
+    provider.control(chunk_delay_ms=200, completion_tokens=100)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     next(iter(stream))
     replica.process.kill()
     balance, held = relay.balance(customer.account)
     assert balance == customer.funds
-    assert held > 0, "the hold was not durable before the vendor was called"
+    assert held > 0, "the hold was not durable before the provider was called"
     customer.replica = relay.replica()
-    vendor.control()
+    provider.control()
     assert customer.post(BODY).status_code == 200
     eventually(lambda: relay.balance(customer.account)[1] == 0, 40)
     swept, paid = sorted(relay.usage(customer.account), key=lambda record: record["charge"])
@@ -222,11 +222,11 @@ def test_a_killed_relay_leaves_a_hold_that_the_sweeper_ends(relay: Relay, vendor
 
 
 def test_a_customer_that_does_not_read_is_cut_pays_what_it_got_and_frees_its_slot(
-    relay: Relay, vendor: Vendor
+    relay: Relay, provider: Provider
 ) -> None:
     replica = relay.replica(RELAY_PROVIDER_TIMEOUT_SECONDS="6")
     customer = Customer(relay, replica, "stalled", "5.00", "--concurrency", "1")
-    vendor.control(completion_tokens=40_000)
+    provider.control(completion_tokens=40_000)
     body = json.dumps(BODY | {"stream": True, "max_tokens": 40_000}).encode()
     host, port = replica.url.removeprefix("http://").split(":")
     with socket.socket() as connection:
@@ -239,7 +239,7 @@ def test_a_customer_that_does_not_read_is_cut_pays_what_it_got_and_frees_its_slo
         connection.sendall(head.encode() + body)
         eventually(lambda: customer.post(BODY).status_code == 429, 2)
         record = eventually(lambda: relay.usage(customer.account), 12)[0]
-        vendor.control()
+        provider.control()
         assert customer.post(BODY).status_code == 200, "its slot is free"
     assert (record["outcome"], record["abort_rule"]) == ("client_stalled", "bill what was delivered")
     assert 1 <= record["meters"]["out_text"] < 40_000
@@ -260,10 +260,10 @@ def test_calls_work_again_after_the_database_restarts(relay: Relay, postgres: Po
     assert new.post(BODY).status_code == 200, "identity is no longer kept true"
 
 
-def test_a_stream_survives_the_database(relay: Relay, vendor: Vendor, postgres: PostgresServer) -> None:
+def test_a_stream_survives_the_database(relay: Relay, provider: Provider, postgres: PostgresServer) -> None:
     replica = relay.replica()
     customer = Customer(relay, replica, "patient", "1.00")
-    vendor.control(chunk_delay_ms=100, completion_tokens=10)
+    provider.control(chunk_delay_ms=100, completion_tokens=10)
     stream = customer.sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True)
     next(iter(stream))
     postgres.control("stop", "-m", "immediate")
@@ -281,11 +281,11 @@ def test_a_stream_survives_the_database(relay: Relay, vendor: Vendor, postgres: 
 
 
 def test_a_stream_that_cannot_be_charged_ends_without_its_end(
-    relay: Relay, vendor: Vendor, postgres: PostgresServer
+    relay: Relay, provider: Provider, postgres: PostgresServer
 ) -> None:
     replica = relay.replica(RELAY_SETTLE_SECONDS="1")
     customer = Customer(relay, replica, "unsettled", "1.00")
-    vendor.control(chunk_delay_ms=100, completion_tokens=10)
+    provider.control(chunk_delay_ms=100, completion_tokens=10)
     lines = customer.post(BODY | {"stream": True}, stream=True).iter_lines()
     next(lines)
     postgres.control("stop", "-m", "immediate")
@@ -301,13 +301,13 @@ def test_a_stream_that_cannot_be_charged_ends_without_its_end(
     assert replica.metric('relay_ledger_alerts_total{reason="capture_lost"}') == 1
 
 
-def test_without_database_calls_are_refused_before_the_vendor(
-    relay: Relay, vendor: Vendor, postgres: PostgresServer
+def test_without_database_calls_are_refused_before_the_provider(
+    relay: Relay, provider: Provider, postgres: PostgresServer
 ) -> None:
     replica = relay.replica()
     customer = Customer(relay, replica, "refused", "1.00")
     assert customer.post(BODY).status_code == 200
-    before = vendor.totals()
+    before = provider.totals()
     postgres.control("stop", "-m", "immediate")
     try:
         answer = customer.post(BODY)
@@ -319,4 +319,4 @@ def test_without_database_calls_are_refused_before_the_vendor(
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "ledger_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
     assert unknown.status_code == 503
-    assert vendor.totals() == before
+    assert provider.totals() == before

@@ -22,7 +22,16 @@ import requests
 
 from relay.http_protocol import MAX_DISCARDED_BYTES, MAX_HEAD_BYTES
 from tests.contract.conftest import Database
-from tests.contract.relay_rig import MODEL, Customer, Relay, Replica, Vendor, asks, eventually, running_vendor
+from tests.contract.relay_rig import (
+    MODEL,
+    Customer,
+    Provider,
+    Relay,
+    Replica,
+    asks,
+    eventually,
+    running_provider,
+)
 
 ORIGIN = "https://chat.example.com"
 MAX_BODY = 100_000
@@ -31,17 +40,17 @@ STREAM = json.dumps({"model": MODEL, "messages": asks(), "stream": True}).encode
 
 
 @pytest.fixture(scope="module")
-def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
-    with running_vendor(tmp_path_factory.mktemp("vendor")) as running:
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    with running_provider(tmp_path_factory.mktemp("provider")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def relay(
-    module_database: Database, vendor: Vendor, tmp_path_factory: pytest.TempPathFactory
+    module_database: Database, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Relay]:
     made = Relay(module_database, tmp_path_factory.mktemp("relay"))
-    made.channel(vendor.url, f"{MODEL},org/model")
+    made.channel(provider.url, f"{MODEL},org/model")
     for model in ("to-be-ended", MODEL, "org/model"):
         made.price(model)
     yield made

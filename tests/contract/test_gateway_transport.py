@@ -1,4 +1,4 @@
-"""The door to vendors against servers that misbehave, and over TLS."""
+"""The transport to providers against servers that misbehave, and over TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from relay.providers.transport import (
     TransportError,
 )
 from tests.contract.conftest import Database, free_port
-from tests.contract.relay_rig import MODEL, Customer, Relay, Vendor, asks, running_vendor
+from tests.contract.relay_rig import MODEL, Customer, Provider, Relay, asks, running_provider
 
 LIMITS = Timeouts(connect=0.5, first_byte=0.5, idle=0.5, total=3)
 SMALL = 1000
@@ -165,7 +165,7 @@ def test_a_connection_is_not_used_again_after_an_error() -> None:
     run(says(OK + b"transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n"), scenario)
 
 
-def test_a_kept_connection_that_the_vendor_closed_meanwhile_is_replaced() -> None:
+def test_a_kept_connection_that_the_provider_closed_meanwhile_is_replaced() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK + b"content-length: 2\r\n\r\nok")
         await writer.drain()
@@ -272,12 +272,12 @@ def authority(tmp_path: Path) -> tuple[str, str, Path]:
 
 
 @pytest.fixture
-def tls_vendor(authority: tuple[str, str, Path], tmp_path: Path) -> Iterator[Vendor]:
-    leaf, leaf_key = pki.issue(pki.Subject("vendor", ("localhost",)), *authority[:2])
+def tls_provider(authority: tuple[str, str, Path], tmp_path: Path) -> Iterator[Provider]:
+    leaf, leaf_key = pki.issue(pki.Subject("provider", ("localhost",)), *authority[:2])
     (tmp_path / "leaf.crt").write_text(leaf)
     (tmp_path / "leaf.key").write_text(leaf_key)
     tls = (tmp_path / "leaf.crt", tmp_path / "leaf.key", authority[2])
-    with running_vendor(tmp_path, tls=tls) as running:
+    with running_provider(tmp_path, tls=tls) as running:
         yield running
 
 
@@ -293,19 +293,19 @@ def post_over_tls(url: str, ca_file: Path | None) -> int:
     return asyncio.run(scenario())
 
 
-def test_vendors_are_verified(tls_vendor: Vendor, authority: tuple[str, str, Path]) -> None:
-    assert post_over_tls(tls_vendor.url, authority[2]) == 401
+def test_providers_are_verified(tls_provider: Provider, authority: tuple[str, str, Path]) -> None:
+    assert post_over_tls(tls_provider.url, authority[2]) == 401
     with pytest.raises(NotSent):
-        post_over_tls(tls_vendor.url, None)
+        post_over_tls(tls_provider.url, None)
     with pytest.raises(TransportError):
-        post_over_tls(tls_vendor.url.replace("localhost", "127.0.0.1"), authority[2])
+        post_over_tls(tls_provider.url.replace("localhost", "127.0.0.1"), authority[2])
 
 
 def test_a_paid_call_over_tls(
-    database: Database, tls_vendor: Vendor, authority: tuple[str, str, Path], tmp_path: Path
+    database: Database, tls_provider: Provider, authority: tuple[str, str, Path], tmp_path: Path
 ) -> None:
     relay = Relay(database, tmp_path, {"RELAY_CA_FILE": str(authority[2])})
-    relay.channel(tls_vendor.url, MODEL)
+    relay.channel(tls_provider.url, MODEL)
     relay.price(MODEL)
     try:
         customer = Customer(relay, relay.replica(), "tls", "1.00")

@@ -28,7 +28,16 @@ from relay.store.migrate import LOCK_KEY, Patience, alembic_config, migrate
 from relay.store.migrations import FIRST_RELEASE
 from relay.store.schema import known_revisions
 from tests.contract.postgres import REPOSITORY, Database, PostgresServer, empty_database
-from tests.contract.relay_rig import MODEL, Customer, Process, Relay, Vendor, asks, eventually, running_vendor
+from tests.contract.relay_rig import (
+    MODEL,
+    Customer,
+    Process,
+    Provider,
+    Relay,
+    asks,
+    eventually,
+    running_provider,
+)
 
 HEAD = known_revisions()[-1]
 NEXT = ("9998_expand", "9999_index")
@@ -113,8 +122,8 @@ def next_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def vendor(tmp_path: Path) -> Iterator[Vendor]:
-    with running_vendor(tmp_path) as running:
+def provider(tmp_path: Path) -> Iterator[Provider]:
+    with running_provider(tmp_path) as running:
         yield running
 
 
@@ -269,10 +278,10 @@ def test_migrations_wait_for_one_another(following: Relay) -> None:
 
 
 def test_the_previous_version_serves_through_the_next_ones_migrations(
-    previous: Relay, following: Relay, vendor: Vendor
+    previous: Relay, following: Relay, provider: Provider
 ) -> None:
     """A roll, and its undoing: no call fails, and the books agree."""
-    previous.channel(vendor.url, MODEL)
+    previous.channel(provider.url, MODEL)
     previous.price(MODEL)
     running = previous.replica()
     customer = Customer(previous, running, "acme", "100.00")
@@ -302,7 +311,7 @@ def test_the_previous_version_serves_through_the_next_ones_migrations(
     assert revision(previous.database) == NEXT[-1]
     assert list(answers) == [200]
     assert customer.spent() == sum(record["charge"] for record in previous.usage(customer.account)) > 0
-    assert len(vendor.calls()) == answers.total()
+    assert len(provider.calls()) == answers.total()
     newcomer = Customer(previous, running, "newcomer", "1.00")
     assert newcomer.post({"model": MODEL, "messages": asks()}).status_code == 200
     for audit in ("conserve", "recompute"):

@@ -10,7 +10,7 @@ import pytest
 from relay.identity.tokens import digest_of
 from relay.routing.key_cipher import KeyCipher
 from tests.contract.conftest import Database
-from tests.contract.relay_rig import SEAL_KEY, VENDOR_KEY, Relay
+from tests.contract.relay_rig import PROVIDER_KEY, SEAL_KEY, Relay
 
 
 @pytest.fixture
@@ -44,18 +44,18 @@ def test_a_token_is_shown_once_and_stored_as_its_hash(relay: Relay, database: Da
     assert (nobody.returncode, "account list" in nobody.stderr) == (1, True)
 
 
-def test_a_vendors_key_is_sealed_at_rest(relay: Relay, database: Database) -> None:
-    relay.channel("https://vendor.example.com", "m1,fast=m2")
+def test_a_providers_key_is_sealed_at_rest(relay: Relay, database: Database) -> None:
+    relay.channel("https://provider.example.com", "m1,fast=m2")
     with psycopg.connect(database.superuser_dsn) as connection:
         (stored,) = connection.execute("select channels::text from channels").fetchone() or ("",)
-    assert VENDOR_KEY not in stored
+    assert PROVIDER_KEY not in stored
     (shown,) = relay.command("channel", "list")
     assert (shown["models"], shown["model_map"]) == (["m1", "fast"], {"fast": "m2"})
     assert "api_key" not in str(shown)
     create = ["channel", "create", "--name", "main", "--provider", "openai", "--models", "m1"]
-    create += ["--base-url", "https://vendor.example.com/v1", "--api-key-stdin"]
-    assert relay.run(*create, stdin=VENDOR_KEY).returncode == 1
-    assert relay.command(*create, "--if-missing", stdin=VENDOR_KEY)["id"] == shown["id"]
+    create += ["--base-url", "https://provider.example.com/v1", "--api-key-stdin"]
+    assert relay.run(*create, stdin=PROVIDER_KEY).returncode == 1
+    assert relay.command(*create, "--if-missing", stdin=PROVIDER_KEY)["id"] == shown["id"]
     create[3] = "other"
     empty = relay.run(*create)
     assert (empty.returncode, "pipe the provider's API key" in empty.stderr) == (1, True)
@@ -72,7 +72,7 @@ def test_what_is_missing_is_named(relay: Relay) -> None:
 
 
 def test_a_channel_is_changed_field_by_field(relay: Relay, database: Database) -> None:
-    relay.channel("https://vendor.example.com", "m1,fast=m2")
+    relay.channel("https://provider.example.com", "m1,fast=m2")
     (before,) = relay.command("channel", "list")
     assert (before["provider"], before["format"]) == ("openai", "openai")
     changes: dict[str, tuple[list[str], dict[str, object]]] = {
@@ -99,7 +99,7 @@ def test_a_channel_is_changed_field_by_field(relay: Relay, database: Database) -
 
 
 def test_a_channels_key_is_changed_and_never_shown(relay: Relay, database: Database) -> None:
-    relay.channel("https://vendor.example.com", "m1")
+    relay.channel("https://provider.example.com", "m1")
 
     def sealed() -> str:
         with psycopg.connect(database.superuser_dsn) as connection:
@@ -117,8 +117,8 @@ def test_a_channels_key_is_changed_and_never_shown(relay: Relay, database: Datab
 
 
 def test_one_name_never_means_a_channel_and_another_provider(relay: Relay) -> None:
-    relay.channel("https://vendor.example.com", "m1", "eu", "--provider", "acme")
-    relay.channel("https://vendor.example.com", "m1", "acme", "--provider", "acme")
+    relay.channel("https://provider.example.com", "m1", "eu", "--provider", "acme")
+    relay.channel("https://provider.example.com", "m1", "acme", "--provider", "acme")
     create = [
         "channel",
         "create",
@@ -128,10 +128,10 @@ def test_one_name_never_means_a_channel_and_another_provider(relay: Relay) -> No
         "--models",
         "m",
     ]
-    by_name = relay.run(*create, "--name", "acme2", "--provider", "eu", stdin=VENDOR_KEY)
+    by_name = relay.run(*create, "--name", "acme2", "--provider", "eu", stdin=PROVIDER_KEY)
     assert (by_name.returncode, "'eu' is a channel of provider 'acme'" in by_name.stderr) == (1, True)
-    relay.channel("https://vendor.example.com", "m1", "us", "--provider", "other")
-    named = relay.run(*create, "--name", "other", "--provider", "third", stdin=VENDOR_KEY)
+    relay.channel("https://provider.example.com", "m1", "us", "--provider", "other")
+    named = relay.run(*create, "--name", "other", "--provider", "third", stdin=PROVIDER_KEY)
     assert (named.returncode, "'other' is the provider of channel 'us'" in named.stderr) == (1, True)
     moved = relay.run("channel", "set", "us", "--provider", "eu")
     assert (moved.returncode, "choose another name" in moved.stderr) == (1, True)

@@ -13,8 +13,8 @@ EXAMPLE = """example:
   python -m tests.contract.chaos --calls 3000 --kill-every 1 --failovers 2
 
 Everything runs on loopback: two PostgreSQL servers with synchronous replication, the relays, their worker, a
-fake vendor and the customers. A replica that has not answered a call since its start is not killed again yet.
-Exit status: 0 when all calls were made and all books agree, 1 otherwise.
+fake provider and the customers. A replica that has not answered a call since its start is not killed again
+yet. Exit status: 0 when all calls were made and all books agree, 1 otherwise.
 """
 
 

@@ -1,6 +1,6 @@
 """Who calls in the drill: accounts that pay in every way the ledger knows, and what they should be charged.
 
-The expected charge is computed here anew, from the vendor's own count of tokens and the published price.
+The expected charge is computed here anew, from the provider's own count of tokens and the published price.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Price:
 
 OLD = Price(123_456_789, 345_678_901)
 NEW = Price(150_000_007, 411_111_113)
-COST = Price(98_765_431, 271_828_183)  # what the vendor bills us
+COST = Price(98_765_431, 271_828_183)  # what the provider bills us
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def final_charge(exact: Fraction, plan_paid: int, overage: Fraction) -> int:
 
 
 def upstream_cost(prompt: int, completion: int) -> int:
-    """n$ that the vendor bills for a call."""
+    """n$ that the provider bills for a call."""
     return _round(exact_charge(COST, prompt, completion, 0, Fraction(1)))
 
 

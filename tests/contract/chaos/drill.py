@@ -22,7 +22,7 @@ from tests.contract.chaos.fleet import Fleet
 from tests.contract.chaos.load import Load
 from tests.contract.chaos.reconcile import Expectations, Findings, Reconciliation
 from tests.contract.postgres import Database, prepare
-from tests.contract.relay_rig import Relay, Vendor, running_vendor
+from tests.contract.relay_rig import Provider, Relay, running_provider
 
 KILLS_A_WORKER_KILL = 7
 PRICE_CHANGES_AT = 0.45  # of the calls
@@ -83,14 +83,14 @@ class Stage:
     """Everything that runs on loopback."""
 
     cluster: Cluster
-    vendor: Vendor
+    provider: Provider
     relay: Relay
     directory: Path
 
 
 @contextmanager
 def stage() -> Iterator[Stage]:
-    """A database pair, a vendor and the relay's configuration; no trace of them is left."""
+    """A database pair, a provider and the relay's configuration; no trace of them is left."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-chaos-logs-")))
         cluster = Cluster()
@@ -98,22 +98,22 @@ def stage() -> Iterator[Stage]:
         cluster.start()
         prepare(cluster.primary, DATABASE)
         cluster.attach_standby()
-        vendor = stack.enter_context(running_vendor(directory))
+        provider = stack.enter_context(running_provider(directory))
         database = Database(
             name=DATABASE,
             owner_dsn=cluster.dsn("relay_owner"),
             app_dsn=cluster.dsn("relay_app"),
             superuser_dsn=cluster.dsn("postgres"),
         )
-        yield Stage(cluster, vendor, Relay(database, directory, SETTINGS), directory)
+        yield Stage(cluster, provider, Relay(database, directory, SETTINGS), directory)
 
 
 def run(plan: Plan, say: Say) -> Result:
     """Play the drill from nothing and compare the books; ``say`` gets a line each second."""
-    say("starting two databases, a vendor and the relays ...")
+    say("starting two databases, a provider and the relays ...")
     with stage() as built:
         relay = built.relay
-        relay.channel(built.vendor.url, MODEL)
+        relay.channel(built.provider.url, MODEL)
         relay.price(MODEL, *OLD.options())
         relay.price(MODEL, *COST.options(), "--side", "cost")
         customers = open_accounts(relay, plan.calls)
@@ -256,7 +256,7 @@ class Drill:
             refused=self._load.refused,
             broken=self._load.broken,
         )
-        evidence = collect(self._stage.vendor.url, self._stage.relay.database.app_dsn)
+        evidence = collect(self._stage.provider.url, self._stage.relay.database.app_dsn)
         self.result.findings = Reconciliation(expected, evidence).run()
         for audit in ("conserve", "recompute"):
             done = self._stage.relay.run("audit", audit, "--json")

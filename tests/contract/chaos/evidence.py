@@ -1,4 +1,4 @@
-"""What the drill finds afterwards: the vendor's books; usage, ledger, grants and balances of the relay."""
+"""What the drill finds afterwards: the provider's books; usage, ledger, grants and balances of the relay."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import requests
 
-from tests.contract.relay_rig import VENDOR_KEY
+from tests.contract.relay_rig import PROVIDER_KEY
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A call in the vendor's books."""
+    """A call in the provider's books."""
 
     request_id: str
     prompt: int
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Purse:
+class Wallet:
     """A balance; ``grants_left`` is the sum of what its grants have left."""
 
     account: int
@@ -85,7 +85,7 @@ class Evidence:
     served: list[Served]
     records: list[Record]
     entries: list[Entry]
-    purses: list[Purse]
+    wallets: list[Wallet]
     budgets: list[Budget]
     open_holds: int
 
@@ -113,16 +113,16 @@ BUDGETS = "select scope_id, maximum, spent, held from budgets where scope = 'tok
 OPEN_HOLDS = "select count(*) from holds where state = 'held'"
 
 
-def collect(vendor_url: str, dsn: str) -> Evidence:
+def collect(provider_url: str, dsn: str) -> Evidence:
     """Read all books; the relay's in one snapshot of the database."""
-    served = list(vendor_books(vendor_url))
+    served = list(provider_books(provider_url))
     with psycopg.connect(dsn) as connection:
         connection.execute("set transaction isolation level repeatable read, read only")
         return Evidence(
             served=served,
             records=[Record(*row) for row in connection.execute(RECORDS)],
             entries=[Entry(*row) for row in connection.execute(ENTRIES)],
-            purses=[Purse(*row) for row in connection.execute(PURSES)],
+            wallets=[Wallet(*row) for row in connection.execute(PURSES)],
             budgets=[Budget(*row) for row in connection.execute(BUDGETS)],
             open_holds=open_holds(connection),
         )
@@ -134,11 +134,11 @@ def open_holds(connection: psycopg.Connection[Any]) -> int:
     return int(count)
 
 
-def vendor_books(url: str) -> Iterator[Served]:
-    """All pages of the vendor's books."""
+def provider_books(url: str) -> Iterator[Served]:
+    """All pages of the provider's books."""
     after = 0
     while True:
-        headers = {"authorization": f"Bearer {VENDOR_KEY}"}
+        headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
         answer = requests.get(f"{url}/books", params={"after": after}, headers=headers, timeout=60)
         answer.raise_for_status()
         page = answer.json()["calls"]

@@ -131,7 +131,7 @@ class Load:
 
 
 def body_of(kind: str) -> dict[str, Any]:
-    """A request with a prompt of random length, and orders to the vendor for the unruly kinds."""
+    """A request with a prompt of random length, and orders to the provider for the unruly kinds."""
     words = " ".join(["word"] * random.randint(1, 30))  # noqa: S311
     messages = [{"role": "user", "content": f"{random.getrandbits(32)} {words}"}]
     if kind in ORDERS:

@@ -1,4 +1,6 @@
-"""Compares the customer's answers, the vendor's books, usage records, ledger, balances and budgets. Pure."""
+"""Compares the customer's answers, the provider's books, usage records, ledger, balances and budgets.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ BILL_DELIVERED = "bill what was delivered"
 RELEASED_BY = (
     "expired: the relay that held it did not settle it",
     "nothing was delivered",
-    "no answer from a vendor",
+    "no answer from a provider",
 )
 
 
@@ -44,14 +46,14 @@ class Expectations:
 class Findings:
     """``problems``: every difference. ``fates``: how many calls went which way, by the rule that says so.
 
-    Sums in n$: ``charged`` to customers, ``vendor_bill`` by the vendor's books, ``known_cost`` by usage
-    records, ``released_cost``: what the vendor bills for calls that a stated rule released.
+    Sums in n$: ``charged`` to customers, ``provider_bill`` by the provider's books, ``known_cost`` by usage
+    records, ``released_cost``: what the provider bills for calls that a stated rule released.
     """
 
     problems: list[str] = field(default_factory=list)
     fates: Counter[str] = field(default_factory=Counter)
     charged: int = 0
-    vendor_bill: int = 0
+    provider_bill: int = 0
     known_cost: int = 0
     released_cost: int = 0
 
@@ -73,7 +75,7 @@ class Reconciliation:
             self._check_record(record, self._served.get(request_id))
         for served in self._served.values():
             if served.request_id not in self._records:
-                self._problem(served.request_id, "served by the vendor, but no usage record explains it")
+                self._problem(served.request_id, "served by the provider, but no usage record explains it")
         self._check_answers()
         self._check_ledger()
         self._check_budgets()
@@ -87,9 +89,9 @@ class Reconciliation:
     def _index(self) -> None:
         for served in self._evidence.served:
             if served.request_id in self._served:
-                self._problem(served.request_id, "the vendor served it twice")
+                self._problem(served.request_id, "the provider served it twice")
             self._served[served.request_id] = served
-            self._found.vendor_bill += upstream_cost(served.prompt, served.completion)
+            self._found.provider_bill += upstream_cost(served.prompt, served.completion)
         for record in self._evidence.records:
             if record.request_id in self._records:
                 self._problem(record.request_id, "it has two usage records")
@@ -111,14 +113,14 @@ class Reconciliation:
         if not record.captured:
             self._check_released(record, served)
         elif served is None:
-            self._problem(where, "charged, but the vendor never served it")
+            self._problem(where, "charged, but the provider never served it")
         else:
             self._check_charge(record, served)
 
     def _fate(self, record: Record, served: Served | None) -> str:
         if record.captured:
             seen = "acknowledged" if record.request_id in self._expected.acknowledged else "not acknowledged"
-            rule = record.abort_rule or "vendor's usage"
+            rule = record.abort_rule or "provider's usage"
             return f"served, captured ({rule}; outcome {record.outcome}), {seen}"
         booked = "served" if served else "not served"
         return f"{booked}, released (outcome {record.outcome}: {record.reason})"
@@ -130,7 +132,7 @@ class Reconciliation:
             self._found.released_cost += upstream_cost(served.prompt, served.completion)
             if not record.reason.startswith(RELEASED_BY):
                 self._problem(
-                    record.request_id, f"served by the vendor, released by no rule: {record.reason!r}"
+                    record.request_id, f"served by the provider, released by no rule: {record.reason!r}"
                 )
 
     def _check_charge(self, record: Record, served: Served) -> None:
@@ -139,7 +141,7 @@ class Reconciliation:
         if record.estimated and record.abort_rule != BILL_DELIVERED:
             self._problem(where, "charged by an estimate without a stated rule")
         if record.abort_rule is None and not (served.complete and served.usage_sent):
-            self._problem(where, "no rule is stated, although the vendor told no usage")
+            self._problem(where, "no rule is stated, although the provider told no usage")
         if record.charge > record.held:
             self._problem(where, f"charged {record.charge} n$, more than the {record.held} that were held")
         if record.cost != (cost := upstream_cost(prompt, completion)):
@@ -178,13 +180,15 @@ class Reconciliation:
     def _check_acknowledged(self, request_id: str, answer: Acknowledged) -> None:
         record, served = self._records.get(request_id), self._served.get(request_id)
         if record is None or served is None:
-            self._problem(request_id, "acknowledged, but without a usage record or unknown to the vendor")
+            self._problem(request_id, "acknowledged, but without a usage record or unknown to the provider")
             return
         if not record.captured or record.outcome != "ok" or record.account != answer.account:
             said = f"account {record.account}, outcome {record.outcome}: {record.reason}"
             self._problem(request_id, f"acknowledged, but its record says {said}")
         if answer.tokens != served.completion:
-            self._problem(request_id, f"{answer.tokens} tokens arrived, the vendor sent {served.completion}")
+            self._problem(
+                request_id, f"{answer.tokens} tokens arrived, the provider sent {served.completion}"
+            )
         if (record.estimated is not None) != (answer.kind == "mute"):
             self._problem(request_id, f"a call of kind {answer.kind} with estimate {record.estimated}")
 
@@ -202,17 +206,17 @@ class Reconciliation:
                 self._problem(str(leg[0]), f"captured {times} times from grant {leg[2]}")
         for request_id in self._paid.keys() - self._records.keys():
             self._problem(request_id, "has ledger entries, but no usage record")
-        for purse in self._evidence.purses:
-            where = f"account {purse.account} ({purse.unit})"
-            total = sums[purse.account, purse.unit]
-            if purse.balance != total:
-                self._problem(where, f"balance {purse.balance}, but its entries sum to {total}")
-            if purse.balance != purse.grants_left - purse.debt:
+        for wallet in self._evidence.wallets:
+            where = f"account {wallet.account} ({wallet.unit})"
+            total = sums[wallet.account, wallet.unit]
+            if wallet.balance != total:
+                self._problem(where, f"balance {wallet.balance}, but its entries sum to {total}")
+            if wallet.balance != wallet.grants_left - wallet.debt:
                 self._problem(
-                    where, f"balance {purse.balance}, grants {purse.grants_left}, debt {purse.debt}"
+                    where, f"balance {wallet.balance}, grants {wallet.grants_left}, debt {wallet.debt}"
                 )
-            if purse.held or purse.debt or purse.balance < 0:
-                self._problem(where, f"held {purse.held}, debt {purse.debt}, balance {purse.balance}")
+            if wallet.held or wallet.debt or wallet.balance < 0:
+                self._problem(where, f"held {wallet.held}, debt {wallet.debt}, balance {wallet.balance}")
 
     def _check_budgets(self) -> None:
         spent: Counter[int] = Counter()

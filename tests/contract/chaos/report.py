@@ -56,10 +56,10 @@ def _events(result: Result) -> list[tuple[str, object]]:
 
 
 def _sums(findings: Findings) -> list[tuple[str, object]]:
-    uncounted = findings.vendor_bill - findings.known_cost - findings.released_cost
+    uncounted = findings.provider_bill - findings.known_cost - findings.released_cost
     return [
         ("charged to customers", _usd(findings.charged)),
-        ("the vendor bills", _usd(findings.vendor_bill)),
+        ("the provider bills", _usd(findings.provider_bill)),
         ("of this, known from usage records", _usd(findings.known_cost)),
         ("of this, for calls that a stated rule released", _usd(findings.released_cost)),
         ("of this, above the count of answers cut short or without usage", _usd(uncounted)),

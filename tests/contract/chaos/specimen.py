@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from tests.contract.chaos.customers import Customer
-from tests.contract.chaos.evidence import Budget, Entry, Evidence, Purse, Record, Served
+from tests.contract.chaos.evidence import Budget, Entry, Evidence, Record, Served, Wallet
 from tests.contract.chaos.load import Acknowledged
 from tests.contract.chaos.reconcile import BILL_DELIVERED, RELEASED_BY, Expectations
 
@@ -27,7 +27,7 @@ class Specimen:
     served: list[Served] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    purses: list[Purse] = field(default_factory=list)
+    wallets: list[Wallet] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
     open_holds: int = 0
     acknowledged: dict[str, Acknowledged] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Specimen:
 
     def evidence(self) -> Evidence:
         """What would be read from the databases."""
-        return Evidence(self.served, self.records, self.entries, self.purses, self.budgets, self.open_holds)
+        return Evidence(self.served, self.records, self.entries, self.wallets, self.budgets, self.open_holds)
 
     def expectations(self) -> Expectations:
         """What the drill would know."""
@@ -117,6 +117,6 @@ def _add_sums(made: Specimen) -> None:
     for (account, unit), amount in granted.items():
         made.entries.append(Entry(account, unit, "grant", amount, None, 1, False))
         left = sum(entry.amount for entry in made.entries if (entry.account, entry.unit) == (account, unit))
-        made.purses.append(Purse(account, unit, left, 0, 0, left))
+        made.wallets.append(Wallet(account, unit, left, 0, 0, left))
     spent = sum(entry.charge for entry in made.records)
     made.budgets.append(Budget(TOKEN, maximum=100_000, spent=spent, held=0))

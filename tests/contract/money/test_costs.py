@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.postgres import Database
-from tests.contract.relay_rig import Customer, Relay, Replica, asks, running_vendor
+from tests.contract.relay_rig import Customer, Relay, Replica, asks, running_provider
 
 CHANNELS = {"acme-eu": "acme", "acme-us": "acme", "other-1": "other", "third-1": "third"}
 # n$ a token of input, by what the price names.
@@ -19,10 +19,10 @@ EXPECTED = {"acme-eu": 300, "acme-us": 200, "other-1": 400, "third-1": 100}
 def relay(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     """One model for each channel, so that a test chooses the channel."""
     directory = tmp_path_factory.mktemp("costs")
-    with running_vendor(directory) as vendor:
+    with running_provider(directory) as fake:
         relay = Relay(module_database, directory)
         for name, provider in CHANNELS.items():
-            relay.channel(vendor.url, f"by-{name}=fake-small", name, "--provider", provider)
+            relay.channel(fake.url, f"by-{name}=fake-small", name, "--provider", provider)
             relay.price(f"by-{name}")
         for named, nano in COSTS.items():
             kind = "--channel" if named in CHANNELS else "--provider"

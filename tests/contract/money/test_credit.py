@@ -269,7 +269,7 @@ def test_corrections_are_reversing_entries(books: Books) -> None:
     charge = books.value("select min(id) from entries where kind = 'capture'")
     for outcome in ("made", "known"):
         assert books.query(
-            "select outcome from ledger_reverse(%s, 'vendor was wrong', 'ticket:1')", charge
+            "select outcome from ledger_reverse(%s, 'provider was wrong', 'ticket:1')", charge
         ) == [(outcome,)]
     assert books.balance(account) == (2 * CALL, 0, 0)
     grant_entry = books.value("select id from entries where kind = 'grant' and grant_id = %s", granted)

@@ -1,4 +1,4 @@
-"""Many callers, several processes, one purse: never a call too many, never one lost."""
+"""Many callers, several processes, one account: never a call too many, never one lost."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.contract.postgres import Database
-from tests.contract.relay_rig import Customer, Relay, running_vendor
+from tests.contract.relay_rig import Customer, Relay, running_provider
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -41,9 +41,9 @@ PRICES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def customer(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Customer]:
     directory: Path = tmp_path_factory.mktemp("quoted")
-    with running_vendor(directory) as vendor:
+    with running_provider(directory) as provider:
         relay = Relay(module_database, directory)
-        relay.channel(vendor.url, ",".join(f"{model}=fake-small" for model in PRICES))
+        relay.channel(provider.url, ",".join(f"{model}=fake-small" for model in PRICES))
         for model, price in PRICES.items():
             path = directory / f"{model}.json"
             path.write_text(json.dumps({"model": model, **price}))

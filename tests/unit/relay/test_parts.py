@@ -89,9 +89,9 @@ def test_tokens_have_256_random_bits_behind_a_public_prefix() -> None:
 
 def test_seal_rotates_keys() -> None:
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-    sealed = KeyCipher(old).encrypt("vendor key")
-    assert "vendor key" not in sealed
-    assert KeyCipher(f"{new},{old}").decrypt(sealed) == "vendor key"
+    sealed = KeyCipher(old).encrypt("provider key")
+    assert "provider key" not in sealed
+    assert KeyCipher(f"{new},{old}").decrypt(sealed) == "provider key"
     with pytest.raises(SettingError, match="does not decrypt"):
         KeyCipher(new).decrypt(sealed)
     with pytest.raises(SettingError, match="not a Fernet key"):
