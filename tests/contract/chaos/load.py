@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from deploys.sandbox.provider.answers import MAGIC
 from tests.contract.chaos.customers import MODEL, Customer
 from tests.contract.chaos.fleet import Fleet, Supervised
 
@@ -135,7 +136,7 @@ def body_of(kind: str) -> dict[str, Any]:
     words = " ".join(["word"] * random.randint(1, 30))  # noqa: S311
     messages = [{"role": "user", "content": f"{random.getrandbits(32)} {words}"}]
     if kind in ORDERS:
-        messages.append({"role": "user", "content": "provider:" + json.dumps(ORDERS[kind])})
+        messages.append({"role": "user", "content": MAGIC + json.dumps(ORDERS[kind])})
     body: dict[str, Any] = {"model": MODEL, "max_tokens": 16, "messages": messages}
     if kind != "whole":
         body["stream"] = True

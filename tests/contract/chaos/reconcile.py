@@ -27,7 +27,7 @@ BILL_DELIVERED = "bill what was delivered"
 RELEASED_BY = (
     "expired: the relay that held it did not settle it",
     "nothing was delivered",
-    "no answer from a provider",
+    "nothing was generated, and no usage was told",
 )
 
 
