@@ -149,11 +149,11 @@ def test_keys(relay: Relay, replica: Replica) -> None:
     token_id = relay.command("token", "list", "--account", str(customer.account))[0]["id"]
     customer.sdk.models.list()
     relay.command("token", "disable", str(token_id))
-    eventually(lambda: customer.post({}).status_code == 401, 2)
+    eventually(lambda: customer.post({}).status_code == 401, 10)
     relay.command("token", "enable", str(token_id))
-    eventually(lambda: customer.post({}).status_code != 401, 2)
+    eventually(lambda: customer.post({}).status_code != 401, 10)
     relay.command("account", "suspend", str(customer.account))
-    eventually(lambda: customer.post({}).status_code == 403, 2)
+    eventually(lambda: customer.post({}).status_code == 403, 10)
 
 
 def test_a_key_bound_to_models_and_addresses(relay: Relay, replica: Replica) -> None:
