@@ -161,11 +161,14 @@ class Replica:
     url: str
     metrics_url: str
     process: Process
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, key: str, **options: Any) -> openai.OpenAI:
-        """The official SDK; it does not retry unless told."""
+        """The official SDK; it does not retry unless told, and is closed when the relay is stopped."""
         settings = {"max_retries": 0, "timeout": 30} | options
-        return openai.OpenAI(api_key=key, base_url=f"{self.url}/v1", **settings)
+        made = openai.OpenAI(api_key=key, base_url=f"{self.url}/v1", **settings)
+        self.clients.append(made)
+        return made
 
     def metric(self, sample: str) -> float:
         """The value of a sample, named as in the exposition: ``name{label="value"}``."""
@@ -288,8 +291,10 @@ class Relay:
         return records
 
     def stop(self) -> None:
-        """Kill every replica."""
+        """Close every client and kill every replica."""
         for replica in self.replicas:
+            for client in replica.clients:
+                client.close()
             replica.process.kill()
 
 

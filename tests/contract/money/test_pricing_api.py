@@ -163,7 +163,7 @@ def test_what_does_not_exist_is_told(admin: Api) -> None:
     assert admin("POST", "/quote", {"model": "nowhere", "meters": {}})[0] == 404
     assert admin("POST", "/quote", {"model": "m"})[1]["error"]["param"] == "meters"
     assert admin("GET", "/999999")[0] == 404
-    assert admin("PATCH", "/1")[0] == 404
+    assert admin("PATCH", "/1")[0] == 405
     assert admin("GET", "/other")[0] == 404
 
 
