@@ -89,19 +89,7 @@ def _document(options: argparse.Namespace) -> dict[str, Any]:
         document["rates"] = {**document.get("rates", {}), **rates}
     if ratios:
         document["ratios"] = {**document.get("ratios", {}), **ratios}
-    for name in (
-        "model",
-        "side",
-        "provider",
-        "channel",
-        "group",
-        "currency",
-        "valid_from",
-        "valid_to",
-        "quantum",
-        "minimum",
-        "source",
-    ):
+    for name in publish.VALUES:
         if getattr(options, name) is not None:
             document[name] = getattr(options, name)
     if options.free:

@@ -17,7 +17,8 @@ from relay.store import prices as store
 
 Document = Mapping[str, Any]
 
-_FIELDS = {
+# Fields of one value each; the price command has an option for each of them.
+VALUES = (
     "model",
     "side",
     "provider",
@@ -28,13 +29,9 @@ _FIELDS = {
     "valid_to",
     "quantum",
     "minimum",
-    "free",
-    "rates",
-    "ratios",
-    "tools",
-    "tiers",
     "source",
-}
+)
+_FIELDS = {*VALUES, "free", "rates", "ratios", "tools", "tiers"}
 
 
 def read_document(document: Document) -> tuple[dict[str, Any], list[Row]]:

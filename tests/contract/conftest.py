@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +12,8 @@ from tests.contract.postgres import (
     PostgresServer,
     drop_database,
     free_port,
-    initdb,
     make_database,
-    prepare,
+    running_server,
 )
 
 __all__ = ["REPOSITORY", "Database", "PostgresServer", "drop_database", "free_port", "make_database"]
@@ -26,17 +22,8 @@ __all__ = ["REPOSITORY", "Database", "PostgresServer", "drop_database", "free_po
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server with the fleet's roles and a migrated template database."""
-    root = Path(tempfile.mkdtemp(prefix="relay-pg-"))
-    try:
-        server = initdb(root)
-        server.control("start")
-        try:
-            prepare(server)
-            yield server
-        finally:
-            server.control("stop", "-m", "immediate")
-    finally:
-        shutil.rmtree(root)
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -115,6 +119,22 @@ def prepare(server: PostgresServer, database: str = TEMPLATE) -> None:
     )
     if migrated.returncode:
         raise RuntimeError(f"relay migrate failed:\n{migrated.stdout}\n{migrated.stderr}")
+
+
+@contextmanager
+def running_server() -> Iterator[PostgresServer]:
+    """A started server with the fleet's roles and a migrated template database; removed afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="relay-pg-"))
+    try:
+        server = initdb(root)
+        server.control("start")
+        try:
+            prepare(server)
+            yield server
+        finally:
+            server.control("stop", "-m", "immediate")
+    finally:
+        shutil.rmtree(root)
 
 
 def create_database(server: PostgresServer, database: str) -> None:

@@ -29,9 +29,8 @@ from tests.contract.postgres import (
     PostgresServer,
     drop_database,
     free_port,
-    initdb,
     make_database,
-    prepare,
+    running_server,
 )
 from tests.contract.relay_rig import Relay, Replica, eventually
 
@@ -312,17 +311,8 @@ def _server(server: PostgresServer | None) -> Iterator[PostgresServer]:
     if server is not None:
         yield server
         return
-    root = Path(tempfile.mkdtemp(prefix="relay-pg-"))
-    try:
-        made = initdb(root)
-        made.control("start")
-        try:
-            prepare(made)
-            yield made
-        finally:
-            made.control("stop", "-m", "immediate")
-    finally:
-        shutil.rmtree(root)
+    with running_server() as made:
+        yield made
 
 
 def _bench(relay: Relay, database: Database) -> Iterator[Bench]:
