@@ -93,6 +93,11 @@ class Summary:
         if len(self.findings[finding.kind]) < 20:
             self.findings[finding.kind].append(finding)
 
+    def brief(self) -> str:
+        """What was found so far, so that nobody waits for the end of a long run to look at it."""
+        kinds = [f"{kind} (case {found[0].case.number})" for kind, found in self.findings.items()]
+        return "; ".join([f"{sum(self.counts.values())} findings", *kinds])
+
     def lines(self) -> Iterator[str]:
         """For a person."""
         rate = self.cases / self.seconds if self.seconds else 0
@@ -367,7 +372,7 @@ async def _play_all(made: Bench, cases: Iterator[Case], summary: Summary, worker
                 done, batch = batch, []
                 checks.append(asyncio.create_task(check(done)))
                 rate = summary.cases / (time.monotonic() - began)
-                say(f"{summary.cases} cases, {rate:.0f} a second, {sum(summary.counts.values())} findings")
+                say(f"{summary.cases} cases, {rate:.0f} a second, {summary.brief()}")
 
     began = time.monotonic()
     await asyncio.gather(*(work() for _ in range(workers)))
