@@ -16,8 +16,6 @@ from typing import Any
 from uuid import UUID
 
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from relay.limits.window import WINDOW_SECONDS, LocalLimits, Refused, share
 from relay.telemetry.metrics import Metrics
@@ -231,6 +229,5 @@ def _client(url: str, ca_file: Path | None) -> redis.Redis:
         url,
         socket_timeout=ROUND_TRIP_SECONDS,
         socket_connect_timeout=ROUND_TRIP_SECONDS,
-        retry=Retry(NoBackoff(), 0),
         **options,
     )

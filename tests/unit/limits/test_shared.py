@@ -21,13 +21,14 @@ NOW = 7 * 60 + 15.0  # a quarter into minute 7
 
 
 class ScriptedRedis:
-    """Answers each script with the next of ``codes``; an exception among them is raised. ``hangs``: never
-    answers.
+    """Answers each script with the next of ``codes``, while ``gate`` is open; an exception among them is
+    raised.
     """
 
     def __init__(self) -> None:
         self.codes: list[Any] = []
-        self.hangs = False
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.scripts: list[tuple[Any, ...]] = []
         self.commands: list[tuple[Any, ...]] = []
         self.trips = 0
@@ -46,7 +47,7 @@ class ScriptedRedis:
 
     async def execute(self) -> list[Any]:
         self.trips += 1
-        await self._hang()
+        await self.gate.wait()
         given = [self.codes.pop(0) for _ in range(self._pending)]
         for code in given:
             if isinstance(code, Exception):
@@ -55,13 +56,9 @@ class ScriptedRedis:
 
     async def execute_command(self, *command: Any) -> None:
         self.commands.append(command)
-        await self._hang()
+        await self.gate.wait()
         if self.codes and isinstance(self.codes[0], Exception):
             raise self.codes.pop(0)
-
-    async def _hang(self) -> None:
-        if self.hangs:
-            await asyncio.get_running_loop().create_future()
 
     async def aclose(self) -> None:
         self.closed = True
@@ -271,7 +268,7 @@ def test_a_redis_that_hangs_is_away_soon(
 
     async def story(limits: Limits, metrics: Metrics) -> None:
         slot = await leased(redis, limits)
-        redis.hangs = True
+        redis.gate.clear()
         assert await limits.acquire(5, None, 4, OTHER) == Slot(5, OTHER, local=True, leased=True)
         clock.now += RETRY_SECONDS
         assert limits.state == "ok"
@@ -293,13 +290,18 @@ def test_each_loss_of_redis_is_one_log_line(
         clock.now += RETRY_SECONDS
         redis.codes = [OSError("gone")]
         await limits.acquire(5, None, 4, CALL)
+        clock.now += RETRY_SECONDS
+        slot = await leased(redis, limits)
+        redis.codes = [ValueError("odd")]
+        limits.release(slot)
+        await settled()
 
     play(story)
     said = "Redis is away, limits fall back to a share a replica: "
-    assert caplog.messages == [said + "RedisError", said + "OSError"]
+    assert caplog.messages == [said + "RedisError", said + "OSError", said + "ValueError"]
 
 
-def test_redis_is_asked_once_and_not_again(clock: Clock) -> None:
+def test_redis_is_asked_once_and_not_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """A client that tries again by itself would make each call wait as often."""
     connections = []
 
@@ -317,6 +319,7 @@ def test_redis_is_asked_once_and_not_again(clock: Clock) -> None:
 
     asyncio.run(run())
     assert len(connections) == 1
+    assert caplog.messages[0].endswith(": ConnectionError")
 
 
 def test_leases_of_running_calls_are_renewed(
