@@ -166,6 +166,22 @@ def test_calls_that_wait_share_a_round_trip(redis: ScriptedRedis, clock: Clock) 
     play(story)
 
 
+def test_calls_that_come_during_a_round_trip_share_the_next(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [1] * 4
+        redis.gate.clear()
+        first = asyncio.create_task(limits.acquire(5, 9, 4, UUID(int=9)))
+        await settled()
+        others = [asyncio.create_task(limits.acquire(5, 9, 4, UUID(int=n))) for n in range(3)]
+        await settled()
+        assert redis.trips == 1
+        redis.gate.set()
+        assert all(isinstance(answer, Slot) for answer in await asyncio.gather(first, *others))
+        assert redis.trips == 2
+
+    play(story)
+
+
 FAILURES = [
     RedisError("gone"),
     OSError("gone"),

@@ -109,6 +109,8 @@ class Table:
         pool = type("Pool", (), {"connection": staticmethod(connected)})()
         self.table = ChannelTable(cast(Any, pool), CIPHER, self.metrics)
         changes = type("Changes", (), {"on": staticmethod(self._followed.__setitem__)})()
+        assert (self.table.models(), self.table.candidates("m")) == ([], [])
+        assert not self.table.knows("m")
         self.table.follow(cast(Any, changes))
         self.reload()
 
@@ -127,27 +129,29 @@ class Table:
 def test_a_channel_is_what_its_row_says(monkeypatch: pytest.MonkeyPatch) -> None:
     full = row(
         7,
-        base_url="https://api.example.com/v1//",
+        base_url="https://api.example.com/X//",
         models=["m"],
         model_map={"n": "theirs"},
         priority=5,
         weight=3,
         unknown_fields="drop",
         output_limit_field="max_tokens",
+        format="another",
     )
+    monkeypatch.setattr(routing, "FORMATS", ("openai", "another"))
     table = Table(monkeypatch, [full, row(8, models=["o"], unknown_fields="", output_limit_field="")])
     shown = table.only()
     assert shown == Channel(
         id=7,
         name="c7",
         provider="acme",
-        base_url="https://api.example.com/v1",
+        base_url="https://api.example.com/X",
         api_key="key-7",
         models=frozenset({"m", "n"}),
         model_map={"n": "theirs"},
         priority=5,
         weight=3,
-        format="openai",
+        format="another",
         unknown_fields="drop",
         output_limit_field="max_tokens",
     )
