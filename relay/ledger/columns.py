@@ -173,10 +173,10 @@ def _json_or_null(value: Any) -> str | None:
 def json_text(value: Any) -> str:
     """JSON that jsonb takes, whatever a provider sent; what jsonb cannot hold is replaced by its like."""
     try:
-        text = orjson.dumps(value, default=str).decode()
+        text = orjson.dumps(value).decode()
     except (TypeError, ValueError, RecursionError):
-        text = json.dumps(_plain(value, MAX_NESTING), ensure_ascii=False)
-    return text.replace("\\u0000", "\\ufffd") if "\\u0000" in text else text
+        text = json.dumps(_plain(value, MAX_NESTING))
+    return text.replace("\\u0000", "\\ufffd")
 
 
 def _plain(value: Any, depth: int) -> Any:

@@ -16,9 +16,6 @@ from typing import Any
 from uuid import UUID
 
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from relay.limits.window import WINDOW_SECONDS, LocalLimits, Refused, share
 from relay.telemetry.metrics import Metrics
@@ -27,9 +24,11 @@ LEASE_SECONDS = 30
 RENEW_SECONDS = 10.0
 ROUND_TRIP_SECONDS = 0.25
 RETRY_SECONDS = 1.0
+# A token's set of running calls is forgotten so long after the last of them was let in or renewed.
+RUNNING_SECONDS = 600
 
 # KEYS: counters of this and of the previous minute, running set. ARGV: rpm, concurrency (0: none), request
-# id, seconds into the minute, now, lease. Returns 1 let in, -1 rate, -2 concurrency.
+# id, seconds into the minute, now, lease, lifetime of the set. Returns 1 let in, -1 rate, -2 concurrency.
 ENTER = """
 local rpm, concurrency = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = tonumber(ARGV[5])
@@ -46,7 +45,7 @@ if rpm > 0 then
 end
 if concurrency > 0 then
   redis.call('ZADD', KEYS[3], now + tonumber(ARGV[6]), ARGV[3])
-  redis.call('EXPIRE', KEYS[3], 600)
+  redis.call('EXPIRE', KEYS[3], ARGV[7])
 end
 return 1
 """
@@ -114,7 +113,7 @@ class Limits:
         if self._redis is not None and self._away_until <= time.monotonic():
             try:
                 code = await self._ask(token_id, rpm, concurrency, request_id)
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # the limits' storage never fails a call
                 self._lost(error)
             else:
                 return self._verdict(code, token_id, concurrency is not None, request_id)
@@ -147,7 +146,7 @@ class Limits:
             f"rpm:{token_id}:{int(minute) - 1}",
             _running_key(token_id),
         ]
-        values = [rpm or 0, concurrency or 0, request_id.hex, into, now, LEASE_SECONDS]
+        values = [rpm or 0, concurrency or 0, request_id.hex, into, now, LEASE_SECONDS, RUNNING_SECONDS]
         waiting = _Waiting(keys, values, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if not self._flushing:
@@ -164,23 +163,26 @@ class Limits:
             self._flushing = False
 
     async def _round_trip(self, batch: list[_Waiting]) -> None:
-        if self._redis is None:
-            raise RuntimeError("there is no Redis")
-        pipe = self._redis.pipeline(transaction=False)
-        for waiting in batch:
-            pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
         try:
             async with asyncio.timeout(ROUND_TRIP_SECONDS):
-                answers = await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as error:
+                codes = await self._enter(batch)
+        except Exception as error:  # whatever it is, no call waits for ever
             for waiting in batch:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
         self._metrics.limits_local.set(0)
-        for waiting, answer in zip(batch, answers, strict=True):
+        for waiting, code in zip(batch, codes, strict=True):
             if not waiting.answer.done():
-                waiting.answer.set_result(int(answer))
+                waiting.answer.set_result(code)
+
+    async def _enter(self, batch: list[_Waiting]) -> list[int]:
+        if self._redis is None:
+            raise RuntimeError("there is no Redis")
+        pipe = self._redis.pipeline(transaction=False)
+        for waiting in batch:
+            pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
+        return [int(answer) for answer in await pipe.execute()]
 
     async def _free(self, slot: Slot) -> None:
         await self._quietly("ZREM", _running_key(slot.token_id), slot.request_id.hex)
@@ -191,6 +193,8 @@ class Limits:
             until = time.time() + LEASE_SECONDS
             for request_id, token_id in list(self._running.items()):
                 await self._quietly("ZADD", _running_key(token_id), "XX", until, request_id.hex)
+            for token_id in set(self._running.values()):
+                await self._quietly("EXPIRE", _running_key(token_id), RUNNING_SECONDS)
 
     async def _quietly(self, *command: Any) -> None:
         if self._redis is None or self._away_until > time.monotonic():
@@ -198,7 +202,7 @@ class Limits:
         try:
             async with asyncio.timeout(ROUND_TRIP_SECONDS):
                 await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # the limits' storage never fails a call
             self._lost(error)
 
     def _lost(self, error: Exception) -> None:
@@ -225,6 +229,5 @@ def _client(url: str, ca_file: Path | None) -> redis.Redis:
         url,
         socket_timeout=ROUND_TRIP_SECONDS,
         socket_connect_timeout=ROUND_TRIP_SECONDS,
-        retry=Retry(NoBackoff(), 0),
         **options,
     )

@@ -100,7 +100,7 @@ class ChannelTable:
     def candidates(self, model: str) -> list[Channel]:
         """Channels for ``model`` in the order in which to try them."""
         found = self._by_model.get(model, [])
-        return found if len(found) < 2 else arrange(found, self._cooling, lambda: 1 - random.random())  # noqa: S311
+        return arrange(found, self._cooling, lambda: 1 - random.random())  # noqa: S311
 
     def succeeded(self, channel: Channel) -> None:
         """The channel answered."""

@@ -24,7 +24,7 @@ from relay.gateway.services import Services
 from relay.identity.token_cache import Caller
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
 from relay.pricing.charge import Row
-from relay.pricing.tariff import Admission, PriceVersion, Tariff
+from relay.pricing.tariff import Admission, CostBook, PriceVersion, Tariff
 from relay.routing.channels import Channel
 from relay.settings import Settings
 from relay.telemetry.metrics import Metrics
@@ -95,14 +95,25 @@ def answers(body: Any, status: int = 200, **headers: str) -> FakeReply:
 
 
 class FakeLedger:
-    """Remembers what became of the hold."""
+    """Remembers what became of the hold. Fails of ``failure`` at the capture, of ``refusal`` at the hold, of
+    ``late`` at the release; a number there is a pause in seconds.
+    """
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(
+        self,
+        failure: Exception | None = None,
+        refusal: Exception | None = None,
+        late: Exception | float | None = None,
+    ) -> None:
+        self.held: list[tuple[HoldOrder, float]] = []
         self.captured: list[CaptureOrder] = []
         self.released: list[tuple[str, CallFacts | None]] = []
-        self._failure = failure
+        self._failure, self._refusal, self._late = failure, refusal, late
 
     async def hold(self, order: HoldOrder, *, deadline_seconds: float) -> Hold:
+        if self._refusal is not None:
+            raise self._refusal
+        self.held.append((order, deadline_seconds))
         return Hold(order, {}, Fraction(1))
 
     async def capture(self, order: CaptureOrder) -> int:
@@ -112,7 +123,12 @@ class FakeLedger:
         return order.hold.order.admission.charge(order.meters).amount
 
     async def release(self, request_id: object, reason: str, facts: CallFacts | None = None) -> None:
+        assert [request_id] == [order.request_id for order, _ in self.held]
         self.released.append((reason, facts))
+        if isinstance(self._late, float):
+            await asyncio.sleep(self._late)
+        elif self._late is not None:
+            raise self._late
 
     @property
     def charged(self) -> int:
@@ -134,7 +150,7 @@ class FakeChannels:
         self.health: list[tuple[str, bool]] = []
 
     def candidates(self, model: str) -> list[Channel]:
-        return self._channels
+        return self._channels if model == "mine" else []
 
     def succeeded(self, channel: Channel) -> None:
         self.health.append((channel.name, True))
@@ -192,6 +208,7 @@ def run(
     ledger: FakeLedger | None = None,
     settings: Mapping[str, str] | None = None,
     model_map: Mapping[str, str] | None = None,
+    costs: CostBook | None = None,
     **fields: Any,
 ) -> Result:
     """One call; ``providers``: what each channel, in the order of attempts, answers or fails of."""
@@ -250,7 +267,7 @@ def run(
             services,
             caller,
             request,
-            Admission("mine", "", now, Tariff(version)),
+            Admission("mine", "", now, Tariff(version), costs),
             uuid4(),
             send,
             watcher,

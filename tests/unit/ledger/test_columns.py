@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib import resources
@@ -19,6 +19,7 @@ from relay.ledger.columns import (
     DOCUMENTS,
     HOLD,
     HOLD_STATEMENT,
+    MAX_INTEGER,
     MAX_NESTING,
     SETTLE,
     SETTLE_STATEMENT,
@@ -66,6 +67,14 @@ def test_json_is_kept_as_it_is(value: Any) -> None:
         ({1: 2**70}, {"1": 2**70}),
         ((2**70, None, True), [2**70, None, True]),
         ("a\x00b", "a\ufffdb"),
+        ({"a\x00": "\x00", "n": 2**70}, {"a\ufffd": "\ufffd", "n": 2**70}),
+        ([MAX_INTEGER, -MAX_INTEGER], [MAX_INTEGER, -MAX_INTEGER]),
+        (MAX_INTEGER + 1, f"an integer of {MAX_INTEGER.bit_length()} bits"),
+        (
+            {"id": UUID(int=1), "of": Fraction(1, 3), "n": 2**70},
+            {"id": str(UUID(int=1)), "of": "1/3", "n": 2**70},
+        ),
+        ({"of": Fraction(1, 3)}, {"of": "1/3"}),
     ],
 )
 def test_what_jsonb_cannot_hold_is_replaced(value: Any, kept: Any) -> None:
@@ -76,6 +85,16 @@ def test_endless_nesting_ends() -> None:
     text = json_text(nested(5_000))
     assert "nested too deep" in text
     assert text.count("{") + text.count("[") <= MAX_NESTING
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["list", "object"])
+def test_nesting_is_cut_at_the_limit_and_not_before(wrap: Callable[[Any], Any]) -> None:
+    whole: Any = 2**70
+    cut: Any = "nested too deep"
+    for _ in range(MAX_NESTING):
+        whole, cut = wrap(whole), wrap(cut)
+    assert json.loads(json_text(whole)) == whole
+    assert json.loads(json_text(wrap(whole))) == cut
 
 
 # ---------------------------------------------------------------------- columns

@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from relay.limits import shared
-from relay.limits.shared import LEASE_SECONDS, RETRY_SECONDS, Limits, Slot
+from relay.limits.shared import LEASE_SECONDS, RETRY_SECONDS, RUNNING_SECONDS, Limits, Slot
 from relay.limits.window import Refused
 from relay.telemetry.metrics import Metrics
 
@@ -21,10 +21,14 @@ NOW = 7 * 60 + 15.0  # a quarter into minute 7
 
 
 class ScriptedRedis:
-    """Answers each script with the next of ``codes``; an exception among them is raised."""
+    """Answers each script with the next of ``codes``, while ``gate`` is open; an exception among them is
+    raised.
+    """
 
     def __init__(self) -> None:
-        self.codes: list[int | Exception] = []
+        self.codes: list[Any] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.scripts: list[tuple[Any, ...]] = []
         self.commands: list[tuple[Any, ...]] = []
         self.trips = 0
@@ -41,18 +45,20 @@ class ScriptedRedis:
         self.scripts.append((keys, *arguments))
         self._pending += 1
 
-    async def execute(self) -> list[int]:
+    async def execute(self) -> list[Any]:
         self.trips += 1
+        await self.gate.wait()
         given = [self.codes.pop(0) for _ in range(self._pending)]
         for code in given:
             if isinstance(code, Exception):
                 raise code
-        return [code for code in given if isinstance(code, int)]
+        return given
 
     async def execute_command(self, *command: Any) -> None:
         self.commands.append(command)
+        await self.gate.wait()
         if self.codes and isinstance(self.codes[0], Exception):
-            raise self.codes.pop(0)  # type: ignore[misc]
+            raise self.codes.pop(0)
 
     async def aclose(self) -> None:
         self.closed = True
@@ -89,7 +95,8 @@ def play(story: Callable[[Limits, Metrics], Coroutine[Any, Any, None]], url: str
         metrics = Metrics()
         limits = Limits(url, None, 3, metrics)
         try:
-            await story(limits, metrics)
+            async with asyncio.timeout(20):
+                await story(limits, metrics)
             await asyncio.sleep(0)
         finally:
             await limits.close()
@@ -123,8 +130,8 @@ def test_redis_is_asked_for_this_minute_and_the_one_before(redis: ScriptedRedis,
         assert slot == Slot(5, OTHER, local=False, leased=True)
         keys = (3, "rpm:5:7", "rpm:5:6", "running:5")
         assert redis.scripts == [
-            (*keys, 9, 0, CALL.hex, 15.0, NOW, LEASE_SECONDS),
-            (*keys, 0, 4, OTHER.hex, 15.0, NOW, LEASE_SECONDS),
+            (*keys, 9, 0, CALL.hex, 15.0, NOW, LEASE_SECONDS, RUNNING_SECONDS),
+            (*keys, 0, 4, OTHER.hex, 15.0, NOW, LEASE_SECONDS, RUNNING_SECONDS),
         ]
         for held in (rate, slot):
             assert isinstance(held, Slot)
@@ -159,9 +166,34 @@ def test_calls_that_wait_share_a_round_trip(redis: ScriptedRedis, clock: Clock) 
     play(story)
 
 
-@pytest.mark.parametrize("failure", [RedisError("gone"), OSError("gone"), TimeoutError()])
+def test_calls_that_come_during_a_round_trip_share_the_next(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [1] * 4
+        redis.gate.clear()
+        first = asyncio.create_task(limits.acquire(5, 9, 4, UUID(int=9)))
+        await settled()
+        others = [asyncio.create_task(limits.acquire(5, 9, 4, UUID(int=n))) for n in range(3)]
+        await settled()
+        assert redis.trips == 1
+        redis.gate.set()
+        assert all(isinstance(answer, Slot) for answer in await asyncio.gather(first, *others))
+        assert redis.trips == 2
+
+    play(story)
+
+
+FAILURES = [
+    RedisError("gone"),
+    OSError("gone"),
+    TimeoutError(),
+    AttributeError("a fault of the client"),
+    "odd",
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=str)
 def test_while_redis_is_away_a_replica_enforces_its_share(
-    redis: ScriptedRedis, clock: Clock, failure: Exception
+    redis: ScriptedRedis, clock: Clock, failure: Exception | str
 ) -> None:
     async def story(limits: Limits, metrics: Metrics) -> None:
         redis.codes = [failure]
@@ -189,20 +221,121 @@ def test_while_redis_is_away_a_replica_enforces_its_share(
     play(story)
 
 
+async def leased(redis: ScriptedRedis, limits: Limits, call: UUID = CALL) -> Slot:
+    redis.codes = [1]
+    slot = await limits.acquire(5, None, 4, call)
+    assert isinstance(slot, Slot)
+    assert slot.leased
+    return slot
+
+
+async def settled() -> None:
+    """Let the work that acquire() and release() have begun come to its end."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 def test_a_slot_that_cannot_be_freed_degrades_and_is_left_to_its_lease(
     redis: ScriptedRedis, clock: Clock
 ) -> None:
     async def story(limits: Limits, metrics: Metrics) -> None:
-        redis.codes = [1]
-        slot = await limits.acquire(5, None, 4, CALL)
-        assert isinstance(slot, Slot)
-        redis.codes = [RedisError("gone")]
-        limits.release(slot)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert (limits.state, degraded(metrics)) == ("away", 1)
+        for failure in [RedisError("gone"), OSError("gone"), ValueError("odd")]:
+            slot = await leased(redis, limits)
+            redis.codes = [failure]
+            limits.release(slot)
+            await settled()
+            assert (limits.state, degraded(metrics)) == ("away", 1)
+            clock.now += RETRY_SECONDS
 
     play(story)
+
+
+def test_while_redis_is_away_no_slot_is_freed_there(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        first, second = await leased(redis, limits), await leased(redis, limits, OTHER)
+        redis.codes = [RedisError("gone")]
+        await limits.acquire(5, None, 4, UUID(int=3))
+        limits.release(first)
+        await settled()
+        assert redis.commands == []
+        clock.now += RETRY_SECONDS
+        limits.release(second)
+        await settled()
+        assert redis.commands == [("ZREM", "running:5", OTHER.hex)]
+
+    play(story)
+
+
+def test_a_slot_that_is_given_back_twice_breaks_nothing(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        slot = await leased(redis, limits)
+        limits.release(slot)
+        limits.release(slot)
+        await settled()
+        assert redis.commands == [("ZREM", "running:5", CALL.hex)] * 2
+
+    play(story)
+
+
+def test_a_redis_that_hangs_is_away_soon(
+    redis: ScriptedRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "ROUND_TRIP_SECONDS", 0.01)
+
+    async def story(limits: Limits, metrics: Metrics) -> None:
+        slot = await leased(redis, limits)
+        redis.gate.clear()
+        assert await limits.acquire(5, None, 4, OTHER) == Slot(5, OTHER, local=True, leased=True)
+        clock.now += RETRY_SECONDS
+        assert limits.state == "ok"
+        limits.release(slot)
+        await asyncio.sleep(0.05)
+        await settled()
+        assert limits.state == "away"
+
+    play(story)
+
+
+def test_each_loss_of_redis_is_one_log_line(
+    redis: ScriptedRedis, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [RedisError("gone")] * 3
+        await asyncio.gather(*(limits.acquire(5, None, 4, UUID(int=n)) for n in range(3)))
+        await limits.acquire(5, None, 4, CALL)
+        clock.now += RETRY_SECONDS
+        redis.codes = [OSError("gone")]
+        await limits.acquire(5, None, 4, CALL)
+        clock.now += RETRY_SECONDS
+        slot = await leased(redis, limits)
+        redis.codes = [ValueError("odd")]
+        limits.release(slot)
+        await settled()
+
+    play(story)
+    said = "Redis is away, limits fall back to a share a replica: "
+    assert caplog.messages == [said + "RedisError", said + "OSError", said + "ValueError"]
+
+
+def test_redis_is_asked_once_and_not_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that tries again by itself would make each call wait as often."""
+    connections = []
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        limits = Limits(f"redis://127.0.0.1:{port}/0", None, 3, Metrics())
+        assert await limits.acquire(5, None, 4, CALL) == Slot(5, CALL, local=True, leased=True)
+        await limits.close()
+        server.close()
+
+    asyncio.run(run())
+    assert len(connections) == 1
+    assert caplog.messages[0].endswith(": ConnectionError")
 
 
 def test_leases_of_running_calls_are_renewed(
@@ -221,10 +354,11 @@ def test_leases_of_running_calls_are_renewed(
         limits.release(freed)
         renewals: list[Any] = []
         async with asyncio.timeout(10):
-            while len(renewals) < 2:
+            while len(renewals) < 4:
                 await asyncio.sleep(0.01)
-                renewals = [command for command in redis.commands if command[0] == "ZADD"]
-        assert set(renewals) == {("ZADD", "running:5", "XX", NOW + LEASE_SECONDS, CALL.hex)}
+                renewals = [command for command in redis.commands if command[0] != "ZREM"]
+        lease = ("ZADD", "running:5", "XX", NOW + LEASE_SECONDS, CALL.hex)
+        assert set(renewals) == {lease, ("EXPIRE", "running:5", RUNNING_SECONDS)}
 
     play(story)
 

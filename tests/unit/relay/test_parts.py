@@ -1,11 +1,9 @@
-"""Settings, tokens, seals, errors, limits, order of channels, redaction, metrics."""
+"""Settings, tokens, seals, errors, limits, redaction, metrics."""
 
 from __future__ import annotations
 
 import json
 import logging
-import random
-from collections import Counter
 from pathlib import Path
 from uuid import RFC_4122
 
@@ -18,7 +16,6 @@ from relay import errors
 from relay.asgi import client_address, new_request_id
 from relay.identity import tokens
 from relay.limits.window import LocalLimits, Refused, share
-from relay.routing.channels import Channel, arrange
 from relay.routing.key_cipher import KeyCipher
 from relay.settings import Address, SettingError, Settings
 from relay.telemetry.logs import JsonFormatter, redact, redact_data
@@ -170,34 +167,6 @@ def test_concurrency_frees_on_leave() -> None:
 @pytest.mark.parametrize(("limit", "replicas", "part"), [(None, 3, None), (1, 3, 1), (10, 3, 4), (9, 3, 3)])
 def test_share(limit: int | None, replicas: int, part: int | None) -> None:
     assert share(limit, replicas) == part
-
-
-# ---------------------------------------------------------------------- routing
-
-
-def channel(number: int, priority: int = 0, weight: int = 1) -> Channel:
-    return Channel(number, f"c{number}", "openai", "http://v", "k", frozenset("m"), {}, priority, weight)
-
-
-def test_priority_goes_first_and_what_cools_down_last() -> None:
-    channels = [channel(1, 0), channel(2, 9), channel(3, 5)]
-    order = arrange(channels, lambda it: it.id == 2, lambda: 0.5)
-    assert [it.id for it in order] == [3, 1, 2]
-
-
-def test_weights_share_the_first_attempts() -> None:
-    channels = [channel(1, weight=3), channel(2, weight=1), channel(3, weight=0)]
-    draws = random.Random(7)  # noqa: S311
-    firsts = Counter(
-        arrange(channels, lambda _: False, lambda: 1 - draws.random())[0].id for _ in range(4000)
-    )
-    assert firsts[3] == 0
-    assert 0.72 < firsts[1] / 4000 < 0.78
-
-
-def test_a_channel_does_not_show_its_key() -> None:
-    shown = Channel(1, "c", "openai", "http://v", "very-secret", frozenset("m"), {}, 0, 1)
-    assert "very-secret" not in repr(shown)
 
 
 # ---------------------------------------------------------------------- logs and metrics
