@@ -16,6 +16,8 @@ from typing import Any
 from uuid import UUID
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from relay.limits.window import WINDOW_SECONDS, LocalLimits, Refused, share
 from relay.telemetry.metrics import Metrics
@@ -229,5 +231,7 @@ def _client(url: str, ca_file: Path | None) -> redis.Redis:
         url,
         socket_timeout=ROUND_TRIP_SECONDS,
         socket_connect_timeout=ROUND_TRIP_SECONDS,
+        # A call that is asked about twice is counted twice.
+        retry=Retry(NoBackoff(), 0),
         **options,
     )
