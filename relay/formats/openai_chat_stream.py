@@ -128,6 +128,13 @@ class StreamMeter:
         passed = self._passed(self._read(event), event + blank, blank)
         self._kept[:0] = passed
 
+    def break_off(self) -> None:
+        """The provider fell silent or cut the stream: without its blank line only [DONE] counts."""
+        event = self._buffer.take_rest().strip(b"\r\n")
+        payload = sse.data_of(event)
+        if payload and payload.strip() == b"[DONE]":
+            self._kept += self._passed(self._read(event), DONE, b"\n\n")
+
     def tail(self) -> bytes:
         """What ends the stream, to be sent once the call is settled; with [DONE], which some leave out."""
         tail = b"".join(self._kept)
@@ -217,7 +224,9 @@ class StreamMeter:
         if self.done:
             return _DROP
         self.done = self._keeping = True
-        if payload[:1] != b"[":
+        if not sse.is_utf8(event):
+            self._altered = DONE.rstrip()
+        elif payload[:1] != b"[":
             self._altered = sse.with_data(event, payload.lstrip())
         return _KEEP
 

@@ -101,9 +101,11 @@ def is_utf8(text: bytes) -> bool:
 
 
 def may_begin(begin: bytes) -> bool:
-    """Whether an event stream may begin like that: with a comment or one of the standard's fields."""
-    first = begin.removeprefix(BOM).lstrip(b"\r\n")
-    return not first or any(first.startswith(word[: len(first)]) for word in _FIELDS)
+    """Whether an event stream may begin like that: with a comment or one of the standard's fields, after any
+    number of fields that the standard does not know and wants ignored.
+    """
+    lines = [line for line in begin.removeprefix(BOM).splitlines() if line]
+    return not lines or any(line.startswith(word[: len(line)]) for line in lines for word in _FIELDS)
 
 
 def with_data(event: bytes, data: bytes) -> bytes:

@@ -68,6 +68,7 @@ class StreamAnswer:
         except EventTooLarge as error:
             raise BadAnswer(str(error)) from error
         except (TimeoutError, TransportError):
+            meter.break_off()
             if meter.error is None and not meter.finished:
                 raise
         else:

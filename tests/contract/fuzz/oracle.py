@@ -309,6 +309,8 @@ def _canonical(value: Any, *, usage: bool) -> str:
     if isinstance(value, Mapping):
         dropped = {"model"} if usage else {"model", "usage"}
         value = {name: entry for name, entry in value.items() if name not in dropped}
+        if not value.get("choices"):  # in what is no ordinary chunk the relay hides the name wherever it is
+            return json.dumps(value, default=repr).replace(PROVIDER_MODEL, MODEL)
     return json.dumps(value, default=repr)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.formats import sse
 from relay.formats.openai_chat_stream import DONE, MAX_KEPT_BYTES, StreamMeter
 from relay.formats.sse import BOM, EventTooLarge
 
@@ -450,3 +451,41 @@ def test_what_is_no_ordinary_chunk_is_redacted(places: list[int]) -> None:
     sent = passed(made, cut(data, places))
     assert b"s3cret" not in sent
     assert sent.count(b"[redacted]") == 4
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\xc3", b"data: [DONE]\n\xc3", b"id: \xff\ndata: [DONE]", b"data: [DONE]\xe2\x82"]
+)
+def test_the_end_is_sent_in_utf8(junk: bytes) -> None:
+    last = junk if b"[DONE]" in junk else b"data: [DONE]\r" + junk
+    made = meter()
+    assert whole(made, TEXT + finish() + last + b"\n\n") == TEXT + finish() + DONE
+
+
+@pytest.mark.parametrize("done", [b"data: [DONE]", b"data:[DONE]\r\n", b"data: [DONE] \n"])
+def test_a_provider_that_falls_silent_within_the_last_line_has_ended(done: bytes) -> None:
+    made = meter()
+    sent = made.feed(TEXT + done)
+    made.break_off()
+    assert (made.finished, sent + made.tail()) == (True, TEXT + DONE)
+
+
+@pytest.mark.parametrize("cut", [content("more", end=""), finish().rstrip(), b"data: [DON", b"[DONE]", b""])
+def test_nothing_else_without_its_blank_line_counts_when_a_stream_breaks(cut: bytes) -> None:
+    made = meter()
+    assert made.feed(TEXT + cut) == TEXT
+    before = made.estimate()
+    made.break_off()
+    assert (made.finished, made.estimate(), made.tail()) == (False, before, b"")
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"da", b": hi", b"x: 1\ndata: {", b"\r\nunknown\r\nretry: 5", BOM + b"event: a"]
+)
+def test_a_stream_may_begin_with_fields_that_the_standard_ignores(begin: bytes) -> None:
+    assert sse.may_begin(begin)
+
+
+@pytest.mark.parametrize("begin", [b"<html>", b'{"error": {\n "data": 1}}', b"Bad Gateway\n", b"x: 1\ny: 2"])
+def test_what_has_no_field_of_the_standard_is_no_stream(begin: bytes) -> None:
+    assert not sse.may_begin(begin)
