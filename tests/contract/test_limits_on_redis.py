@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.limits import shared
@@ -75,6 +75,8 @@ STEPS = st.lists(
 )
 
 
+# Without a clock, since machines are busy.
+@settings(deadline=None)
 @given(rpm=LIMIT, concurrency=LIMIT, steps=STEPS)
 def test_redis_decides_by_the_definition(
     server: Redis, rpm: int | None, concurrency: int | None, steps: list[tuple[float, bool]]
