@@ -113,9 +113,7 @@ class StreamMeter:
 
     def end(self) -> None:
         """The provider closed the stream: read an event whose blank line is missing, unless it was cut."""
-        rest = self._buffer.take_rest()
-        event = rest.strip(b"\r\n")
-        payload = sse.data_of(event)
+        event, payload = self._unended()
         if not payload:
             return
         if not _is_done(payload) and loads(payload) is NOT_JSON:
@@ -130,10 +128,14 @@ class StreamMeter:
 
     def break_off(self) -> None:
         """The provider fell silent or cut the stream: without its blank line only [DONE] counts."""
-        event = self._buffer.take_rest().strip(b"\r\n")
-        payload = sse.data_of(event)
+        event, payload = self._unended()
         if payload and payload.strip() == b"[DONE]":
-            self._kept += self._passed(self._read(event), DONE, b"\n\n")
+            self._kept[:0] = self._passed(self._read(event), DONE, b"\n\n")
+
+    def _unended(self) -> tuple[bytes, bytes | None]:
+        """The event whose blank line is missing, and its data."""
+        event = self._buffer.take_rest().strip(b"\r\n")
+        return event, sse.data_of(event)
 
     def tail(self) -> bytes:
         """What ends the stream, to be sent once the call is settled; with [DONE], which some leave out."""

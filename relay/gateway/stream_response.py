@@ -93,8 +93,9 @@ class StreamAnswer:
         """Raise while another provider may still be asked."""
         if self._meter.error is not None and not self._meter.generating:
             raise ErrorAnswer(self._meter.error)
-        if not self._meter.events:
-            self._begin += block[: MAX_ERROR_BYTES + 1 - len(self._begin)]
+        room = MAX_ERROR_BYTES + 1 - len(self._begin)
+        if not self._meter.events and room > 0:
+            self._begin += block[:room]
             web_page = self._begin.lstrip().startswith(b"<")
             if web_page or (len(self._begin) > MAX_ERROR_BYTES and not may_begin(self._begin)):
                 raise BadAnswer("what came is no event stream")

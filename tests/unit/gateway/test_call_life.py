@@ -572,6 +572,28 @@ def test_the_last_bytes_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     assert (result.ledger.charged, result.seconds < 1) == (75_000, True)
 
 
+@pytest.mark.parametrize(
+    "end", [Broken("reset"), TimedOut("silent"), 30.0], ids=["cut", "timeout", "silence"]
+)
+def test_an_end_without_its_blank_line_ends_the_call(end: Any) -> None:
+    result = run(says(content(), b"data: [DONE]", end))
+    assert (result.raised, result.body, result.ledger.charged) == (None, content() + DONE, COUNTED + OUT)
+    assert (result.ledger.facts.outcome, result.channels.health) == ("ok", [("c1", True)])
+
+
+def test_what_is_cut_without_its_blank_line_is_neither_sent_nor_charged() -> None:
+    result = run(says(content(), content("never delivered").rstrip(), Broken("reset")))
+    assert (b"never" in result.body, result.ledger.charged) == (False, COUNTED + OUT)
+    assert result.ledger.facts.outcome == "truncated"
+
+
+def test_a_large_first_event_may_begin_with_fields_that_the_standard_ignores() -> None:
+    first = b"x-unknown: 1\r\n" + content("abcd" * 40_000)
+    blocks = [first[start : start + 1400] for start in range(0, len(first), 1400)]
+    result = run(says(*blocks, FINISH, USAGE_CHUNK, DONE))
+    assert (result.raised, result.status, result.ledger.charged) == (None, 200, 75_000)
+
+
 def test_all_attempts_share_the_calls_time() -> None:
     slow = [says(content()[:5], 30.0), good(True)]
     result = run(*slow, settings={"RELAY_PROVIDER_TIMEOUT_SECONDS": "0.2"})
