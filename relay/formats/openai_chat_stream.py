@@ -113,7 +113,7 @@ class StreamMeter:
 
     def end(self) -> None:
         """The provider closed the stream: read an event whose blank line is missing, unless it was cut."""
-        event, payload = self._unended()
+        event, payload = _unended(self._buffer.take_rest())
         if not payload:
             return
         if not _is_done(payload) and loads(payload) is NOT_JSON:
@@ -128,19 +128,20 @@ class StreamMeter:
 
     def break_off(self) -> None:
         """The provider fell silent or cut the stream: without its blank line only [DONE] counts."""
-        event, payload = self._unended()
-        if payload and payload.strip() == b"[DONE]":
+        event, payload = _unended(self._buffer.take_rest())
+        if _is_bare_done(payload):
             self._kept[:0] = self._passed(self._read(event), DONE, b"\n\n")
-
-    def _unended(self) -> tuple[bytes, bytes | None]:
-        """The event whose blank line is missing, and its data."""
-        event = self._buffer.take_rest().strip(b"\r\n")
-        return event, sse.data_of(event)
 
     def tail(self) -> bytes:
         """What ends the stream, to be sent once the call is settled; with [DONE], which some leave out."""
         tail = b"".join(self._kept)
         return tail + DONE if self.complete and not self.done and not self._cut_end else tail
+
+    @property
+    def ending(self) -> bool:
+        """Whether [DONE] has come, be it without its blank line."""
+        rest = self._buffer.short_rest
+        return self.done or (rest != b"" and _is_bare_done(_unended(rest)[1]))
 
     @property
     def generating(self) -> bool:
@@ -306,6 +307,16 @@ class StreamMeter:
         if texts:
             self.usage_is_last = False
         return bool(texts)
+
+
+def _unended(rest: bytes) -> tuple[bytes, bytes | None]:
+    """An event whose blank line is missing, and its data."""
+    event = rest.strip(b"\r\n")
+    return event, sse.data_of(event)
+
+
+def _is_bare_done(payload: bytes | None) -> bool:
+    return payload is not None and payload.strip() == b"[DONE]"
 
 
 def _is_done(payload: bytes) -> bool:

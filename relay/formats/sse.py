@@ -54,6 +54,11 @@ class EventBuffer:
         self._rest = rest
         self._check()
 
+    @property
+    def short_rest(self) -> bytes:
+        """The event that was begun and has no end, if it is short; else nothing."""
+        return bytes(self._rest) if len(self._rest) <= _SHORT else b""
+
     def take_rest(self) -> bytes:
         """The event that was begun and has no end."""
         rest, self._rest = bytes(self._rest), b""

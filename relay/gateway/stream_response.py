@@ -62,8 +62,8 @@ class StreamAnswer:
             async with asyncio.timeout(None) as limit:
                 async for block in reply.blocks():
                     await self._pass_on(block)
-                    if self._stage() != stage:
-                        stage = self._stage()
+                    before, stage = stage, self._stage()
+                    if stage != before:
                         limit.reschedule(None if stage is None else loop.time() + stage)
         except EventTooLarge as error:
             raise BadAnswer(str(error)) from error
@@ -103,7 +103,7 @@ class StreamAnswer:
     def _stage(self) -> float | None:
         """How many seconds may still pass, from when the stream came so far; None while it is going on."""
         meter = self._meter
-        if meter.error is not None or meter.done or (meter.finished and meter.usage_is_last):
+        if meter.error is not None or meter.ending or (meter.finished and meter.usage_is_last):
             return CLOSE_SECONDS
         return USAGE_SECONDS if meter.finished else None
 

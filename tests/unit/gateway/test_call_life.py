@@ -575,9 +575,11 @@ def test_the_last_bytes_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "end", [Broken("reset"), TimedOut("silent"), 30.0], ids=["cut", "timeout", "silence"]
 )
-def test_an_end_without_its_blank_line_ends_the_call(end: Any) -> None:
+def test_an_end_without_its_blank_line_ends_the_call(end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_response, "CLOSE_SECONDS", 0.05)
     result = run(says(content(), b"data: [DONE]", end))
     assert (result.raised, result.body, result.ledger.charged) == (None, content() + DONE, COUNTED + OUT)
+    assert result.seconds < 10
     assert (result.ledger.facts.outcome, result.channels.health) == ("ok", [("c1", True)])
 
 
