@@ -1,0 +1,1 @@
+"""Backups of the ledger's database: made, checked, thinned out, and restored."""
