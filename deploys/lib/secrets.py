@@ -145,6 +145,21 @@ def create_missing(
     return [name for name, value in values.items() if before.get(name) != value]
 
 
+def departed(values: Mapping[str, str], subjects: Iterable[pki.Subject]) -> list[str]:
+    """Names of the certificates and keys that are for none of the `subjects`, such as a host that left."""
+    wanted = {name for subject in subjects for name in (subject.cert, subject.private_key)}
+    return [name for name in values if name.startswith(("tls_cert:", "tls_key:")) and name not in wanted]
+
+
+def forget_departed(store: SecretStore, subjects: Iterable[pki.Subject]) -> list[str]:
+    """Removes certificates and keys that are for none of the `subjects`; returns their names."""
+    values = store.read()
+    names = departed(values, subjects)
+    if names:
+        store.write({name: value for name, value in values.items() if name not in names})
+    return names
+
+
 def trust(store: SecretStore, bundle: str) -> int:
     """Lets hosts trust the authorities of a PEM text, too; returns how many they trust then."""
     found = pki.split(bundle)

@@ -135,7 +135,7 @@ def broke_off(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> bool:
 
 
 def secrets(arguments: argparse.Namespace) -> int:
-    """Makes missing secrets, shows one, or renews certificates and their authority."""
+    """Makes what is missing, removes certificates of hosts that left; shows a secret; renews certificates."""
     name = arguments.environment
     with environment.use(name):
         store = fleet.store()
@@ -149,10 +149,12 @@ def secrets(arguments: argparse.Namespace) -> int:
                 f"the step before is not known to be on all hosts: run `python -m deploys apply {name}` "
                 "(without --limit), then this again"
             )
-        made = vault.create_missing(
-            store, roles.secrets(), roles.certificate_subjects(), renew=arguments.renew
-        )
+        subjects = roles.certificate_subjects()
+        removed = vault.forget_departed(store, subjects)
+        made = vault.create_missing(store, roles.secrets(), subjects, renew=arguments.renew)
         step = authority.step(store)
+    for one in removed:
+        print(f"removed {one}: for no host of the inventory")
     for one in made:
         print(f"made {one}")
     print(f"{store.path}: {len(made)} made, {len(store)} in all; opened by {store.key_path}")
@@ -203,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
     commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
-    text = "make what is missing: passwords, keys, certificates"
+    text = "make what is missing: passwords, keys, certificates; remove those of hosts that left"
     command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
     command.add_argument("environment", metavar="ENV")
     text = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
-from deploys.lib import fleet
+from deploys.lib import fleet, secrets
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
 from deploys.run import diagnosis, environment, health_checks, lock, trust, validate
@@ -169,6 +169,11 @@ def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, 
             with runner.connected():
                 run.say(f"{len(hosts)} hosts of {name}: connected")
                 trust.check(name, hosts, runner.shell, directory)
+                if kept := secrets.departed(fleet.store().read(), roles.certificate_subjects()):
+                    run.say(
+                        f"the secrets hold {', '.join(kept)} of hosts that left the inventory: "
+                        f"`python -m deploys secrets {name}` removes them"
+                    )
                 yield run, runner
 
 

@@ -54,6 +54,8 @@ def test_hosts_come_and_go(extra: pytest.MonkeyPatch, alive: bool) -> None:
     assert planned.status == 2
     assert "Remove members that left the inventory" in planned.output
     assert "Remove nodes that no relay host is" in planned.output
+    assert "tls_cert:db5" in planned.output
+    deploys("secrets", "sandbox").ended_well()
     deploys("apply", "sandbox").ended_well()
     deploys("plan", "sandbox").ended_well()
     found = members()

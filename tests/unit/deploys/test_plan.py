@@ -21,6 +21,7 @@ from deploys import roles
 from deploys.lib import fleet, pyinfra_adapter
 from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Role
+from deploys.lib.secrets import SecretStore
 from deploys.run import cli, environment, health_checks, lock, stages, trust, validate
 
 PATH = "/etc/example"
@@ -69,6 +70,9 @@ def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     monkeypatch.setattr(validate, "check", lambda *_: None)
     monkeypatch.setattr(trust, "check", lambda *_: None)
     monkeypatch.setattr(trust, "record", lambda _: None)
+    store = SecretStore(tmp_path / "secrets.age", tmp_path / "secrets.key")
+    monkeypatch.setattr(fleet, "store", lambda: store)
+    monkeypatch.setattr(roles, "certificate_subjects", list)
     monkeypatch.setattr(roles, "table", lambda: (EXAMPLE,))
     monkeypatch.setattr(stages, "run", lambda _: example())
     monkeypatch.setattr(pyinfra, "is_cli", False)
@@ -123,6 +127,15 @@ def test_a_clean_fleet(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[st
         ("plan", "done", 0),
         ("apply", "done", 0),
     ]
+
+
+@pytest.mark.usefixtures("fleet_of_two")
+def test_certificates_of_a_host_that_left_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    fleet.store().write({"tls_cert:app4": "certificate", "redis_password": "secret"})
+    assert cli.main(["plan", "sandbox"]) == 0
+    told = capsys.readouterr().out
+    assert "tls_cert:app4 of hosts that left the inventory" in told
+    assert "`python -m deploys secrets sandbox` removes them" in told
 
 
 def test_drift_is_named_mended_and_gone(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:

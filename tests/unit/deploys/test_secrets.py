@@ -9,7 +9,16 @@ import pytest
 
 from deploys.lib import pki
 from deploys.lib.errors import DeployError
-from deploys.lib.secrets import BcryptHash, Secret, SecretMissing, SecretStore, create_missing, matches
+from deploys.lib.secrets import (
+    BcryptHash,
+    Secret,
+    SecretMissing,
+    SecretStore,
+    create_missing,
+    departed,
+    forget_departed,
+    matches,
+)
 
 # A hash may stand before what it is of.
 DECLARED: list[Secret | BcryptHash] = [
@@ -46,6 +55,19 @@ def test_a_new_host_gets_its_certificate(store: SecretStore) -> None:
     create_missing(store, DECLARED, SUBJECTS)
     more = [*SUBJECTS, pki.host_subject("db2", "example.test", "192.0.2.32")]
     assert create_missing(store, DECLARED, more) == ["tls_cert:db2", "tls_key:db2"]
+
+
+def test_certificates_of_a_host_that_left_are_named_and_removed(store: SecretStore) -> None:
+    more = [*SUBJECTS, pki.host_subject("db2", "example.test", "192.0.2.32")]
+    create_missing(store, DECLARED, more)
+    before = store.read()
+    assert departed(before, more) == forget_departed(store, more) == []
+    assert departed(before, SUBJECTS) == ["tls_cert:db2", "tls_key:db2"]
+    assert forget_departed(store, SUBJECTS) == ["tls_cert:db2", "tls_key:db2"]
+    assert before.items() - store.read().items() == {
+        (name, before[name]) for name in ("tls_cert:db2", "tls_key:db2")
+    }
+    assert create_missing(store, DECLARED, SUBJECTS) == []
 
 
 def test_renewal_issues_every_certificate_anew(store: SecretStore) -> None:
