@@ -13,13 +13,13 @@ from typing import Any
 from pyinfra.api.deploy import deploy
 from pyinfra.api.host import HostData
 from pyinfra.api.operation import OperationMeta
-from pyinfra.context import host
+from pyinfra.context import host, inventory
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, server, systemd
 
-from deploys.lib import fleet, patroni
+from deploys.lib import fleet, patroni, postgres_tuning
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
-from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
+from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.timing import relation
@@ -77,12 +77,15 @@ def problems() -> Iterator[str]:
         {"patroni_ttl": 1, "patroni_loop_wait": 2},
         "the relay would give up its captures before a dead primary is replaced",
     )
+    connections = fleet.setting("postgres_max_connections")
+    yield from postgres_tuning.misfits(smallest_host(), connections, chosen_amounts())
 
 
 ROLE = Role(
     "postgres",
     "db",
     cluster=True,
+    size=Size(2, 4, 20),
     health_checks=(
         HealthCheck(
             "one leader, every member streams",
@@ -260,11 +263,9 @@ def parameters(data: HostData) -> dict[str, str | int]:
     """postgresql.conf, the same on all members."""
     return {
         "max_connections": data.postgres_max_connections,
-        "shared_buffers": data.postgres_shared_buffers,
-        "effective_cache_size": data.postgres_effective_cache_size,
-        "work_mem": data.postgres_work_mem,
-        "maintenance_work_mem": data.postgres_maintenance_work_mem,
-        "max_wal_size": data.postgres_max_wal_size,
+        # A replica that stays away longer than max_slot_wal_keep_size is made anew rather than filling the
+        # primary's disk.
+        **postgres_tuning.tuned(smallest_host(), data.postgres_max_connections, chosen_amounts()),
         "fsync": "on",
         "full_page_writes": "on",
         "synchronous_commit": "on",
@@ -274,8 +275,6 @@ def parameters(data: HostData) -> dict[str, str | int]:
         "wal_compression": "on",
         "max_wal_senders": 10,
         "max_replication_slots": 10,
-        # A replica that stays away longer is made anew rather than filling the primary's disk.
-        "max_slot_wal_keep_size": data.postgres_slot_wal_keep_size,
         "wal_sender_timeout": "10s",
         "wal_receiver_timeout": "10s",
         # Frozen clients must not hold locks or old rows. No limit on statements: a COMMIT that is cancelled
@@ -285,7 +284,9 @@ def parameters(data: HostData) -> dict[str, str | int]:
         "tcp_keepalives_interval": 5,
         "tcp_keepalives_count": 3,
         "shared_preload_libraries": "pg_stat_statements",
+        # Solid-state disks.
         "random_page_cost": "1.1",
+        "effective_io_concurrency": 200,
         "log_line_prefix": "%m [%p] %q%u@%d ",
         "log_checkpoints": "on",
         "log_lock_waits": "on",
@@ -294,6 +295,18 @@ def parameters(data: HostData) -> dict[str, str | int]:
         "log_parameter_max_length": 0,
         "log_parameter_max_length_on_error": 0,
     }
+
+
+def smallest_host() -> Size:
+    """The least of each that a database host has: all have the same settings, each may become primary."""
+    hosts = inventory.groups.get("db", [])
+    least = {key: min(node.data.get(key) for node in hosts) for key in ("cpus", "memory_gb", "disk_gb")}
+    return Size(**least)
+
+
+def chosen_amounts() -> dict[str, str | None]:
+    """Memory and WAL that the environment decides itself; empty where they are computed."""
+    return {name: fleet.setting(setting) for name, setting in postgres_tuning.SETTINGS.items()}
 
 
 def access_rules() -> list[str]:
@@ -312,7 +325,7 @@ def access_rules() -> list[str]:
 
 
 def restart(marked: OperationMeta) -> None:
-    """Restarts Patroni where that is due, one node after the other, the primary last."""
+    """Restarts Patroni where that is due, one node after the other; the primary last."""
     left = host.get_fact(File, path=STALE) is not None
 
     def due() -> bool:

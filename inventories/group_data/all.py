@@ -91,16 +91,25 @@ patroni_retry_timeout = 9
 postgres_synchronous_strict = True
 # Connections; each replica of the relay keeps a pool of them.
 postgres_max_connections = 200
-# About a quarter of the host's memory ...
-postgres_shared_buffers = "128MB"
-# ... and about half of it, which the planner assumes to be cached.
-postgres_effective_cache_size = "512MB"
+# Memory and WAL, as PostgreSQL writes amounts ("8GB"). Empty: computed from the smallest database host's
+# memory_gb, cpus and disk_gb (deploys/lib/postgres_tuning.py). shared_buffers needs a restart: replicas
+# first, then a switchover.
+postgres_shared_buffers = ""
+# What the planner takes to be cached.
+postgres_effective_cache_size = ""
 # Memory of one sort or hash, and of one vacuum or index build.
-postgres_work_mem = "8MB"
-postgres_maintenance_work_mem = "64MB"
+postgres_work_mem = ""
+postgres_maintenance_work_mem = ""
 # WAL between two checkpoints, and the most that is kept for a replica that is away.
-postgres_max_wal_size = "1GB"
-postgres_slot_wal_keep_size = "2GB"
+postgres_max_wal_size = ""
+postgres_slot_wal_keep_size = ""
+# Whether the host is reset when Patroni stops looking after a primary: auto (where /dev/watchdog is),
+# required (no host without one becomes primary) or off.
+postgres_watchdog = "auto"
+# Connections of the reporting role relay_reader (Grafana, ad hoc queries), and how long one of its queries
+# may run.
+postgres_reader_connections = 10
+postgres_reader_timeout = "60s"
 
 # With less room than this for its data a primary hands over to a replica that has more: megabytes, or percent
 # of the disk, whichever is more. The reserve is a file beside the data that is freed first.

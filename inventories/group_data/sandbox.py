@@ -26,7 +26,14 @@ postgres_version = {"bookworm": 15, "trixie": 17, "noble": 16}.get(
 journal_max_use = "64M"
 unattended_upgrades = False
 
-# All hosts share this machine's disk.
+# All hosts share this machine's memory ...
+postgres_shared_buffers = "128MB"
+postgres_effective_cache_size = "512MB"
+postgres_work_mem = "8MB"
+postgres_maintenance_work_mem = "64MB"
+postgres_max_wal_size = "1GB"
+postgres_slot_wal_keep_size = "2GB"
+# ... and its disk.
 postgres_disk_handover_mb = 96
 postgres_disk_handover_percent = 0.1
 postgres_disk_reserve_mb = 48
