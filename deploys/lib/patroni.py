@@ -120,7 +120,8 @@ def missing(wanted: Settings, found: Settings) -> Settings:
 def cluster_settings(wanted: Settings) -> Commands:
     """Gives the cluster the settings that it lacks. A cluster that does not exist yet starts with them.
 
-    Settings that need a restart of PostgreSQL get it, replicas first, one node at a time.
+    Settings that need a restart of PostgreSQL get it, replicas first, one node at a time; then the primary
+    hands over and comes back with them as a replica.
     """
     found = host.get_fact(ClusterSettings)
     patch = missing(wanted, found) if found else {}

@@ -189,10 +189,13 @@ def tools() -> None:
     relay_patroni = render(
         "postgres/relay-patroni.j2",
         node=fleet.node_of(host),
+        rest_port=REST_PORT,
+        library=LIBRARY,
         stale=STALE,
         loop_wait=host.data.patroni_loop_wait,
     )
     place(
+        ConfigFile(f"{LIBRARY}/relay_patroni.py", source("postgres/relay_patroni.py"), mode="755"),
         ConfigFile("/usr/local/bin/patronictl", source("postgres/patronictl"), mode="755"),
         ConfigFile("/usr/local/sbin/relay-patroni", relay_patroni, mode="755"),
     )
@@ -325,7 +328,7 @@ def access_rules() -> list[str]:
 
 
 def restart(marked: OperationMeta) -> None:
-    """Restarts Patroni where that is due, one node after the other; the primary last."""
+    """Restarts Patroni where that is due, one node after the other; the primary last, after handing over."""
     left = host.get_fact(File, path=STALE) is not None
 
     def due() -> bool:
@@ -338,7 +341,7 @@ def restart(marked: OperationMeta) -> None:
         _serial=True,
     )
     server.shell(
-        name="Restart Patroni on the primary (patroni.service)",
+        name="Hand over, then restart Patroni on the old primary (patroni.service)",
         commands=["relay-patroni restart-rest"],
         _if=due,
         _serial=True,
