@@ -19,7 +19,7 @@ from pyinfra.operations import apt, server, systemd
 
 from deploys.lib import fleet, patroni, postgres_tuning
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
-from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.timing import relation
@@ -41,12 +41,22 @@ VENV = "/opt/patroni"
 DISK_WATCH = "/usr/local/sbin/relay-disk-watch"
 STALE = "/run/relay-patroni-stale"
 UNIT = "patroni.service"
+WATCHDOG_RULES = "/etc/udev/rules.d/61-relay-watchdog.rules"
+# Without it no host could become primary. Opening the device would start it.
+WATCHDOG_WRITABLE = (
+    "{ runuser -u postgres -- test -w /dev/watchdog || "
+    "{ echo 'postgres_watchdog is required, but postgres may not write /dev/watchdog: load a driver "
+    "(softdog where the hardware has none), or set it to auto' >&2; false; }; }"
+)
+# What Patroni calls the values of postgres_watchdog. YAML reads a bare off as false.
+WATCHDOG_MODES = {"auto": "automatic", "required": "required", "off": '"off"'}
 REQUIREMENTS = "templates/postgres/requirements.txt"
 # Secret of each role that database_setup.py makes.
 ROLE_SECRETS = {
     "relay_owner": "postgres_owner_password",
     "relay_app": "postgres_app_password",
     "relay_exporter": "postgres_exporter_password",
+    "relay_reader": "postgres_reader_password",
     "replicator": "postgres_replication_password",
     "rewinder": "postgres_rewind_password",
 }
@@ -77,6 +87,8 @@ def problems() -> Iterator[str]:
         {"patroni_ttl": 1, "patroni_loop_wait": 2},
         "the relay would give up its captures before a dead primary is replaced",
     )
+    if (watchdog := fleet.setting("postgres_watchdog")) not in WATCHDOG_MODES:
+        yield f"`postgres_watchdog` is {watchdog!r}: write one of {', '.join(WATCHDOG_MODES)}"
     connections = fleet.setting("postgres_max_connections")
     yield from postgres_tuning.misfits(smallest_host(), connections, chosen_amounts())
 
@@ -98,7 +110,7 @@ ROLE = Role(
     ),
     scrapes=(Scrape("postgres", EXPORTER_PORT), Scrape("patroni", REST_PORT, tls=True)),
     probes=(Probe("tls", REST_PORT),),
-    openings=(Opening((POSTGRES_PORT,), ("db", "app")), Opening((REST_PORT,), ("db",))),
+    openings=(Opening((POSTGRES_PORT,), ("db", "app", MONITORS)), Opening((REST_PORT,), ("db",))),
     secrets=(*map(Secret, ROLE_SECRETS.values()), Secret("patroni_rest_password")),
     problems=problems,
 )
@@ -143,6 +155,7 @@ def postgres() -> None:
     )
     tools()
     setup = setup_files()
+    watchdog()
     settings = configuration()
     settings_written = settings.write()
     program = service()
@@ -211,6 +224,21 @@ def setup_files() -> Callable[[], bool]:
     )
 
 
+def watchdog() -> None:
+    """Lets Patroni open the host's watchdog, where there is one."""
+    if host.data.postgres_watchdog == "off":
+        return
+    written = place(ConfigFile(WATCHDOG_RULES, source("postgres/watchdog.rules")))
+    server.shell(
+        name="Give the watchdog to postgres (/dev/watchdog)",
+        commands=[
+            "test ! -e /dev/watchdog || { udevadm control --reload && "
+            "udevadm trigger --settle --action=change /dev/watchdog; }"
+        ],
+        _if=written,
+    )
+
+
 def configuration() -> Configuration:
     """Patroni's settings, PostgreSQL's among them. A reload makes both read their certificates again."""
     text = render(
@@ -223,6 +251,7 @@ def configuration() -> Configuration:
         etcd_port=CLIENT_PORT,
         version=host.data.postgres_version,
         dynamic=cluster_settings(host.data),
+        watchdog=WATCHDOG_MODES[host.data.postgres_watchdog],
         access=access_rules(),
         rest_password=fleet.secret("patroni_rest_password"),
         replication_password=fleet.secret("postgres_replication_password"),
@@ -231,6 +260,8 @@ def configuration() -> Configuration:
     file = ConfigFile("/etc/patroni/patroni.yml", text, mode="640", group="postgres")
     # Patroni's own test asks every member of etcd: with one away, nothing could be changed.
     check = f"{VENV}/bin/python -c 'import yaml; yaml.safe_load(open(\"{file.path}\"))'"
+    if host.data.postgres_watchdog == "required":
+        check += f" && {WATCHDOG_WRITABLE}"
     return Configuration(UNIT, [file], check=check, action="reload", label="patroni")
 
 
@@ -316,6 +347,7 @@ def access_rules() -> list[str]:
     """Lines of pg_hba.conf: who may connect to what, from where. Everything but the local socket is TLS."""
     replication = ["127.0.0.1", *(node.address for node in fleet.hosts("db"))]
     clients = [node.address for node in fleet.hosts("app")]
+    readers = [*clients, *(node.address for node in fleet.hosts(MONITORS))]
     # Patroni asks the server on its own host over 127.0.0.1: without that line an old primary that comes back
     # cannot learn its timeline and never rewinds.
     return [
@@ -323,6 +355,7 @@ def access_rules() -> list[str]:
         *(f"hostssl replication replicator {address}/32 scram-sha-256" for address in replication),
         *(f"hostssl postgres rewinder {node.address}/32 scram-sha-256" for node in fleet.hosts("db")),
         *(f"hostssl relay relay_app,relay_owner {address}/32 scram-sha-256" for address in clients),
+        *(f"hostssl relay relay_reader {address}/32 scram-sha-256" for address in readers),
         "hostssl relay relay_exporter 127.0.0.1/32 scram-sha-256",
     ]
 

@@ -106,10 +106,6 @@ postgres_slot_wal_keep_size = ""
 # Whether the host is reset when Patroni stops looking after a primary: auto (where /dev/watchdog is),
 # required (no host without one becomes primary) or off.
 postgres_watchdog = "auto"
-# Connections of the reporting role relay_reader (Grafana, ad hoc queries), and how long one of its queries
-# may run.
-postgres_reader_connections = 10
-postgres_reader_timeout = "60s"
 
 # With less room than this for its data a primary hands over to a replica that has more: megabytes, or percent
 # of the disk, whichever is more. The reserve is a file beside the data that is freed first.

@@ -5,6 +5,13 @@
 
 Runs as the account postgres, over the local socket: by Patroni after a bootstrap or a restore, and by deploys
 on every database host, where a standby has nothing to do. Needs psycopg (Patroni's environment has it).
+
+relay_reader is for reports (Grafana, questions of the day): it reads the relay's tables and changes nothing;
+its connections and the time of its statements are limited. Provider keys are sealed and tokens hashed in
+those tables; it sees no more of them. It is meant for replicas: connect with the option
+target_session_attrs=prefer-standby, so that a long report never holds the primary up. relay_exporter is for
+monitoring. There is no role for backups: pgBackRest runs on each database host as the account postgres, over
+the local socket.
 """
 
 from __future__ import annotations
@@ -24,23 +31,30 @@ import psycopg
 from psycopg import sql
 
 DATABASE = "relay"
-OWNER, APP, EXPORTER = "relay_owner", "relay_app", "relay_exporter"
+OWNER, APP, EXPORTER, READER = "relay_owner", "relay_app", "relay_exporter", "relay_reader"
 ATTRIBUTES = {
     OWNER: "LOGIN",
     APP: "LOGIN",
     EXPORTER: "LOGIN",
+    READER: "LOGIN",
     "replicator": "LOGIN REPLICATION",
     "rewinder": "LOGIN",
 }
 # The owner's migrations say who holds the lock that they need, and for how long.
 MEMBERSHIPS = {OWNER: "pg_read_all_stats", EXPORTER: "pg_monitor"}
 EXTENSIONS = ("btree_gist", "pg_stat_statements")
-# What relay_owner makes, relay_app may use: (objects, privileges), everywhere in the database.
-DEFAULT_PRIVILEGES = (
-    ("SCHEMAS", ("USAGE",)),
-    ("TABLES", ("SELECT", "INSERT", "UPDATE", "DELETE")),
-    ("SEQUENCES", ("USAGE", "SELECT")),
-)
+# What others may do with all that relay_owner makes, by role: (objects, privileges).
+DEFAULT_PRIVILEGES = {
+    APP: (
+        ("SCHEMAS", ("USAGE",)),
+        ("TABLES", ("SELECT", "INSERT", "UPDATE", "DELETE")),
+        ("SEQUENCES", ("USAGE", "SELECT")),
+    ),
+    READER: (("SCHEMAS", ("USAGE",)), ("TABLES", ("SELECT",))),
+}
+# So that a report takes neither the application's connections nor the server's time.
+READER_CONNECTIONS = 10
+READER_SETTINGS = {"default_transaction_read_only": "on", "statement_timeout": "60s"}
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -89,6 +103,22 @@ def role_differences(connection: Connection, passwords: dict[str, str]) -> Itera
             yield Difference(f"role {name} is missing", (create, password))
 
 
+def limit_differences(connection: Connection) -> Iterator[Difference]:
+    """Limits of the reporting role; asked once it is there."""
+    query = "SELECT rolconnlimit, rolconfig FROM pg_roles WHERE rolname = %s"
+    row = connection.execute(query, (READER,)).fetchone()
+    limit, found = row or (None, None)
+    role = sql.Identifier(READER)
+    if limit != READER_CONNECTIONS:
+        most = sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(role, sql.Literal(READER_CONNECTIONS))
+        yield Difference(f"role {READER} has another limit of connections", (most,))
+    for name, value in READER_SETTINGS.items():
+        if f"{name}={value}" not in (found or []):
+            change = sql.SQL("ALTER ROLE {} SET {} = {}")
+            statement = change.format(role, sql.Identifier(name), sql.Literal(value))
+            yield Difference(f"role {READER} has another {name}", (statement,))
+
+
 def membership_differences(connection: Connection) -> Iterator[Difference]:
     """What the roles may see of the server; asked once they are there."""
     member = "SELECT true FROM pg_auth_members WHERE roleid = to_regrole(%s) AND member = to_regrole(%s)"
@@ -117,7 +147,7 @@ def access_differences(connection: Connection) -> Iterator[Difference]:
     if everybody:
         revoke = sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name)
         yield Difference(f"every role may connect to {DATABASE}", (revoke,))
-    for role in (APP, EXPORTER):
+    for role in (APP, EXPORTER, READER):
         if everybody or not _one(
             connection, "SELECT has_database_privilege(%s, %s, 'CONNECT')", role, DATABASE
         ):
@@ -134,29 +164,44 @@ def content_differences(connection: Connection) -> Iterator[Difference]:
     if _one(connection, "SELECT has_schema_privilege('public', 'public', 'CREATE')"):
         revoke = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC").format(sql.Identifier("public"))
         yield Difference("every role may create in schema public", (revoke,))
-    wanted = sum(len(privileges) for _, privileges in DEFAULT_PRIVILEGES)
-    if _granted_by_default(connection) != wanted:
-        yield Difference(f"{APP} may not use all that {OWNER} makes", tuple(_default_grants()))
+    for role, privileges in DEFAULT_PRIVILEGES.items():
+        if _granted_by_default(connection, role) != sum(len(granted) for _, granted in privileges):
+            yield Difference(f"{role} may not use all that {OWNER} makes", tuple(_default_grants(role)))
+    for schema, table in _unreadable(connection):
+        grant = sql.SQL("GRANT SELECT ON {} TO {}").format(
+            sql.Identifier(schema, table), sql.Identifier(READER)
+        )
+        yield Difference(f"{READER} may not read {schema}.{table}", (grant,))
 
 
-def _granted_by_default(connection: Connection) -> int:
+def _granted_by_default(connection: Connection, role: str) -> int:
     return int(
         _one(
             connection,
             "SELECT count(*) FROM pg_default_acl d, aclexplode(d.defaclacl) a WHERE d.defaclnamespace = 0"
             " AND d.defaclrole = to_regrole(%s) AND a.grantee = to_regrole(%s)",
             OWNER,
-            APP,
+            role,
         )
     )
 
 
-def _default_grants() -> Iterator[sql.Composed]:
-    for objects, privileges in DEFAULT_PRIVILEGES:
+def _default_grants(role: str) -> Iterator[sql.Composed]:
+    for objects, privileges in DEFAULT_PRIVILEGES[role]:
         statement = (
             f"ALTER DEFAULT PRIVILEGES FOR ROLE {{}} GRANT {', '.join(privileges)} ON {objects} TO {{}}"
         )
-        yield sql.SQL(statement).format(sql.Identifier(OWNER), sql.Identifier(APP))
+        yield sql.SQL(statement).format(sql.Identifier(OWNER), sql.Identifier(role))
+
+
+def _unreadable(connection: Connection) -> list[tuple[Any, ...]]:
+    """(schema, table) of the owner's tables and views that were made before the reader was."""
+    return connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind IN ('r', 'p', 'v', 'm') AND c.relowner = to_regrole(%s)"
+        " AND NOT has_table_privilege(%s, c.oid, 'SELECT') ORDER BY 1, 2",
+        (OWNER, READER),
+    ).fetchall()
 
 
 # Verifiers are nothing for logs and statistics either.
@@ -189,6 +234,7 @@ def set_up(conninfo: str, passwords: dict[str, str], *, apply: bool) -> list[str
         if _one(connection, "SELECT pg_is_in_recovery()"):
             return []
         handle(connection, lambda: role_differences(connection, passwords))
+        handle(connection, lambda: limit_differences(connection))
         handle(connection, lambda: membership_differences(connection))
         handle(connection, lambda: database_differences(connection))
         if found and not apply:

@@ -116,6 +116,23 @@ def test_superuser_has_no_way_in(host: Any) -> None:
         assert "no pg_hba.conf entry" in refused.stderr
 
 
+def test_reports_read_and_change_nothing() -> None:
+    """relay_reader may select what the relay made; it has no other right, and its connections are limited."""
+    host = primary()
+    may = "select bool_and({}) from pg_tables where tableowner = 'relay_owner'"
+    table = "format('%I.%I', schemaname, tablename)"
+    command = "cd / && runuser -u postgres -- psql -XAtq -d relay -c {}"
+    reads = may.format(f"has_table_privilege('relay_reader', {table}, 'SELECT')")
+    writes = may.format(
+        f"not has_table_privilege('relay_reader', {table}, 'INSERT, UPDATE, DELETE, TRUNCATE')"
+    )
+    for statement in (reads, writes):
+        assert host.check_output(command.format(shlex.quote(statement))).strip() == "t"
+    limited = "select rolconnlimit > 0 and not rolsuper from pg_roles where rolname = 'relay_reader'"
+    assert query(host, limited) == "t"
+    assert reaches(fleet.hosts("ops")[0].name, address(fleet.hosts("db")[0].name), 5432)
+
+
 def test_passwords_are_scram_and_set() -> None:
     """Every login role has a SCRAM password of its own; the superuser has none."""
     host = primary()
@@ -162,6 +179,17 @@ def test_patroni_wants_a_password(host: Any) -> None:
     assert host.check_output(f"{curl} -X POST {url}/reload") == "401"
     assert host.check_output(f"{curl} {url}/health") == "200"
     assert host.run(f"curl --silent --max-time 5 http://{url.removeprefix('https://')}/health").rc != 0
+
+
+def test_the_primary_holds_its_watchdog() -> None:
+    """Where a host has a watchdog, Patroni holds that of the primary; one that is required is there."""
+    setting = INVENTORY.get_host(fleet.hosts("db")[0].name).data.postgres_watchdog
+    host = primary()
+    there = host.run("test -e /dev/watchdog").rc == 0
+    assert there or setting != "required"
+    if there and setting != "off":
+        held = host.run("ls -l /proc/$(systemctl show --value --property MainPID patroni)/fd")
+        assert "/dev/watchdog" in held.stdout
 
 
 def test_data_checksums(host: Any) -> None:

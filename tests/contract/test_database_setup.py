@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 import pytest
 
 from templates.postgres import database_setup as setup
+from tests.contract.conftest import Database
 
-CREATED_ROLES = ("replicator", "rewinder")
+CREATED_ROLES = ("replicator", "rewinder", setup.READER)
 
 
 PASSWORDS = {name: f"password-of-{name}" for name in setup.ATTRIBUTES}
@@ -112,8 +114,83 @@ def test_what_was_revoked_by_hand_comes_back(server: str) -> None:
         "every role may connect to relay",
         "role relay_app may not connect to relay",
         "role relay_exporter may not connect to relay",
+        "role relay_reader may not connect to relay",
     ]
     assert _apply(server) == []
+
+
+def test_the_reader_reads_what_the_owner_makes_and_changes_nothing(server: str) -> None:
+    _apply(server)
+    with _relay(server, "relay_owner") as owner:
+        owner.execute("create table charge (id int)")
+        owner.execute("insert into charge values (7)")
+        owner.execute("create schema inner_room create table thing (id int)")
+    with _relay(server, "relay_reader") as reader:
+        assert reader.execute("select id from charge").fetchall() == [(7,)]
+        assert reader.execute("select count(*) from inner_room.thing").fetchone() == (0,)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            reader.execute("insert into charge values (8)")
+        # Who switches that off has no right to write either, nor to see the verifiers of passwords.
+        reader.execute("set default_transaction_read_only = off")
+        for statement in (
+            "insert into charge values (8)",
+            "delete from charge",
+            "create table mine (id int)",
+            "select rolpassword from pg_authid",
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'relay_owner'",
+        ):
+            with _relay(server, "relay_owner"), pytest.raises(psycopg.errors.InsufficientPrivilege):
+                reader.execute(statement.encode())
+
+
+def test_a_report_ends_after_its_time_and_there_are_few_at_once(server: str) -> None:
+    _apply(server)
+    with ExitStack() as opened:
+        readers = [
+            opened.enter_context(_relay(server, "relay_reader")) for _ in range(setup.READER_CONNECTIONS)
+        ]
+        with pytest.raises(psycopg.OperationalError, match="too many connections for role"):
+            _relay(server, "relay_reader")
+        assert readers[0].execute("show statement_timeout").fetchone() == ("1min",)
+
+
+def test_a_reader_that_comes_later_reads_what_is_there_already(server: str) -> None:
+    """As in a fleet that is older than the role."""
+    _apply(server)
+    with _relay(server, "relay_owner") as owner:
+        owner.execute("create table charge (id int)")
+    with psycopg.connect(server, dbname="relay", autocommit=True) as connection:
+        connection.execute("drop owned by relay_reader")
+        connection.execute("drop role relay_reader")
+    told = _apply(server)
+    assert "role relay_reader is missing" in told
+    assert "relay_reader may not read public.charge" in told
+    with _relay(server, "relay_reader") as reader:
+        reader.execute("select * from charge")
+    assert _apply(server) == []
+
+
+def test_limits_of_the_reader_that_were_changed_by_hand_come_back(server: str) -> None:
+    _apply(server)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("alter role relay_reader connection limit -1 ")
+        connection.execute("alter role relay_reader set statement_timeout = 0")
+    assert _apply(server) == [
+        "role relay_reader has another limit of connections",
+        "role relay_reader has another statement_timeout",
+    ]
+    assert _apply(server) == []
+
+
+def test_the_reader_may_call_none_of_the_ledgers_writers(server: str, database: Database) -> None:
+    _apply(server)
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as connection:
+        callable_by = connection.execute(
+            "select p.oid::regprocedure::text from pg_proc p"
+            " where p.prosecdef and p.prorettype <> 'trigger'::regtype"
+            " and has_function_privilege('relay_reader', p.oid, 'execute')"
+        ).fetchall()
+    assert callable_by == []
 
 
 @pytest.mark.parametrize("stored", [None, "", "md5abc", "SCRAM-SHA-256$4096:c2FsdA==$AAAA:BBBB"])

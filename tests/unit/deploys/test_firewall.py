@@ -48,7 +48,7 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
         (
             "db1",
             _rules("tcp", (2379, 2380, 8008), *DB)
-            | _rules("tcp", (5432,), *DB, *APP)
+            | _rules("tcp", (5432,), *DB, *APP, *OPS)
             | _rules("tcp", (2381, 8008, 9187), *OPS),
         ),
         ("ops1", _rules("tcp", (5000, 6379), *APP, *OPS) | _rules("tcp", (9121,), *OPS)),
@@ -63,7 +63,7 @@ def test_a_host_opens_what_its_roles_need_and_no_more(fake_role: Any, host: str,
 
 def test_rules_that_are_there_are_left_alone(fake_role: Any) -> None:
     opened = _allowed(fake_role(base.base, "db1", responses={"user.rules": PRESENT}))
-    assert {rule for rule in opened if " 5432 " in rule} == _rules("tcp", (5432,), *DB, "22", "23")
+    assert {rule for rule in opened if " 5432 " in rule} == _rules("tcp", (5432,), *DB, "22", "23", *OPS)
 
 
 def test_ssh_is_open_before_the_rest_is_closed(fake_role: Any) -> None:

@@ -67,6 +67,12 @@ def test_the_application_connects_from_app_hosts_only(configuration: Any) -> Non
     assert [rule.split()[3] for rule in rules] == [f"172.30.77.{last}/32" for last in (21, 22, 23)]
 
 
+def test_reports_are_made_from_app_and_ops_hosts_only(configuration: Any) -> None:
+    rules = [line for line in configuration["postgresql"]["pg_hba"] if "relay_reader" in line]
+    assert [rule.split()[3] for rule in rules] == [f"172.30.77.{last}/32" for last in (21, 22, 23, 41)]
+    assert all(rule.split()[:3] == ["hostssl", "relay", "relay_reader"] for rule in rules)
+
+
 def test_values_of_statements_stay_out_of_the_log(configuration: Any) -> None:
     parameters = configuration["bootstrap"]["dcs"]["postgresql"]["parameters"]
     assert parameters["log_parameter_max_length"] == parameters["log_parameter_max_length_on_error"] == 0
@@ -88,7 +94,8 @@ def test_secrets_are_in_files_of_their_account_only(outcome: Any, sandbox_invent
 
 def test_each_role_has_a_password_of_its_own(outcome: Any) -> None:
     passwords = json.loads(outcome.files["/etc/relay/database.json"])
-    assert set(passwords) == {"relay_owner", "relay_app", "relay_exporter", "replicator", "rewinder"}
+    roles = {"relay_owner", "relay_app", "relay_exporter", "relay_reader", "replicator", "rewinder"}
+    assert set(passwords) == roles
     assert len(set(passwords.values())) == len(passwords)
 
 
@@ -249,3 +256,40 @@ def test_the_others_let_a_new_member_in_before_it_is_waited_for(outcome: Any) ->
     load = next(i for i, name in enumerate(names) if "patroni: test, then" in name)
     wait = next(i for i, name in enumerate(names) if "Wait until PostgreSQL serves" in name)
     assert load < wait
+
+
+def test_a_watchdog_is_used_where_the_host_has_one(outcome: Any, configuration: Any) -> None:
+    """The lease minus the margin is the time after which the host is reset; Patroni must look more often."""
+    watchdog, cluster = configuration["watchdog"], configuration["bootstrap"]["dcs"]
+    assert (watchdog["mode"], watchdog["device"]) == ("automatic", "/dev/watchdog")
+    assert cluster["ttl"] - watchdog["safety_margin"] > 2 * cluster["loop_wait"]
+    assert 'GROUP="postgres"' in outcome.files[postgres.WATCHDOG_RULES]
+    (given,) = [line for line in outcome.commands if "udevadm" in line]
+    assert given.startswith("test ! -e /dev/watchdog ||")
+
+
+def test_a_watchdog_that_is_required_is_tested_before_patroni_must_have_it(fake_role: Any) -> None:
+    def loads(mode: str) -> tuple[Any, str]:
+        outcome = fake_role(postgres.postgres, "db2", responses=RUNNING, data={"postgres_watchdog": mode})
+        text = yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])
+        (load,) = [line for line in outcome.commands if "yaml.safe_load" in line]
+        return text["watchdog"]["mode"], load
+
+    mode, load = loads("required")
+    assert mode == "required"
+    assert "test -w /dev/watchdog" in load
+    mode, load = loads("auto")
+    assert "/dev/watchdog" not in load
+
+
+def test_without_a_watchdog_nothing_is_given_to_postgres(fake_role: Any) -> None:
+    outcome = fake_role(postgres.postgres, "db2", responses=RUNNING, data={"postgres_watchdog": "off"})
+    assert yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])["watchdog"]["mode"] == "off"
+    assert postgres.WATCHDOG_RULES not in outcome.files
+
+
+@pytest.mark.parametrize("value", ["on", "automatic", "", None, False])
+def test_another_value_for_the_watchdog_is_refused(sandbox_inventory: Any, value: object) -> None:
+    sandbox_inventory.override_data["postgres_watchdog"] = value
+    (problem,) = postgres.problems()
+    assert problem == f"`postgres_watchdog` is {value!r}: write one of auto, required, off"

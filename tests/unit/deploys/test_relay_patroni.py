@@ -183,7 +183,7 @@ def test_an_interrupted_run_goes_on_where_it_was(program: Any) -> None:
 def test_a_replica_that_does_not_come_back_ends_it(program: Any) -> None:
     """As with a setting that a host has no memory for: the primary and the other replica go on."""
     cluster = make({"shared_buffers": 2}, broken_by_restart={"db2"})
-    with pytest.raises(program.Failed, match="db2 is start failed. Nothing else is restarted"):
+    with pytest.raises(program.Failed, match=r"db2 is start failed\. Nothing else is restarted"):
         restart_pending(program, cluster)
     assert cluster.verbs() == ["restart db2"]
 
@@ -213,7 +213,7 @@ def test_what_is_refused_is_an_error_that_says_what_to_do(program: Any) -> None:
     for name in ("db2", "db3"):
         cluster.start(cluster.servers[name])
     cluster.refuses = {"db2", "db3"}
-    with pytest.raises(program.Failed, match="db1 could not hand over .*It goes on as primary"):
+    with pytest.raises(program.Failed, match=r"db1 could not hand over .*It goes on as primary"):
         restart_pending(program, cluster)
     assert cluster.primary == "db1"
 
