@@ -19,13 +19,17 @@ DATABASE_SECONDS = 2.0
 
 
 class Health:
-    """Readiness of this replica. Set ``draining`` when it is about to stop."""
+    """Readiness of this replica."""
 
     def __init__(self, pool: AsyncConnectionPool, limits: Limits) -> None:
         self._pool, self._limits = pool, limits
         self._checked, self._database = 0.0, False
         self._lock = asyncio.Lock()
         self.draining = False
+
+    def drain(self) -> None:
+        """The replica is about to stop: from now on it is not ready."""
+        self.draining = True
 
     async def ready(self, send: Send) -> None:
         """200, or 503 while draining or without database. Redis is told but never decides."""

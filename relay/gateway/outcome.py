@@ -20,6 +20,7 @@ from relay.routing.channels import Channel
 from relay.telemetry.logs import redact
 
 NETWORK = "network"
+NOT_SENT = "not_sent"
 MAX_RETRY_AFTER = 3600
 MAX_LOGGED = 300
 OVERLOADED = frozenset({429, 503, 529})
@@ -86,7 +87,7 @@ def _of_provider(call: Call, failure: BaseException) -> Outcome | None:
         return _refusal(call, call.status or 200, refusal.said_of(failure.error))
     if isinstance(failure, NotSent):
         error = errors.bad_gateway()
-        return Outcome(error.reason, "not_sent", NETWORK, error, _clean(call, failure), True, may_bill=False)
+        return Outcome(error.reason, NOT_SENT, NETWORK, error, _clean(call, failure), True, may_bill=False)
     if isinstance(failure, TimedOut | TimeoutError):
         error = _undelivered(call, errors.gateway_timeout())
         word = "timeout" if call.first_byte is not None else error.reason

@@ -209,9 +209,11 @@ def run(
     settings: Mapping[str, str] | None = None,
     model_map: Mapping[str, str] | None = None,
     costs: CostBook | None = None,
+    channels: int | None = None,
     **fields: Any,
 ) -> Result:
-    """One call; ``providers``: what each channel, in the order of attempts, answers or fails of."""
+    """One call; ``providers``: what each attempt comes to, the last one's again for each that follows.
+    There are as many channels, or ``channels``."""
     body = {
         "model": "mine",
         "messages": [{"role": "user", "content": "Hi?"}],
@@ -224,12 +226,12 @@ def run(
     now = datetime.now(UTC)
     version = PriceVersion(1, "mine", "sell", "", "", "USD", now, None, 1, 0, False, rows)
     made = ledger or FakeLedger()
-    channels = FakeChannels(
+    table = FakeChannels(
         [
             Channel(
                 n, f"c{n}", "openai", "http://10.1.2.3:8000/v1", KEY, frozenset(), dict(model_map or {}), 0, 1
             )
-            for n in range(1, len(providers) + 1)
+            for n in range(1, (channels or len(providers)) + 1)
         ]
     )
     metrics = Metrics()
@@ -237,12 +239,12 @@ def run(
 
     class FakeTransport:
         async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> FakeReply:
-            reply = waiting.pop(0)
+            reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
             if isinstance(reply, Exception):
                 raise reply
             return reply
 
-    services = Services(*cast(Any, (read, None, channels, None, None, made, FakeTransport(), metrics)))
+    services = Services(*cast(Any, (read, None, table, None, None, made, FakeTransport(), metrics)))
     caller = cast(Caller, type("Caller", (), {"account_id": 1, "token_id": 2})())
     sent: list[Message] = []
     who = customer or Customer()
@@ -288,7 +290,7 @@ def run(
         return None, time.monotonic() - began
 
     raised, seconds = asyncio.run(scenario())
-    return Result(made, channels, metrics, sent, raised, seconds)
+    return Result(made, table, metrics, sent, raised, seconds)
 
 
 WHOLE: dict[str, Any] = {

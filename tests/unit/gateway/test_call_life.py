@@ -13,7 +13,7 @@ import pytest
 from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.formats import openai_chat_answer
-from relay.gateway import lifecycle, stream_response
+from relay.gateway import failover, lifecycle, stream_response
 from relay.ledger.errors import LedgerUnavailable, StatementRefused
 from relay.providers.transport import Broken, NotSent, TimedOut
 from relay.telemetry.logs import JsonFormatter
@@ -40,6 +40,12 @@ from tests.unit.gateway.rig import (
 )
 
 both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cannot be reached is asked again at once."""
+    monkeypatch.setattr(failover, "CONNECT_PAUSES", (0.001,) * 4)
 
 
 # ---------------------------------------------------------------------- what is charged
@@ -280,6 +286,37 @@ def test_the_last_failure_is_told_and_costs_nothing(name: str) -> None:
     assert isinstance(result.raised, ApiError)
     assert result.raised.status in (502, 503, 504)
     assert (result.ledger.charged, result.sent) == (0, [])
+    assert len(result.attempts) == 1
+
+
+@both
+@pytest.mark.parametrize("refusals", [1, 2, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_who_starts_anew_is_asked_again(stream: bool, refusals: int, channels: int) -> None:
+    """A connection that is refused is no attempt that could have cost something."""
+    refused = [NotSent("refused")] * refusals
+    result = run(*refused, good(stream), stream=stream, channels=channels)
+    assert (result.raised, result.ledger.charged) == (None, 75_000)
+    outcomes = [attempt["outcome"] for attempt in result.attempts]
+    assert outcomes == ["not_sent"] * min(refusals, channels) + ["ok"], "each channel's refusal is told once"
+
+
+@pytest.mark.parametrize("failing", [Broken("reset"), TimedOut("slow"), answers(b"", status=500)])
+def test_who_may_have_done_the_work_is_not_asked_again(failing: FakeReply | Exception) -> None:
+    result = run(NotSent("refused"), failing, good(True), channels=1)
+    assert isinstance(result.raised, ApiError)
+    assert len(result.attempts) == 2
+    result = run(failing, NotSent("refused"), NotSent("refused"), good(True), channels=2)
+    assert result.raised is None
+    assert [attempt["channel_id"] for attempt in result.attempts] == [1, 2, 2]
+
+
+def test_who_is_not_there_is_asked_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failover, "CONNECT_PAUSES", (0.1,) * 1000)
+    monkeypatch.setattr(failover, "CONNECT_SECONDS", 0.5)
+    result = run(NotSent("refused"))
+    assert isinstance(result.raised, ApiError)
+    assert 0.3 < result.seconds < 1
     assert len(result.attempts) == 1
 
 
