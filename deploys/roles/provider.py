@@ -9,7 +9,7 @@ from pyinfra.context import host
 from pyinfra.operations import apt, files, server
 
 from deploys.lib import fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
 from deploys.lib.role import Opening, Role
 from deploys.lib.secrets import Secret
 
@@ -18,6 +18,8 @@ PACKAGES = ["python3-starlette", "python3-uvicorn"]
 PORT = 9443
 SOURCE = fleet.REPOSITORY / "deploys/sandbox/provider"
 ACCOUNT = "provider"
+UNIT = "provider"
+CERTIFICATE = "/etc/provider/certificate.arguments"
 
 ROLE = Role("provider", "provider", openings=(Opening((PORT,)),), secrets=(Secret("provider_api_key"),))
 
@@ -36,11 +38,27 @@ def provider() -> None:
     )
     for path in host.loop(["/opt/provider/provider", "/etc/provider"]):
         files.directory(name=f"Make {path}", path=path, user="root", group="root", mode="755")
+    shown = certificate()
+    written = shown.write()
     Configuration(
-        "provider",
+        UNIT,
         [*program(), api_key(), unit()],
         check="cd /opt/provider && python3 -B -m provider --help >/dev/null",
     ).keep()
+    shown.load(written)
+
+
+def certificate() -> Configuration:
+    """Which certificate the program shows. It is told to read a new one, since a restart would fail calls."""
+    cert, key = f"{TLS}/host.crt", f"{TLS}/host.key"
+    program = "import ssl, sys; ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*sys.argv[1:])"
+    return Configuration(
+        UNIT,
+        [ConfigFile(CERTIFICATE, f"--tls-cert={cert}\n--tls-key={key}\n")],
+        check=f"python3 -c '{program}' {cert} {key}",
+        action="reload",
+        label="provider-certificate",
+    )
 
 
 def program() -> list[ConfigFile]:
@@ -62,4 +80,7 @@ def api_key() -> ConfigFile:
 
 def unit() -> ConfigFile:
     """The service."""
-    return ConfigFile(f"{SYSTEMD_UNITS}provider.service", render("provider/provider.service.j2", port=PORT))
+    return ConfigFile(
+        f"{SYSTEMD_UNITS}provider.service",
+        render("provider/provider.service.j2", port=PORT, certificate=CERTIFICATE),
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import signal
+import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -12,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from deploys.lib import pki
 from relay.providers.transport import (
@@ -24,7 +27,7 @@ from relay.providers.transport import (
     TransportError,
 )
 from tests.contract.conftest import Database, free_port
-from tests.contract.relay_rig import MODEL, Customer, Provider, Relay, asks, running_provider
+from tests.contract.relay_rig import MODEL, Customer, Provider, Relay, asks, eventually, running_provider
 
 LIMITS = Timeouts(connect=0.5, first_byte=0.5, idle=0.5, total=3)
 SMALL = 1000
@@ -299,6 +302,31 @@ def test_providers_are_verified(tls_provider: Provider, authority: tuple[str, st
         post_over_tls(tls_provider.url, None)
     with pytest.raises(TransportError):
         post_over_tls(tls_provider.url.replace("localhost", "127.0.0.1"), authority[2])
+
+
+def test_a_renewed_certificate_is_shown_to_who_connects_later_and_cuts_nobody(
+    tls_provider: Provider, authority: tuple[str, str, Path], tmp_path: Path
+) -> None:
+    address = ("localhost", int(tls_provider.url.rpartition(":")[2]))
+
+    def shown() -> str:
+        return ssl.get_server_certificate(address)
+
+    def shows(certificate: str) -> Callable[[], bool]:
+        return lambda: shown() == certificate
+
+    client = urllib3.HTTPSConnectionPool(*address, ca_certs=str(authority[2]))
+    assert client.request("GET", "/healthz").status == 200
+    before = shown()
+    assert before == (tmp_path / "leaf.crt").read_text()
+    for content, expected in (("nonsense", before), (None, None)):
+        leaf, leaf_key = pki.issue(pki.Subject("provider", ("localhost",)), *authority[:2])
+        (tmp_path / "leaf.crt").write_text(content or leaf)
+        (tmp_path / "leaf.key").write_text(leaf_key)
+        tls_provider.process.signal(signal.SIGHUP)
+        eventually(shows(expected or leaf), 5)
+        assert client.request("GET", "/healthz").status == 200
+    assert client.num_connections == 1, "the connection is kept"
 
 
 def test_a_paid_call_over_tls(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
+import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -12,9 +16,12 @@ import uvicorn
 from .app import Provider
 from .books import Books
 
-EXAMPLE = """example:
+EXAMPLE = """Arguments may come from a file, one a line, given as @FILE. SIGHUP reads them again and loads the
+certificate that they name; connections stay, and calls go on.
+
+example:
   PROVIDER_API_KEY=change-me python3 -m provider --port 9443 --books /var/lib/provider/books.sqlite \\
-      --tls-cert /etc/relay/tls/host.crt --tls-key /etc/relay/tls/host.key
+      --tls-cert server.crt --tls-key server.key
   curl -H 'Authorization: Bearer change-me' https://provider1.sandbox.test:9443/books/totals
 """
 
@@ -26,6 +33,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        fromfile_prefix_chars="@",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9443, help="port to listen on (default: %(default)s)")
@@ -38,6 +46,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class Server(uvicorn.Server):
+    """Loads its certificate anew at SIGHUP; whoever is connected keeps the old one."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        if not self.config.loaded:
+            self.config.load()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        await super().serve(sockets)
+
+    def _reload(self) -> None:
+        options = arguments()
+        if self.config.ssl is None or options.tls_cert is None:
+            return
+        try:
+            self.config.ssl.load_cert_chain(options.tls_cert, options.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            print(f"provider: the certificate is as before: {options.tls_cert}: {error}", file=sys.stderr)
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT."""
     options = arguments()
@@ -47,7 +75,7 @@ def main() -> int:
         return 2
     books = Books(options.books)
     try:
-        uvicorn.run(
+        config = uvicorn.Config(
             Provider(books, key),
             host=options.host,
             port=options.port,
@@ -57,6 +85,7 @@ def main() -> int:
             access_log=False,
             lifespan="off",
         )
+        Server(config).run()
     finally:
         books.close()
     return 0

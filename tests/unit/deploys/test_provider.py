@@ -33,3 +33,14 @@ def test_the_unit_shows_no_secret(outcome: Any, sandbox_inventory: Any) -> None:
     unit = outcome.files["/etc/systemd/system/provider.service"]
     assert "--api-key-file /etc/provider/api.key" in unit
     assert fleet.secret("provider_api_key") not in unit
+
+
+def test_a_new_certificate_is_read_without_a_restart(outcome: Any) -> None:
+    unit = outcome.files["/etc/systemd/system/provider.service"]
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
+    assert f"@{provider.CERTIFICATE}" in unit
+    named = outcome.files[provider.CERTIFICATE]
+    assert named == "--tls-cert=/etc/relay/tls/host.crt\n--tls-key=/etc/relay/tls/host.key\n"
+    assert "host.crt" not in "".join(
+        text for path, text in outcome.files.items() if path != provider.CERTIFICATE
+    )

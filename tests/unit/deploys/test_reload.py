@@ -21,7 +21,7 @@ CERTIFIED = {
     "base": {"fleet-ca"},
     "registry": {"docker-registry"},
     "objectstore": {"seaweedfs"},
-    "provider": {"provider"},
+    "provider": {"provider-certificate"},
     "etcd": {"etcd"},
     "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
