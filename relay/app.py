@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +43,7 @@ from relay.price_book.cache import PriceBook
 from relay.providers.transport import AiohttpTransport, Timeouts
 from relay.routing.channels import ChannelTable
 from relay.routing.key_cipher import KeyCipher
+from relay.server import Server
 from relay.settings import Settings
 from relay.store import schema
 from relay.store.changes import Changes
@@ -152,29 +152,6 @@ class App:
         return next((route for prefix, route in self._prefixes.items() if path.startswith(prefix)), None)
 
 
-class Server(uvicorn.Server):
-    """Stops in two steps: answering but not ready for ``drain_seconds``, then closed to new connections."""
-
-    def __init__(self, config: uvicorn.Config, health: Health, drain_seconds: float) -> None:
-        super().__init__(config)
-        self._health, self._drain_seconds = health, drain_seconds
-        self._loop = asyncio.get_running_loop()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal drains, a second one stops at once."""
-        self._loop.call_soon_threadsafe(self._stop if self._health.draining else self._drain)
-
-    def _drain(self) -> None:
-        self._health.draining = True
-        # uvicorn adds these to every response: whoever keeps a connection goes elsewhere for the next call.
-        self.config.encoded_headers.append((b"connection", b"close"))
-        log.info("draining")
-        self._loop.call_later(self._drain_seconds, self._stop)
-
-    def _stop(self) -> None:
-        self.should_exit = True
-
-
 async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services, Health, pricing.PricingApi]:
     dsn = settings.require("database_url")
     cipher = KeyCipher(settings.require("seal_key"))
@@ -248,7 +225,7 @@ async def _serve(settings: Settings) -> None:
             timeout_graceful_shutdown=int(settings.grace_seconds),
             backlog=4096,
         )
-        await Server(config, health, settings.drain_seconds).serve()
+        await Server(config, settings.drain_seconds, health.drain).serve()
         if app.running:
             # Cut at the end of the grace; what they delivered is being charged.
             await asyncio.wait(app.running, timeout=settings.settle_seconds)

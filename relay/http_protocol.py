@@ -42,6 +42,26 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._close_unless_more_comes()
 
+    def drain(self, seconds: float) -> None:
+        """The server will stop. An answer that begins from now on says that the connection ends; a client
+        that was not told may still send a request: it is waited for until it has been silent for ``seconds``.
+        """
+        self.timeout_keep_alive = seconds  # type: ignore[assignment]
+        for cycle in self._unanswered():
+            cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server stops, see drain()."""
+        for cycle in self._unanswered():
+            cycle.keep_alive = False
+        if self.cycle is None or self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self._close_unless_more_comes()
+
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        cycles = [self.cycle, *(cycle for cycle, _ in self.pipeline)]
+        return [cycle for cycle in cycles if cycle is not None and not cycle.response_started]
+
     def data_received(self, data: bytes) -> None:
         """What the client sent."""
         if self._deaf:

@@ -115,7 +115,7 @@ class Settings:
             hold_wait_seconds=read.number("HOLD_WAIT_SECONDS", 20),
             settle_seconds=read.number("SETTLE_SECONDS", 60),
             hold_margin_seconds=read.number("HOLD_MARGIN_SECONDS", 60),
-            drain_seconds=read.number("DRAIN_SECONDS", 3, least=0),
+            drain_seconds=read.number("DRAIN_SECONDS", 5, least=0),
             grace_seconds=read.number("GRACE_SECONDS", 120, least=0),
             keep_usage_months=int(read.number("KEEP_USAGE_MONTHS", 13, least=6)),
             keep_holds_days=int(read.number("KEEP_HOLDS_DAYS", 35, least=35)),

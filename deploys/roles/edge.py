@@ -17,7 +17,7 @@ from deploys.lib import fleet, pki
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.timing import relation
-from deploys.roles.relay import API_PORT
+from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
 
@@ -25,6 +25,10 @@ CONFIG = "/etc/nginx"
 EXPORTER_PORT = 9113
 # By how much the relay is quicker than the edge to give up.
 EDGE_MARGIN_SECONDS = 5
+# How long the edge keeps an idle connection to a relay, and by how much longer a relay that stops serves it.
+UPSTREAM_IDLE_SECONDS, IDLE_MARGIN_SECONDS = 3, 1
+# For so long nothing is sent to a relay that has refused twice. It is over before the next one is replaced.
+FAIL_SECONDS = ROLL_PAUSE_SECONDS - 1
 STATUS = "127.0.0.1:8080"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
 TEMPLATES = ("tls", "limits", "log", "errors", "headers", "upstream", "proxy", "servers")
@@ -50,8 +54,14 @@ def problems() -> Iterator[str]:
     )
     yield from relation(
         "edge_retry_timeout",
-        {"edge_connect_timeout": 2},
-        "a call that meets a dead relay would not be tried on a second one",
+        {"edge_connect_timeout": 3},
+        "a call that meets two relays that are away would not be tried on a third one",
+    )
+    yield from relation(
+        "relay_drain_seconds",
+        {},
+        "a relay that stops would close connections that the edge still uses",
+        more=UPSTREAM_IDLE_SECONDS + IDLE_MARGIN_SECONDS,
     )
 
 
@@ -95,7 +105,8 @@ class EdgeSettings:
     drain_timeout: str
     connect_timeout: str = "1s"
     retry_timeout: str = "5s"
-    upstream_idle: str = "3s"
+    upstream_idle: str = f"{UPSTREAM_IDLE_SECONDS}s"
+    fail_timeout: str = f"{FAIL_SECONDS}s"
     http_listen: str = "80"
     https_listen: str = "443"
     status_listen: str = STATUS

@@ -46,6 +46,8 @@ API_PORT, METRICS_PORT = 8000, 8001
 HOLD_MARGIN_SECONDS = 10
 # How long a new replica may take to be healthy (stack.yml: start_period and retries), and to be watched.
 START_SECONDS = 100
+# Between a new replica that is healthy and the stop of the next one: edges have found it by then.
+ROLL_PAUSE_SECONDS = 6
 HEALTH_CHECK = (
     f"import socket, sys; s = socket.create_connection(('127.0.0.1', {API_PORT}), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
@@ -185,7 +187,8 @@ def roll(reference: str, values: Mapping[str, Any]) -> Commands:
 
 def roll_seconds() -> int:
     """How long a roll may take: one replica after the other ends its calls and the next becomes healthy."""
-    return len(fleet.hosts("app")) * (int(seconds("relay_stop_grace")) + START_SECONDS)
+    replacing = int(seconds("relay_stop_grace")) + START_SECONDS + ROLL_PAUSE_SECONDS
+    return len(fleet.hosts("app")) * replacing
 
 
 def _runs(deployed: Mapping[str, Any], pinned: str, stack_hash: str, replicas: int) -> bool:
@@ -249,6 +252,7 @@ def stack_values() -> dict[str, Any]:
         "health_check": HEALTH_CHECK,
         "ca_config": named("ca", fleet.secret("ca_trusted")),
         "named_hosts": fleet.hosts("provider"),
+        "roll_pause": f"{ROLL_PAUSE_SECONDS}s",
         "stop_grace": f"{seconds('relay_stop_grace'):g}s",
         "replicas": replicas,
         "api_port": API_PORT,

@@ -147,8 +147,8 @@ relay_settle_seconds = 60
 relay_hold_margin_seconds = 60
 # Most memory that one replica may take.
 relay_memory = "1G"
-# A replica that is being replaced answers new calls for so long, until everybody knows ...
-relay_drain_seconds = 3
+# A replica that is being replaced answers new calls for so long, until edges have closed what they kept ...
+relay_drain_seconds = 5
 # ... and finishes its streams for so long. Then it settles (relay_settle_seconds).
 relay_grace_seconds = 120
 # Docker kills it after this time: at least the three together.

@@ -15,7 +15,7 @@ import yaml
 from pyinfra.api.inventory import Inventory
 
 from deploys.lib import fleet, relay_image
-from deploys.roles import postgres, relay
+from deploys.roles import edge, postgres, relay
 
 DIGEST = f"sha256:{'ab' * 32}"
 PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
@@ -40,6 +40,14 @@ def test_one_replica_a_node_pinned_by_digest(stack: dict[str, Any]) -> None:
 def test_a_roll_takes_one_replica_at_a_time_and_rolls_back(stack: dict[str, Any]) -> None:
     update = stack["services"]["relay"]["deploy"]["update_config"]
     assert (update["parallelism"], update["order"], update["failure_action"]) == (1, "stop-first", "rollback")
+
+
+def test_edges_have_found_a_new_replica_before_the_next_one_stops(stack: dict[str, Any]) -> None:
+    """With two replicas nothing would be left to try otherwise."""
+    deploy = stack["services"]["relay"]["deploy"]
+    pauses = {deploy[config]["delay"] for config in ("update_config", "rollback_config")}
+    assert pauses == {f"{relay.ROLL_PAUSE_SECONDS}s"}
+    assert edge.FAIL_SECONDS < relay.ROLL_PAUSE_SECONDS
 
 
 def test_secrets_are_mounted_and_never_in_the_file(

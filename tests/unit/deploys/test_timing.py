@@ -42,12 +42,13 @@ def test_the_environments_of_the_repository_are_in_order(name: str) -> None:
             ["`edge_drain_timeout` is 3600 s", "cut long calls", "`relay_provider_timeout_seconds`"],
         ),
         (
-            {"edge_connect_timeout": "3s"},
-            ["`edge_retry_timeout` is 5 s", "2 * `edge_connect_timeout` = 6 s"],
+            {"edge_connect_timeout": "2s"},
+            ["`edge_retry_timeout` is 5 s", "3 * `edge_connect_timeout` = 6 s"],
         ),
+        ({"relay_drain_seconds": 3}, ["`relay_drain_seconds` is 3 s", "4 s", "the edge still uses"]),
         (
             {"relay_stop_grace": "130s"},
-            ["`relay_stop_grace` is 130 s", "`relay_drain_seconds` + `relay_grace_seconds`", "= 183 s"],
+            ["`relay_stop_grace` is 130 s", "`relay_drain_seconds` + `relay_grace_seconds`", "= 185 s"],
         ),
         ({"relay_grace_seconds": 600}, ["`relay_stop_grace` is 190 s", "or lower `relay_drain_seconds`"]),
         ({"relay_hold_margin_seconds": 9}, ["`relay_hold_margin_seconds` is 9 s", "10 s"]),
@@ -85,7 +86,7 @@ def test_a_broken_relation_is_told(
     "settings",
     [
         {"edge_read_timeout": "665s", "relay_provider_timeout_seconds": 600},
-        {"relay_stop_grace": "3m3s"},
+        {"relay_stop_grace": "3m5s"},
         {"relay_hold_margin_seconds": 10},
         {"etcd_election_ms": 2000, "etcd_heartbeat_ms": 200},
         {"patroni_ttl": 30, "patroni_loop_wait": 10, "patroni_retry_timeout": 10, "relay_settle_seconds": 60},
