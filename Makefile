@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults chaos bench fuzz mutation tools lock clean
+.PHONY: help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers chaos bench fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, do
 
 fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox that `make up` built (about an hour)
 	@.venv/bin/pytest tests/faults -v --show-capture=no
+
+failovers: .venv/ready ## Break the sandbox's database RUNS=20 times while a writer writes; a table of outages and losses
+	@$(PY) -m tests.faults.failover_drill $(addprefix --runs ,$(RUNS))
 
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos

@@ -21,6 +21,7 @@ ORDER = (
     "provider",
     "etcd",
     "postgres",
+    "failover",
     "cache",
     "relay",
     "edge",

@@ -311,6 +311,8 @@ def parameters(data: HostData) -> dict[str, str | int]:
         "max_replication_slots": 10,
         "wal_sender_timeout": "10s",
         "wal_receiver_timeout": "10s",
+        # How soon a standby asks a primary again that has only now taken over: no write commits before.
+        "wal_retrieve_retry_interval": "500ms",
         # Frozen clients must not hold locks or old rows. No limit on statements: a COMMIT that is cancelled
         # while it waits for its replica would be reported as done.
         "idle_in_transaction_session_timeout": "60s",

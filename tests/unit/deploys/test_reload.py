@@ -23,6 +23,7 @@ CERTIFIED = {
     "objectstore": {"seaweedfs"},
     "provider": {"provider-certificate"},
     "etcd": {"etcd"},
+    "failover": {"relay-failover-watch"},
     "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
     "edge": {"nginx"},

@@ -1,0 +1,286 @@
+"""Faults of the database while a writer writes: how long no write is committed, and whether one is lost.
+
+    python -m tests.faults.failover_drill --runs 20      # make failovers RUNS=20
+
+Each run is one fault out of FAULTS in turn. Prints a table; exit 1 when an acknowledged write is lost or the
+old primary does not stream again by itself. Needs root: the writer runs in an application host's network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from deploys.lib.config_files import TLS
+from deploys.roles import postgres
+from deploys.run import environment
+from deploys.sandbox import engine, hosts, remote, settings
+from tests.fleet.writer import TABLE
+
+BEFORE_SECONDS, AFTER_SECONDS = 4.0, 32.0
+WHOLE_SECONDS = 180.0
+SCHEMA = TABLE.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run. `outage` is the longest time without a committed write, in seconds."""
+
+    fault: str
+    outage: float
+    acknowledged: int
+    found: int
+    lost: int
+    back: str
+
+
+def members() -> list[dict[str, str]]:
+    """The cluster as the first database host that answers tells it; empty when none does."""
+    for host in remote.addresses("db"):
+        with suppress(remote.RemoteError, ValueError):
+            return list(json.loads(remote.run(host, "patronictl", "list", "-f", "json", seconds=15)))
+    return []
+
+
+def leader() -> str:
+    """The primary's host, once there is one."""
+    end = time.monotonic() + WHOLE_SECONDS
+    while time.monotonic() < end:
+        for member in members():
+            if member["Role"] == "Leader" and member["State"] == "running":
+                return member["Member"]
+        time.sleep(1)
+    raise AssertionError("no primary")
+
+
+def whole() -> str:
+    """Waits until all stream and every watcher is ready; who does not, and the command that mends it."""
+    end = time.monotonic() + WHOLE_SECONDS
+    bad = ["nobody answers"]
+    while time.monotonic() < end:
+        found = {member["Member"]: member for member in members()}
+        bad = [
+            h for h in remote.addresses("db") if found.get(h, {}).get("State") not in ("running", "streaming")
+        ]
+        leading = any(member["Role"] == "Leader" for member in found.values())
+        if not bad and leading and watchers_ready():
+            return "by itself"
+        time.sleep(2)
+    return "patronictl reinit relay " + " ".join(bad)
+
+
+def watchers_ready() -> bool:
+    figures = "cat /var/lib/prometheus/node-exporter/failover_watch.prom"
+    with suppress(remote.RemoteError):
+        told = [remote.run(host, "sh", "-c", figures) for host in remote.addresses("db")]
+        return all(
+            "failover_watch_ready 1\n" in text and "failover_watch_fenced 0\n" in text for text in told
+        )
+    return False
+
+
+def other(primary: str, number: int = 0) -> str:
+    return [host for host in remote.addresses("db") if host != primary][number]
+
+
+def etcd_leader() -> str:
+    for host in remote.addresses("db"):
+        status = json.loads(remote.run(host, "relay-etcdctl", "endpoint", "status", "-w", "json"))[0][
+            "Status"
+        ]
+        if status["leader"] == status["header"]["member_id"]:
+            return host
+    raise AssertionError("etcd has no leader")
+
+
+@dataclass
+class Machine:
+    """What faults are made with, and how they are taken back."""
+
+    sandbox: settings.Sandbox
+    engine: engine.Engine
+
+    def kill(self, host: str) -> Callable[[], object]:
+        hosts.kill(self.sandbox, self.engine, host)
+        return lambda: hosts.start(self.sandbox, self.engine, host)
+
+    def freeze(self, host: str) -> Callable[[], object]:
+        hosts.pause(self.sandbox, self.engine, host)
+        return lambda: hosts.resume(self.sandbox, self.engine, host)
+
+    def cut_off(self, host: str) -> Callable[[], object]:
+        """No packet between the host and its peers; clients reach it."""
+        peers = ", ".join(address for name, address in remote.addresses("db").items() if name != host)
+        chains = "".join(
+            f"chain {side} {{ type filter hook {hook} priority -300; ip {end} {{ {peers} }} drop; }}\n"
+            for side, hook, end in (("in", "input", "saddr"), ("out", "output", "daddr"))
+        )
+        remote.run(host, "nft", "-f", "-", stdin=f"table inet cut {{\n{chains}}}\n")
+        return lambda: remote.run(host, "nft", "delete", "table", "inet", "cut")
+
+    def kill_service(self, host: str, unit: str) -> Callable[[], object]:
+        remote.run(host, "systemctl", "kill", "--signal=KILL", unit)
+        return lambda: None
+
+
+# Breaks something; returns what takes it back.
+Fault = Callable[[Machine, str], list[Callable[[], object]]]
+
+
+def kill_primary(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    return [machine.kill(primary)]
+
+
+def freeze_primary(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    return [machine.freeze(primary)]
+
+
+def cut_primary_off(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    return [machine.cut_off(primary)]
+
+
+def kill_postgres(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    remote.run(primary, "pkill", "-KILL", "-o", "-x", "postgres")
+    return []
+
+
+def kill_etcd_leader(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    return [machine.kill_service(etcd_leader(), "etcd")]
+
+
+def kill_all_etcd(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    return [machine.kill_service(host, "etcd") for host in remote.addresses("db")]
+
+
+def kill_replica(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    return [machine.kill(other(primary))]
+
+
+def kill_two(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    """Nothing can be written until one of them is back."""
+    return [machine.kill(other(primary)), machine.kill(primary)]
+
+
+FAULTS = (
+    kill_primary,
+    freeze_primary,
+    cut_primary_off,
+    kill_postgres,
+    kill_etcd_leader,
+    kill_all_etcd,
+    kill_replica,
+    kill_two,
+)
+
+
+def dsn() -> str:
+    """The relay's own connection string, with the CA where it is on this machine."""
+    with environment.use("sandbox"):
+        text = postgres.dsn("relay_owner")
+    return text.replace(f"{TLS}/ca.crt", str(remote.CA_FILE))
+
+
+def query(statement: str) -> str:
+    """Asks the primary as its superuser, in database relay: access rules let clients into no other."""
+    command = ("runuser", "-u", "postgres", "--", "psql", "-XAtqc", statement, "relay")
+    return remote.run(leader(), *command)
+
+
+@contextmanager
+def table() -> Iterator[None]:
+    """An empty table for the writer, in a schema of its own."""
+    query(f"drop schema if exists {SCHEMA} cascade; create schema {SCHEMA} authorization relay_owner")
+    query(f"create table {TABLE} (id int primary key); alter table {TABLE} owner to relay_owner")
+    try:
+        yield
+    finally:
+        query(f"drop schema {SCHEMA} cascade")
+
+
+def writing(sandbox: settings.Sandbox, running: engine.Engine, seconds: float) -> subprocess.Popen[str]:
+    container = sandbox.container(sandbox.host(next(iter(remote.addresses("app")))))
+    pid = running.docker("inspect", "--format", "{{.State.Pid}}", container).stdout.strip()
+    command = [
+        "nsenter",
+        f"--net=/proc/{pid}/ns/net",
+        sys.executable,
+        "-m",
+        "tests.fleet.writer",
+        str(seconds),
+    ]
+    process = subprocess.Popen(
+        command, cwd=remote.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    process.stdin.write(dsn())
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def strike(fault: Fault, after: float = AFTER_SECONDS) -> Result:
+    """One run: a writer, the fault, its end, and the books."""
+    sandbox = settings.load()
+    machine = Machine(sandbox, engine.require(sandbox))
+    whole()
+    with table():
+        primary = leader()
+        writer = writing(sandbox, machine.engine, BEFORE_SECONDS + after)
+        time.sleep(BEFORE_SECONDS)
+        undo = fault(machine, primary)
+        acknowledged = json.loads(writer.communicate(timeout=after + 120)[0])
+        ended = time.time()
+        for take_back in undo:
+            take_back()
+        back = whole()
+        found = {int(line) for line in query(f"table {TABLE}").split()}
+    moments = [*(moment for _, moment in acknowledged), ended]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    lost = {number for number, _ in acknowledged} - found
+    return Result(fault.__name__, max(gaps), len(acknowledged), len(found), len(lost), back)
+
+
+def row(result: Result) -> str:
+    return (
+        f"{result.fault:<18}{result.outage:>9.1f}{result.acknowledged:>14}{result.found:>8}{result.lost:>6}"
+        f"  {result.back}"
+    )
+
+
+def drill(runs: int, faults: Sequence[Fault]) -> list[Result]:
+    """Runs the faults in turn, a line for each."""
+    print(f"{'fault':<18}{'outage s':>9}{'acknowledged':>14}{'found':>8}{'lost':>6}  old primary streams")
+    results = []
+    for fault in itertools.islice(itertools.cycle(faults), runs):
+        results.append(strike(fault))
+        print(row(results[-1]), flush=True)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [fault.__name__ for fault in FAULTS]
+    parser.add_argument("--runs", type=int, default=len(FAULTS), help="how many, over the faults in turn")
+    parser.add_argument("--only", choices=names, action="append", help="these faults only")
+    options = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not options.only or fault.__name__ in options.only]
+    results = drill(options.runs, chosen)
+    dead = [result.outage for result in results if result.fault == kill_primary.__name__]
+    if dead:
+        print(f"the primary's host killed: median {statistics.median(dead):.1f} s of {len(dead)}")
+    bad = [result for result in results if result.lost or result.back != "by itself"]
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
