@@ -355,13 +355,13 @@ def test_a_refusal_has_a_status_that_blames_the_request(
 
 
 def test_everything_that_a_provider_says_of_a_request_is_cleaned() -> None:
-    said = Said(f"theirs: {LEAK}", f"theirs {KEY}", f"theirs_{KEY} context_length", f"theirs {KEY}")
+    said = Said(f"theirs: {LEAK}", f"theirs {KEY}", f"theirs {KEY} context_length", f"theirs {KEY}")
     outcome = outcome_of(call(), Refused(400, said))
     assert outcome.error is not None
     assert outcome.error.body()["error"] == {
         "message": f"mine: {CLEANED}",
         "param": "mine [redacted]",
-        "code": "theirs_[redacted] context_length",
+        "code": "mine [redacted] context_length",
         "type": "mine [redacted]",
     }
 

@@ -381,6 +381,8 @@ def test_redis_with_tls_trusts_the_given_authority(tmp_path: Path) -> None:
         ("rediss://r:1/0", None, None),
         ("redis://r:1/0", authority, None),
     ):
-        options = shared._client(url, given).connection_pool.connection_kwargs
+        client = Limits(url, given, 1, Metrics())._redis
+        assert client is not None
+        options = client.connection_pool.connection_kwargs
         assert options.get("ssl_ca_certs") == expected
         assert options["socket_timeout"] == options["socket_connect_timeout"] == shared.ROUND_TRIP_SECONDS
