@@ -15,7 +15,6 @@ from relay.formats.request import Request
 from relay.gateway.disconnect_watcher import DisconnectWatcher
 from relay.gateway.services import Services
 from relay.identity.token_cache import Caller
-from relay.ledger.orders import Hold
 from relay.pricing.tariff import Admission
 from relay.providers.transport import Reply
 from relay.routing.channels import Channel
@@ -72,7 +71,6 @@ class Call:
     usage_format: str
     count_prompt: Callable[[], int]
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    hold: Hold | None = None
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
     provider_started: float = 0.0
     provider_seconds: float = 0.0

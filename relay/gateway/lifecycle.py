@@ -15,6 +15,7 @@ from relay.errors import ApiError
 from relay.gateway import call_metrics, failover, payment
 from relay.gateway.call import Call, Exchange
 from relay.gateway.outcome import Outcome, outcome_of
+from relay.ledger.orders import Hold
 
 # For the last bytes: the call is settled, and a customer that does not take them keeps nothing waiting.
 FINISH_SECONDS = 10.0
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 async def run(call: Call, exchange: Exchange) -> None:
     """From the hold to the last byte; raises ApiError while nothing was sent, and ClientGone."""
     try:
-        call.hold = await payment.hold(call)
+        hold = await payment.hold(call)
     except ApiError as refusal:
         call.outcome = refusal.reason
         call_metrics.report(call)
@@ -35,7 +36,7 @@ async def run(call: Call, exchange: Exchange) -> None:
     call.outcome = outcome.word
     failover.record(call, outcome)
     try:
-        await _settle(call)
+        await _settle(call, hold)
     except ApiError as unsettled:
         failure, outcome = unsettled, outcome_of(call, unsettled)
     finally:
@@ -57,10 +58,10 @@ async def _answer(call: Call, exchange: Exchange) -> BaseException | None:
     return ClientGone() if call.watcher.gone else None
 
 
-async def _settle(call: Call) -> None:
+async def _settle(call: Call, hold: Hold) -> None:
     """Charge or give back; a fault of our own in it gives back. Raises ApiError 503."""
     try:
-        await payment.settle(call)
+        await payment.settle(call, hold)
     except ApiError:
         raise
     except Exception:

@@ -116,7 +116,7 @@ def _refusal(call: Call, status: int, said: Said, retry_after: str = "") -> Outc
     # Whoever refuses by status has not done the work; an error in an answer may come after it.
     may_bill = status < 300
     if refusal.is_the_requests_fault(kind):
-        answered = status if status >= 400 else said.status or 400
+        answered = status if status >= 400 else said.status
         error = _quoted(call, answered if answered in (400, 403, 413, 415, 422, 451) else 400, said, words)
         word = error.reason if call.first_byte is None else "provider_error"
         return Outcome(word, "refused", None, error, why, may_bill=may_bill)

@@ -64,15 +64,13 @@ def _hold_order(call: Call) -> HoldOrder:
     return HoldOrder(call.request_id, caller.account_id, caller.token_id, call.admission, bound, expires)
 
 
-async def settle(call: Call) -> None:
+async def settle(call: Call, hold: Hold) -> None:
     """Capture or release, as the abort rule says; durable when it returns.
 
     Raises ApiError 503 when the database is away for too long, and StatementRefused.
     """
-    answer, hold = call.answer, call.hold
-    if hold is None:
-        raise RuntimeError("a call is settled only after its hold")
-    if answer is None or (call.outcome != "ok" and call.first_byte is None):
+    answer, channel = call.answer, call.channel
+    if answer is None or channel is None or (call.outcome != "ok" and call.first_byte is None):
         await release(call, f"nothing was delivered: {call.outcome}")
         return
     billed = billed_usage(
@@ -87,10 +85,10 @@ async def settle(call: Call) -> None:
     if not billed.meters:
         await release(call, "nothing was generated, and no usage was told")
         return
-    await _capture(call, hold, billed)
+    await _capture(call, channel, hold, billed)
 
 
-async def _capture(call: Call, hold: Hold, billed: BilledUsage) -> None:
+async def _capture(call: Call, channel: Channel, hold: Hold, billed: BilledUsage) -> None:
     if billed.doubt is not None:
         log.warning("a provider's usage is doubted: %s", billed.doubt, extra=call.log_fields())
     abort_rule = BILL_DELIVERED if billed.counted or call.outcome != "ok" else None
@@ -99,7 +97,7 @@ async def _capture(call: Call, hold: Hold, billed: BilledUsage) -> None:
         meters=billed.meters,
         raw_usage=billed.recorded,
         facts=_facts(call, abort_rule),
-        cost=call.admission.cost(call.provider, billed.meters, call.channel.name if call.channel else ""),
+        cost=call.admission.cost(channel.provider, billed.meters, channel.name),
         usage_format=billed.usage_format,
         doubt=billed.doubt,
     )

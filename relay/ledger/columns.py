@@ -196,4 +196,4 @@ def _plain(value: Any, depth: int) -> Any:
 
 def _text(value: Any) -> str:
     shown = "nested too deep" if isinstance(value, Mapping | list | tuple) else str(value)
-    return shown.encode("utf-8", "replace").decode()
+    return shown.encode(errors="replace").decode()
