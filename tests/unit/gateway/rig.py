@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Self, cast
 from uuid import uuid4
 
 from relay.asgi import Message
 from relay.errors import ApiError
 from relay.formats import openai_chat_request
+from relay.formats.openai_chat_request import ChatRequest
 from relay.gateway import lifecycle
 from relay.gateway.call import Call
 from relay.gateway.chat import ChatExchange
@@ -96,7 +98,7 @@ def answers(body: Any, status: int = 200, **headers: str) -> FakeReply:
 
 class FakeLedger:
     """Remembers what became of the hold. Fails of ``failure`` at the capture, of ``refusal`` at the hold, of
-    ``late`` at the release; a number there is a pause in seconds.
+    ``late`` at the release; a number there is a pause in seconds. ``allotted``: typed units of the hold.
     """
 
     def __init__(
@@ -104,17 +106,19 @@ class FakeLedger:
         failure: Exception | None = None,
         refusal: Exception | None = None,
         late: Exception | float | None = None,
+        allotted: Mapping[str, int] | None = None,
     ) -> None:
         self.held: list[tuple[HoldOrder, float]] = []
         self.captured: list[CaptureOrder] = []
         self.released: list[tuple[str, CallFacts | None]] = []
         self._failure, self._refusal, self._late = failure, refusal, late
+        self._allotted = allotted or {}
 
     async def hold(self, order: HoldOrder, *, deadline_seconds: float) -> Hold:
         if self._refusal is not None:
             raise self._refusal
         self.held.append((order, deadline_seconds))
-        return Hold(order, {}, Fraction(1))
+        return Hold(order, self._allotted, Fraction(1))
 
     async def capture(self, order: CaptureOrder) -> int:
         if self._failure is not None:
@@ -201,6 +205,41 @@ class Customer:
     cancelled_after: float | None = None
 
 
+class Connection:
+    """The customer's side of a call."""
+
+    def __init__(self, customer: Customer) -> None:
+        self.sent: list[Message] = []
+        self._customer = customer
+        self._gone = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        who = self._customer
+        if who.stalls_after is not None and len(self.sent) >= who.stalls_after:
+            await asyncio.sleep(60)
+        self.sent.append(message)
+        if who.leaves_after is not None and len(self.sent) > who.leaves_after:
+            self._gone.set()
+            await asyncio.sleep(0)
+
+
+class FakeTransport:
+    """What each attempt comes to; the last one's again for each that follows."""
+
+    def __init__(self, providers: Sequence[FakeReply | Exception]) -> None:
+        self._waiting = list(providers)
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> FakeReply:
+        reply = self._waiting.pop(0) if len(self._waiting) > 1 else self._waiting[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
 def run(
     *providers: FakeReply | Exception,
     stream: bool = True,
@@ -210,87 +249,72 @@ def run(
     model_map: Mapping[str, str] | None = None,
     costs: CostBook | None = None,
     channels: int | None = None,
+    age: float = 0.0,
     **fields: Any,
 ) -> Result:
-    """One call; ``providers``: what each attempt comes to, the last one's again for each that follows.
-    There are as many channels, or ``channels``."""
+    """One call; ``providers``: what each attempt comes to, the last one's again for each that follows. There
+    are as many channels, or ``channels``. ``age``: how many seconds ago the call came.
+    """
+    read = Settings.read(dict(settings or {}))
+    request = _request(read, stream, fields)
+    count = len(providers) if channels is None else channels
+    table = FakeChannels([_channel(n, model_map or {}) for n in range(1, count + 1)])
+    who = customer or Customer()
+    connection = Connection(who)
+    result = Result(ledger or FakeLedger(), table, Metrics(), connection.sent, None, 0.0)
+    post = FakeTransport(providers)
+    services = Services(*cast(Any, (read, None, table, None, None, result.ledger, post, result.metrics)))
+
+    async def scenario() -> None:
+        watcher = DisconnectWatcher(connection.receive)
+        call = Call(
+            services,
+            cast(Caller, SimpleNamespace(account_id=1, token_id=2)),
+            request,
+            _admission(costs),
+            uuid4(),
+            connection.send,
+            watcher,
+            time.monotonic() - age,
+            "openai",
+            partial(openai_chat_request.counted_prompt, request, IMAGE_TOKENS),
+        )
+        task = asyncio.current_task()
+        if who.cancelled_after is not None and task is not None:
+            asyncio.get_running_loop().call_later(who.cancelled_after, task.cancel)
+        began = time.monotonic()
+        try:
+            await lifecycle.run(call, ChatExchange(call, request))
+        except (Exception, asyncio.CancelledError) as error:
+            result.raised = error
+        finally:
+            result.seconds = time.monotonic() - began
+            watcher.close()
+
+    asyncio.run(scenario())
+    return result
+
+
+def _request(settings: Settings, stream: bool, fields: Mapping[str, Any]) -> ChatRequest:
     body = {
         "model": "mine",
         "messages": [{"role": "user", "content": "Hi?"}],
         "stream": stream,
         "max_tokens": 100,
     }
-    read = Settings.read(dict(settings or {}))
-    request = openai_chat_request.parse(json.dumps(body | fields).encode(), read)
+    return openai_chat_request.parse(json.dumps(body | dict(fields)).encode(), settings)
+
+
+def _admission(costs: CostBook | None) -> Admission:
     rows = (Row("in_text", IN * 10**6), Row("out_text", OUT * 10**6))
     now = datetime.now(UTC)
     version = PriceVersion(1, "mine", "sell", "", "", "USD", now, None, 1, 0, False, rows)
-    made = ledger or FakeLedger()
-    table = FakeChannels(
-        [
-            Channel(
-                n, f"c{n}", "openai", "http://10.1.2.3:8000/v1", KEY, frozenset(), dict(model_map or {}), 0, 1
-            )
-            for n in range(1, (channels or len(providers)) + 1)
-        ]
-    )
-    metrics = Metrics()
-    waiting = list(providers)
+    return Admission("mine", "", now, Tariff(version), costs)
 
-    class FakeTransport:
-        async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> FakeReply:
-            reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
 
-    services = Services(*cast(Any, (read, None, table, None, None, made, FakeTransport(), metrics)))
-    caller = cast(Caller, type("Caller", (), {"account_id": 1, "token_id": 2})())
-    sent: list[Message] = []
-    who = customer or Customer()
-
-    async def scenario() -> tuple[BaseException | None, float]:
-        gone = asyncio.Event()
-
-        async def receive() -> Message:
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Message) -> None:
-            if who.stalls_after is not None and len(sent) >= who.stalls_after:
-                await asyncio.sleep(60)
-            sent.append(message)
-            if who.leaves_after is not None and len(sent) > who.leaves_after:
-                gone.set()
-                await asyncio.sleep(0)
-
-        watcher = DisconnectWatcher(receive)
-        call = Call(
-            services,
-            caller,
-            request,
-            Admission("mine", "", now, Tariff(version), costs),
-            uuid4(),
-            send,
-            watcher,
-            time.monotonic(),
-            "openai",
-            partial(openai_chat_request.counted_prompt, request, IMAGE_TOKENS),
-        )
-        began = time.monotonic()
-        task = asyncio.current_task()
-        if who.cancelled_after is not None and task is not None:
-            asyncio.get_running_loop().call_later(who.cancelled_after, task.cancel)
-        try:
-            await lifecycle.run(call, ChatExchange(call, request))
-        except (Exception, asyncio.CancelledError) as error:
-            return error, time.monotonic() - began
-        finally:
-            watcher.close()
-        return None, time.monotonic() - began
-
-    raised, seconds = asyncio.run(scenario())
-    return Result(made, table, metrics, sent, raised, seconds)
+def _channel(number: int, model_map: Mapping[str, str]) -> Channel:
+    url = "http://10.1.2.3:8000/v1"
+    return Channel(number, f"c{number}", "openai", url, KEY, frozenset(), dict(model_map), 0, 1)
 
 
 WHOLE: dict[str, Any] = {

@@ -42,12 +42,6 @@ from tests.unit.gateway.rig import (
 both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who cannot be reached is asked again at once."""
-    monkeypatch.setattr(failover, "CONNECT_PAUSES", (0.001,) * 4)
-
-
 # ---------------------------------------------------------------------- what is charged
 
 

@@ -162,6 +162,32 @@ def test_what_was_not_told_by_the_provider_is_billed_by_a_named_rule(
     assert run(*providers, stream=stream).ledger.facts.abort_rule == rule
 
 
+ABOVE = {"prompt_tokens": 10, "completion_tokens": 150}
+
+
+@pytest.mark.parametrize(
+    ("allotted", "meters", "doubt"),
+    [
+        ({}, {"in_text": 10, "out_text": 100}, "50 units above the call's bound are not charged"),
+        ({"text_tokens": 100}, {"in_text": 10, "out_text": 150}, None),
+        (
+            {"text_tokens": 140},
+            {"in_text": 10, "out_text": 100},
+            "50 units above the call's bound are not charged",
+        ),
+    ],
+    ids=["no quota", "a quota pays enough of it", "the quota is all that was held"],
+)
+def test_a_usage_above_the_bound_costs_no_more_than_was_held(
+    allotted: dict[str, int], meters: dict[str, int], doubt: str | None
+) -> None:
+    """The call is held by 140 units, 1,100,000 n$ in all; the provider tells 160, as it may."""
+    result = run(answers(WHOLE | {"usage": ABOVE}), stream=False, ledger=FakeLedger(allotted=allotted))
+    ((held, _),), (order,) = result.ledger.held, result.ledger.captured
+    assert (held.bound.amount, held.bound.quotas) == (1_100_000, {"text_tokens": 140})
+    assert (order.meters, order.doubt) == (meters, doubt)
+
+
 def test_a_capture_is_proven_by_the_format_of_its_usage() -> None:
     (told,) = run(good(True)).ledger.captured
     assert (told.usage_format, told.doubt) == ("openai", None)
@@ -190,6 +216,17 @@ def test_without_a_channel_nothing_is_recorded_of_one() -> None:
 def test_a_release_says_why(reply: Any, reason: str) -> None:
     result = run(reply())
     assert (result.ledger.charged, result.ledger.released[0][0]) == (0, reason)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_the_times_of_a_record_are_milliseconds_since_the_call_came(stream: bool) -> None:
+    settings = {"RELAY_PROVIDER_TIMEOUT_SECONDS": "6000"}
+    facts = run(good(stream), stream=stream, age=5_000, settings=settings).ledger.facts
+    assert facts.duration_ms is not None
+    assert 5_000_000 <= facts.duration_ms < 5_005_000
+    if stream:
+        assert facts.first_byte_ms is not None
+        assert 5_000_000 <= facts.first_byte_ms <= facts.duration_ms
 
 
 # ---------------------------------------------------------------------- the provider's bill
