@@ -114,7 +114,7 @@ class Limits:
             return Slot(token_id, request_id, local=False, leased=False)
         if self._redis is not None and self._away_until <= time.monotonic():
             try:
-                code = await self._ask(token_id, rpm, concurrency, request_id)
+                code = await self._ask(self._redis, token_id, rpm, concurrency, request_id)
             except Exception as error:  # the limits' storage never fails a call
                 self._lost(error)
             else:
@@ -140,7 +140,9 @@ class Limits:
             self._running[request_id] = token_id
         return Slot(token_id, request_id, local=False, leased=slot)
 
-    async def _ask(self, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID) -> int:
+    async def _ask(
+        self, client: redis.Redis, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID
+    ) -> int:
         now = time.time()
         minute, into = divmod(now, WINDOW_SECONDS)
         keys = [
@@ -153,38 +155,30 @@ class Limits:
         self._waiting.append(waiting)
         if not self._flushing:
             self._flushing = True
-            self._spawn(self._flush())
+            self._spawn(self._flush(client))
         return await waiting.answer
 
-    async def _flush(self) -> None:
+    async def _flush(self, client: redis.Redis) -> None:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
-                await self._round_trip(batch)
+                await self._round_trip(client, batch)
         finally:
             self._flushing = False
 
-    async def _round_trip(self, batch: list[_Waiting]) -> None:
+    async def _round_trip(self, client: redis.Redis, batch: list[_Waiting]) -> None:
         try:
             async with asyncio.timeout(ROUND_TRIP_SECONDS):
-                codes = await self._enter(batch)
+                codes = await _enter(client, batch)
         except Exception as error:  # whatever it is, no call waits for ever
             for waiting in batch:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
         self._metrics.limits_local.set(0)
-        for waiting, code in zip(batch, codes, strict=True):
+        for waiting, code in codes:
             if not waiting.answer.done():
                 waiting.answer.set_result(code)
-
-    async def _enter(self, batch: list[_Waiting]) -> list[int]:
-        if self._redis is None:
-            raise RuntimeError("there is no Redis")
-        pipe = self._redis.pipeline(transaction=False)
-        for waiting in batch:
-            pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
-        return [int(answer) for answer in await pipe.execute()]
 
     async def _free(self, slot: Slot) -> None:
         await self._quietly("ZREM", _running_key(slot.token_id), slot.request_id.hex)
@@ -217,6 +211,15 @@ class Limits:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _enter(client: redis.Redis, batch: list[_Waiting]) -> list[tuple[_Waiting, int]]:
+    """What Redis decides of each call; raises when it does not answer all of them."""
+    pipe = client.pipeline(transaction=False)
+    for waiting in batch:
+        pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
+    answers = await pipe.execute()
+    return [(waiting, int(answer)) for waiting, answer in zip(batch, answers, strict=True)]
 
 
 def _running_key(token_id: int) -> str:

@@ -22,7 +22,7 @@ NOW = 7 * 60 + 15.0  # a quarter into minute 7
 
 class ScriptedRedis:
     """Answers each script with the next of ``codes``, while ``gate`` is open; an exception among them is
-    raised.
+    raised, None leaves it without an answer.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class ScriptedRedis:
         for code in given:
             if isinstance(code, Exception):
                 raise code
-        return given
+        return [code for code in given if code is not None]
 
     async def execute_command(self, *command: Any) -> None:
         self.commands.append(command)
@@ -296,6 +296,30 @@ def test_a_redis_that_hangs_is_away_soon(
     play(story)
 
 
+@pytest.mark.parametrize("codes", [[None, None], [1, None], [None, 1], [1, "odd"]])
+def test_an_answer_that_lacks_a_call_counts_for_none(
+    redis: ScriptedRedis, clock: Clock, codes: list[Any]
+) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = codes
+        slots = await asyncio.gather(*(limits.acquire(5, None, 6, UUID(int=n)) for n in range(2)))
+        assert slots == [Slot(5, UUID(int=n), local=True, leased=True) for n in range(2)]
+        assert (redis.trips, limits.state) == (1, "away")
+
+    play(story)
+
+
+def test_nothing_runs_on_after_the_end(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story() -> None:
+        limits = Limits("redis://r", None, 3, Metrics())
+        await limits.start()
+        await limits.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(story())
+    assert redis.closed
+
+
 def test_each_loss_of_redis_is_one_log_line(
     redis: ScriptedRedis, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -386,3 +410,4 @@ def test_redis_with_tls_trusts_the_given_authority(tmp_path: Path) -> None:
         options = client.connection_pool.connection_kwargs
         assert options.get("ssl_ca_certs") == expected
         assert options["socket_timeout"] == options["socket_connect_timeout"] == shared.ROUND_TRIP_SECONDS
+        assert options["retry"].get_retries() == 0
