@@ -161,7 +161,7 @@ def _counted(
 ) -> BilledUsage:
     """By the text alone, as the first kind of prompt and answer that the call has."""
     generated = count_output()
-    output = min(generated, most.max_output) if generated > 0 else 0
+    output = min(max(generated, 0), most.max_output)
     prompt = min(max(count_prompt(), 0), most.input_units) if generated > 0 else 0
     recorded = {
         "prompt_tokens": prompt,

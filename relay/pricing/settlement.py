@@ -30,7 +30,7 @@ def settle(
 ) -> Settlement:
     """Price a call whose hold reserved ``allotted`` typed units. The tier follows from the whole prompt."""
     counted = tariff.counted(meters)
-    priced, used = (counted, {}) if not allotted else cover(counted, allotted)
+    priced, used = cover(counted, allotted)
     charge = compute(tariff.table(counted, service_tier), priced, tariff.terms)
     return Settlement(counted, used, charge)
 
