@@ -71,10 +71,10 @@ fuzz: .venv/ready tools ## What a provider may send, through the relay: CASES=10
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench.ledger_bench
 
-mutation: .venv/ready ## Change the code of money, failover and limits; list the changes that no test notices
+mutation: .venv/ready ## Change the code of money, failover and limits; fail on changes that no test notices
 	@rm -rf mutants
 	@nice .venv/bin/mutmut run --max-children 1
-	@.venv/bin/mutmut results
+	@$(PY) -m tests.mutation.check
 
 tools: ## Install the programs that the tests run for real (needs root once)
 	@tests/install-tools
