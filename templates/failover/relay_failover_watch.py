@@ -594,9 +594,13 @@ class Etcd:
         connection = self.connections.pop(address, None) or _connect(
             address, self.port, self.seconds, self.context
         )
-        connection.request("POST", f"/v3/{path}", body)
-        response = connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read())
+        try:
+            connection.request("POST", f"/v3/{path}", body)
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        except BaseException:
+            connection.close()
+            raise
         self.connections[address] = connection
         return answer, response.status
 

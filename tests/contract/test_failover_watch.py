@@ -79,6 +79,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 assert time.monotonic() < end, log.read_text()[-2000:]
                 time.sleep(0.1)
         yield cluster
+        for connection in cluster.etcd.connections.values():
+            connection.close()
     finally:
         process.terminate()
         process.wait(timeout=20)
@@ -104,13 +106,16 @@ def test_the_key_goes_when_everybody_votes_and_nothing_has_changed(cluster: Clus
     assert cluster.etcd.look().leader is None
 
 
+def take_again(cluster: Cluster) -> None:
+    """The leader loses its key and takes it once more."""
+    cluster.delete("/db/relay/leader")
+    cluster.put("/db/relay/leader", "db1")
+
+
 CHANGES: dict[str, Callable[[Cluster], Any]] = {
     "the leader renews its key": lambda c: c.put("/db/relay/leader", "db1"),
     "another leads": lambda c: c.put("/db/relay/leader", "db2"),
-    "the leader took the key again": lambda c: (
-        c.delete("/db/relay/leader"),
-        c.put("/db/relay/leader", "db1"),
-    ),
+    "the leader took the key again": take_again,
     "there is no leader": lambda c: c.delete("/db/relay/leader"),
     "strict mode goes off": lambda c: c.settings(synchronous_mode_strict=False),
     "settings are written again": lambda c: c.settings(synchronous_mode_strict=True),
