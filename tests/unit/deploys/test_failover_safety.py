@@ -15,7 +15,8 @@ from tests.unit.deploys.failover_model import Lost, Model, Unfenced
 from tests.unit.deploys.scripts import load
 
 RUNS, STEPS = 200, 1500
-BROKEN_RUNS = 1500
+# Of these seeds an early one shows the rarest loss, so that the tests are quick.
+BROKEN_SEEDS = range(400, 1900)
 
 
 @pytest.fixture(autouse=True)
@@ -208,9 +209,9 @@ def test_without_a_rule_a_write_is_lost(broken: Callable[[Any, Any], None]) -> N
     watch = load("failover/relay_failover_watch.py")
     watcher = type("Broken", (watch.Watcher,), {})
     broken(watch, watcher)
-    for seed in range(BROKEN_RUNS):
+    for seed in BROKEN_SEEDS:
         try:
             run(watch, seed, watcher)
         except (Lost, Unfenced):
             return
-    pytest.fail(f"{broken.__name__}: not noticed in {BROKEN_RUNS} runs")
+    pytest.fail(f"{broken.__name__}: not noticed in {len(BROKEN_SEEDS)} runs")
