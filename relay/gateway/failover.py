@@ -42,7 +42,8 @@ async def answer(call: Call, exchange: Exchange) -> None:
     failure: Exception = errors.unavailable(f"No channel serves '{call.request.model}' now.", "no_channel")
     unreached: list[Channel] = []
     for pause, channel in _turns(call.services.channels.candidates(call.request.model), unreached):
-        await asyncio.sleep(pause)
+        if pause:
+            await asyncio.sleep(pause)
         if call.channel is not None:
             record(call, outcome_of(call, failure))
         call.begin_attempt(channel)

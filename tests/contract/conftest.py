@@ -15,6 +15,7 @@ from tests.contract.postgres import (
     make_database,
     running_server,
 )
+from tests.contract.relay_rig import Provider, running_provider
 
 __all__ = ["REPOSITORY", "Database", "PostgresServer", "drop_database", "free_port", "make_database"]
 
@@ -30,6 +31,13 @@ def postgres() -> Iterator[PostgresServer]:
 def postgres_dsn(postgres: PostgresServer) -> str:
     """Connection string of the superuser to the maintenance database."""
     return postgres.dsn("postgres", "postgres")
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    """The fake provider, one for a module."""
+    with running_provider(tmp_path_factory.mktemp("provider")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -32,12 +32,6 @@ from tests.contract.relay_rig import (
 
 
 @pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    with running_provider(tmp_path_factory.mktemp("provider")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def relay(
     module_database: Database, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Relay]:

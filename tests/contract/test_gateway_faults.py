@@ -28,17 +28,10 @@ from tests.contract.relay_rig import (
     asks,
     eventually,
     price,
-    running_provider,
     running_redis,
 )
 
 BODY = {"model": MODEL, "messages": asks()}
-
-
-@pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    with running_provider(tmp_path_factory.mktemp("provider")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

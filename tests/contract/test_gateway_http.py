@@ -30,19 +30,12 @@ from tests.contract.relay_rig import (
     Replica,
     asks,
     eventually,
-    running_provider,
 )
 
 ORIGIN = "https://chat.example.com"
 MAX_BODY = 100_000
 QUESTION = json.dumps({"model": MODEL, "messages": asks()}).encode()
 STREAM = json.dumps({"model": MODEL, "messages": asks(), "stream": True}).encode()
-
-
-@pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    with running_provider(tmp_path_factory.mktemp("provider")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
