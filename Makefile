@@ -90,10 +90,12 @@ lock: ## Pin the dependencies anew, with hashes and without addresses
 clean: ## Remove what make built in this checkout (not the platform: see `make down`)
 	rm -rf .venv build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The marker comes last: an interrupted installation is simply run again.
+# The marker comes last: an interrupted installation is simply run again. The file names every package, so
+# nothing is left to resolve (--no-deps): pip would take a release of today for what is required with an extra.
 .venv/ready: requirements.txt
 	@tests/install-tools python
 	@python=$$(tests/install-tools --which-python) && "$$python" -m venv .venv
 	@echo "installing the toolkit's Python packages into .venv (about 40 s) ..."
-	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.txt
+	@.venv/bin/pip check --disable-pip-version-check
 	@touch $@

@@ -16,7 +16,8 @@ from deploys.lib.fleet import REPOSITORY
 
 Commands = Generator[StringCommand | FileUploadCommand, None, None]
 
-PIP = "install --quiet --disable-pip-version-check --no-input --require-hashes"
+# The file names every package: what pip would resolve for itself could be a release that has no hash in it.
+PIP = "install --quiet --disable-pip-version-check --no-input --require-hashes --no-deps"
 
 
 def installed(path: str, requirements: str) -> ConfigFile:
@@ -41,6 +42,7 @@ def virtualenv(path: str, requirements: str, build_requirements: str | None = No
     if build_requirements:
         yield from _install(path, REPOSITORY / build_requirements, "build-requirements.txt", "")
     yield from _install(path, source, "requirements.new", "--no-build-isolation")
+    yield StringCommand(f"{path}/bin/pip", "check", "--disable-pip-version-check")
     yield StringCommand("mv", f"{path}/requirements.new", complete)
 
 

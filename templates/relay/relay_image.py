@@ -95,7 +95,8 @@ def wheels(directory: Path) -> None:
     if not (VENV / "bin" / "pip").exists():
         run("python3", "-m", "venv", str(VENV))
     say("fetching wheels")
-    options = ["--quiet", "--only-binary=:all:", "--require-hashes", "--dest", f"{directory}/wheelhouse"]
+    options = ["--quiet", "--only-binary=:all:", "--require-hashes", "--no-deps"]
+    options += ["--dest", f"{directory}/wheelhouse"]
     run(f"{VENV}/bin/pip", "download", *options, "--requirement", f"{directory}/requirements.txt")
 
 

@@ -9,7 +9,7 @@ apt-get install -y -qq -o Dir::Cache::archives=/cache/debs --no-install-recommen
 python3 -m venv /tmp/venv
 for file in /prefetch/wheels/*; do
     [ -e "$file" ] || continue
-    if /tmp/venv/bin/pip download -q --dest /tmp/wheels --find-links /cache/wheels --require-hashes \
+    if /tmp/venv/bin/pip download -q --dest /tmp/wheels --find-links /cache/wheels --require-hashes --no-deps \
         -r "$file" 2>/tmp/error; then
         cp -u /tmp/wheels/* /cache/wheels/
         echo "PROGRESS wheels of ${file##*/}"

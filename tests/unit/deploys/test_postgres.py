@@ -179,9 +179,13 @@ def test_an_installation_counts_when_all_of_it_is_there(outcome: Any) -> None:
         "/opt/patroni",
         "/opt/patroni/build-requirements.txt",
         "/opt/patroni/requirements.new",
+        "--disable-pip-version-check",
         "/opt/patroni/requirements.txt",
     ]
-    assert all("--require-hashes" in step for step in steps if "/bin/pip" in step)
+    installing = [step for step in steps if "/bin/pip install" in step]
+    assert len(installing) == 2
+    assert all("--require-hashes --no-deps" in step for step in installing)
+    assert [step.split()[1] for step in steps if "/bin/pip check" in step] == ["check"]
 
 
 def test_an_installation_that_is_there_is_left_alone(fake_role: Any) -> None:
