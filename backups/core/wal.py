@@ -362,13 +362,15 @@ def directories(names: Iterable[str], state: State, segment_bytes: int = SEGMENT
 
 @dataclass(frozen=True)
 class Continuity:
-    """What a check found: gaps, other problems in words, the segments looked for, the state after it."""
+    """What a check found: gaps, other problems in words, the segments looked for, the newest one's name and
+    when it was written (Unix seconds, 0: there is none), the state after it."""
 
     gaps: tuple[Gap, ...]
     problems: tuple[str, ...]
     segments: int
     newest: str | None
     state: State
+    written: int = 0
 
     @property
     def whole(self) -> bool:
@@ -448,7 +450,8 @@ def _look(
         if whole.needed_by == RESTORE_TO_ANY_TIME:
             checked[timeline] = max(checked.get(timeline, 0), _in_place(archive, rest))
     name = newest.name(archive.segment_bytes) if newest else None
-    return Continuity(tuple(found), tuple(problems), looked, name, State(state.archive_id, checked))
+    written = archive.segments[newest] if newest else 0
+    return Continuity(tuple(found), tuple(problems), looked, name, State(state.archive_id, checked), written)
 
 
 def _in_place(archive: Archive, needed: Range) -> int:

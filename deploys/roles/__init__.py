@@ -21,10 +21,12 @@ ORDER = (
     "provider",
     "etcd",
     "postgres",
+    "backup",
     "cache",
     "relay",
     "edge",
     "node_exporter",
+    "retention",
     "monitoring",
     "firewall",
 )

@@ -21,6 +21,10 @@ PLACES = yaml.safe_load((REPOSITORY / "monitoring/metrics.yml").read_text())
 WRITERS = [
     REPOSITORY / "templates/base/host_figures.py",
     REPOSITORY / "templates/postgres/relay_disk_watch.py",
+    *(
+        REPOSITORY / f"backups/{name}.py"
+        for name in ("host/backup", "host/check", "host/retention", "bucket")
+    ),
 ]
 QUERIES = REPOSITORY / "templates/postgres/queries.yml"
 

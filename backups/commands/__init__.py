@@ -1,0 +1,4 @@
+"""One module a command: its `COMMAND` says what it is. Nothing else names it but NAMES."""
+
+# In the order of the help.
+NAMES = ("bucket", "switchover")
