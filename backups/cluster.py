@@ -24,12 +24,9 @@ from deploys.lib.errors import DeployError
 from deploys.run import environment
 
 T = TypeVar("T")
-HOST_PROGRAMS = Path(__file__).parent / "host"
 CA_FILE = "/etc/relay/tls/ca.crt"
 REST_PORT = 8008
 SCOPE = "relay"
-# Patroni's virtual environment: the one Python of a database host that reads YAML.
-HOST_PYTHON = "/opt/patroni/bin/python"
 # ssh's own failure: the host was not reached, or did not answer in time.
 UNREACHED = 255
 LEADER_ROLES = ("leader", "standby_leader", "master", "primary")
@@ -66,7 +63,7 @@ class Answer:
 class Shell(Protocol):
     """Runs a command as root on a host."""
 
-    def run(self, host: str, command: str, stdin: str, seconds: float) -> Answer:
+    def run(self, host: str, command: str, seconds: float) -> Answer:
         """The whole answer; a host that does not answer within `seconds` gives UNREACHED."""
 
     def lines(self, host: str, command: str) -> Iterator[str]:
@@ -141,22 +138,18 @@ class Cluster:
         url = f"https://{self.addresses[host]}:{REST_PORT}/{page}"
         return f"curl --silent --show-error --max-time 4 --cacert {CA_FILE} {url}"
 
-    def run(self, host: str, command: str, *, stdin: str = "", seconds: float = 60) -> Answer:
+    def run(self, host: str, command: str, *, seconds: float = 60) -> Answer:
         """Runs a shell command as root on a host."""
-        return self.shell.run(host, command, stdin, seconds)
+        return self.shell.run(host, command, seconds)
 
-    def output(self, host: str, command: str, *, stdin: str = "", seconds: float = 60) -> str:
+    def output(self, host: str, command: str, *, seconds: float = 60) -> str:
         """The command's output; HostFailed when it fails."""
-        answer = self.run(host, command, stdin=stdin, seconds=seconds)
+        answer = self.run(host, command, seconds=seconds)
         if not answer.ok:
             shown = command if len(command) < 200 else f"{command[:200]} …"
             state = "does not answer" if not answer.reached else f"exit code {answer.code}"
             raise HostFailed(f"{host}: {shown}: {state}: {answer.words}")
         return answer.out
-
-    def program(self, host: str, name: str, *arguments: str, seconds: float = 60) -> Answer:
-        """Runs a program of backups/host on a host, without installing it there."""
-        return self.run(host, program_command(*arguments), stdin=program_text(name), seconds=seconds)
 
     def everywhere(self, hosts: Iterable[str], act: Callable[[str], T]) -> dict[str, T]:
         """``act(host)`` on all hosts at once, by name."""
@@ -188,28 +181,18 @@ class Cluster:
         return self.shell.lines(host, command)
 
 
-def program_command(*arguments: str) -> str:
-    """The command that runs a program given on standard input; shown to people with ``< PROGRAM``."""
-    return shlex.join([HOST_PYTHON, "-", *arguments])
-
-
-def program_text(name: str) -> str:
-    """A program of backups/host."""
-    return (HOST_PROGRAMS / name).read_text()
-
-
 class Ssh:
     """The shell over SSH. Becomes root with sudo, as deploys do."""
 
     def __init__(self, commands: Mapping[str, list[str]]) -> None:
         self.commands = commands
 
-    def run(self, host: str, command: str, stdin: str, seconds: float) -> Answer:
+    def run(self, host: str, command: str, seconds: float) -> Answer:
         """Runs a command; what is still running after `seconds` is left alone on the host."""
         try:
             done = subprocess.run(
                 self._remote(host, command),
-                input=stdin,
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 errors="replace",

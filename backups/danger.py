@@ -45,16 +45,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Call:
-    """A command on a host, as it is printed and run. `program` is its standard input, `source` the name."""
+    """A command on a host, as it is printed and run."""
 
     host: str
     command: str
-    program: str = ""
-    source: str = ""
     seconds: float = 120
 
     def __str__(self) -> str:
-        return f"{self.host}: {self.command}{f' < {self.source}' if self.source else ''}"
+        return f"{self.host}: {self.command}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,10 @@ class Plan:
     result: dict[str, Any] = field(default_factory=dict)
     # Lines that are printed at the end, once the steps have filled `result`.
     summary: Callable[[], Sequence[str]] = tuple
+
+
+class Late(HostFailed):
+    """Something did not come in time."""
 
 
 @dataclass
@@ -114,19 +116,19 @@ class Session:
 
     def call(self, call: Call) -> Answer:
         """Runs a call; HostFailed when it fails."""
-        answer = self.cluster.run(call.host, call.command, stdin=call.program, seconds=call.seconds)
+        answer = self.cluster.run(call.host, call.command, seconds=call.seconds)
         if not answer.ok:
             state = "does not answer" if not answer.reached else f"exit code {answer.code}"
             raise HostFailed(f"{call}: {state}: {answer.words}")
         return answer
 
     def wait(self, what: str, seconds: float, ready: Callable[[], bool], every: float = 10) -> float:
-        """Waits until `ready`, with a line now and then; returns how long. HostFailed after `seconds`."""
+        """Waits until `ready`, with a line now and then; returns how long. Late after `seconds`."""
         begin = told = time.monotonic()
         while not ready():
             now = time.monotonic()
             if now - begin > seconds:
-                raise HostFailed(f"{what}: not after {seconds:.0f} s")
+                raise Late(f"{what}: not after {seconds:.0f} s")
             if now - told >= every:
                 told = now
                 self.progress(f"  waiting: {what} ({now - begin:.0f} s of at most {seconds:.0f} s)")

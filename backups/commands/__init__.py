@@ -1,4 +1,16 @@
 """One module a command: its `COMMAND` says what it is. Nothing else names it but NAMES."""
 
 # In the order of the help.
-NAMES = ("bucket", "switchover")
+NAMES = (
+    "status",
+    "list",
+    "backup",
+    "verify",
+    "retention",
+    "switchover",
+    "failover",
+    "rejoin",
+    "reinit",
+    "restore",
+    "bucket",
+)

@@ -4,6 +4,7 @@ relay-backups stanza --check     what the repository lacks on the primary, one l
 relay-backups backup             a full backup, checked afterwards; only the primary makes one
 relay-backups check              archived WAL and the newest backup, as figures for Prometheus
 relay-backups retention          what would be dropped; --yes drops it (ops hosts, deleting account)
+relay-backups restore …          one host's part of a restore of the cluster (`python -m backups restore`)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from backups.core.verification import Failed
 from backups.core.wal import WalError
 from backups.host.common import HostError
 
-NOUNS = ("stanza", "backup", "check", "retention")
+NOUNS = ("stanza", "backup", "check", "retention", "restore")
 
 
 def main(words: Sequence[str] | None = None) -> int:

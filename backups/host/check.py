@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 
 from backups.core import wal
 from backups.core.repository import Stanza
-from backups.core.verification import wal_findings
-from backups.host.common import STATE, Settings, is_primary, query, verifier, write_figures
+from backups.core.verification import Verifier, wal_findings
+from backups.host.common import STATE, HostError, Settings, is_primary, query, verifier, write_figures
 
 # A host that has just become the primary has checked nothing before, and reading all headers takes long.
 HEADERS = 16
@@ -33,23 +34,21 @@ HELP = {
 def options(parser: argparse.ArgumentParser) -> None:
     """The noun's options."""
     parser.add_argument("--whole", action="store_true", help="look at all WAL again, not only at what is new")
+    text = "read every file of the repository again; on any database host, without figures"
+    parser.add_argument("--everything", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """0 nothing is wrong, 1 WAL is missing or the archive has another fault; Failed: it cannot be told."""
     settings = Settings.read()
+    if options.everything:
+        return everything(settings)
     if not is_primary(settings):
         write_figures("backup", {}, HELP)
         write_figures("backup_run", {}, HELP)
         return 0
     write_figures("backup_archiver", archiving(), HELP)
-    repository = replace(
-        verifier(settings),
-        system_id=int(query("select system_identifier from pg_control_system()")),
-        timeline=int(query("select timeline_id from pg_control_checkpoint()")),
-        segment_bytes=int(query("select setting from pg_settings where name = 'wal_segment_size'")),
-        headers=None if options.whole else HEADERS,
-    )
+    repository = replace(own(settings), headers=None if options.whole else HEADERS)
     # Where this fails, the other figures stay as they were: what the alerts look at is their age.
     found = repository.stanza()
     path = STATE / "wal.json"
@@ -67,6 +66,29 @@ def run(options: argparse.Namespace) -> int:
         "backup_check_timestamp_seconds": round(time.time()),
     }
     write_figures("backup", figures, HELP)
+    for line in wrong:
+        print(line)
+    return 1 if wrong else 0
+
+
+def own(settings: Settings) -> Verifier:
+    """The checks, with what the server on this host knows of itself; HostError where it does not run."""
+    return replace(
+        verifier(settings),
+        system_id=int(query("select system_identifier from pg_control_system()")),
+        timeline=int(query("select timeline_id from pg_control_checkpoint()")),
+        segment_bytes=int(query("select setting from pg_settings where name = 'wal_segment_size'")),
+    )
+
+
+def everything(settings: Settings) -> int:
+    """Prints whatever is wrong with the repository; 1 when something is. The server need not run."""
+    try:
+        repository = own(settings)
+    except HostError as error:
+        print(f"without what the server here knows of itself: {error}", file=sys.stderr)
+        repository = verifier(settings)
+    wrong = repository.everything(time.time())
     for line in wrong:
         print(line)
     return 1 if wrong else 0

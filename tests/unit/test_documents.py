@@ -16,7 +16,9 @@ from relay import cli as relay_cli
 
 PROGRAMS = {"deploys": deploys_cli, "relay": relay_cli, "backups": backups_cli}
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "CHANGELOG.md")
+DOCUMENTS = (
+    "ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "CHANGELOG.md", "backups/RUNBOOK.md",
+)  # fmt: skip
 STRICT = ("ARCHITECTURE.md", "CONTRIBUTING.md")
 CODE = re.compile(r"`([^`\n]+)`")
 # A path ends with a slash or a suffix, and NAME in it stands for a file that is to come.

@@ -31,16 +31,14 @@ class Fleet:
     directory: Path
     rules: list[tuple[str, str, Reply]] = field(default_factory=list)
     told: list[tuple[str, str]] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
 
     def on(self, host: str, command: str, reply: Reply = "") -> None:
         """Sets what hosts matching `host` answer to commands in which `command` is found."""
         self.rules.insert(0, (host, command, reply))
 
-    def run(self, host: str, command: str, stdin: str, seconds: float) -> Answer:
+    def run(self, host: str, command: str, seconds: float) -> Answer:
         self.told.append((host, command))
-        self.inputs.append(stdin)
         if host in self.down:
             return Answer(UNREACHED, err="no answer")
         for hosts, pattern, reply in self.rules:
@@ -49,7 +47,7 @@ class Fleet:
         raise AssertionError(f"nobody said what {host} answers to: {command}")
 
     def lines(self, host: str, command: str) -> Iterator[str]:
-        answer = self.run(host, command, "", 60)
+        answer = self.run(host, command, 60)
         yield from answer.out.splitlines(keepends=True)
         if not answer.ok:
             raise HostFailed(f"{host}: {command}: exit code {answer.code}: {answer.words}")
