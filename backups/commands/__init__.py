@@ -12,5 +12,6 @@ NAMES = (
     "rejoin",
     "reinit",
     "restore",
+    "drill",
     "bucket",
 )

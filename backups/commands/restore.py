@@ -1,6 +1,6 @@
-"""``python -m backups restore``: the cluster goes back to a point in time.
+"""``python -m backups restore``: a point in time, beside the cluster (commands/scratch.py) or over it.
 
-The procedure (notes on PostgreSQL, "Restore of the cluster"): stop Patroni everywhere, set the data
+The procedure over it (notes on PostgreSQL, "Restore of the cluster"): stop Patroni everywhere, set the data
 directories aside, delete the cluster's keys in etcd, start one host with a bootstrap that restores, then the
 others, which copy it. What is finished is written to a journal on the first host; an interrupted restore goes
 on from there when the same command is run again.
@@ -19,6 +19,7 @@ from typing import Any
 
 from backups.cluster import Answer, HostFailed
 from backups.command import Command
+from backups.commands import scratch
 from backups.core import recovery
 from backups.core.repository import Backup
 from backups.danger import (
@@ -77,6 +78,15 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--over-cluster", metavar="NAME", help="the cluster's exact name, which `status` shows"
     )
+    beside = parser.add_argument_group("beside the cluster, on the ops host (without --over-cluster)")
+    beside.add_argument("--preview", action="store_true", help="pause at the target: look, step, then decide")
+    beside.add_argument("--show", action="store_true", help="show the preview: accounts, entries, neighbours")
+    beside.add_argument("--account", type=int, metavar="ID", help="with --show: only this account")
+    beside.add_argument("--forward", action="store_true", help="move the preview one transaction on")
+    beside.add_argument("--back", action="store_true", help="move the preview one transaction back")
+    beside.add_argument("--by", type=float, metavar="SECONDS", help="with these two: by so much time instead")
+    beside.add_argument("--drop", action="store_true", help="stop it and remove its files")
+    beside.add_argument("--name", default="restore", help="several may be there (default: %(default)s)")
     parser.add_argument("--to-time", metavar="TIME", help="e.g. 2026-11-26T05:00:00Z")
     parser.add_argument("--to-lsn", metavar="LSN", help="e.g. 0/3000148")
     parser.add_argument("--to-transaction", metavar="XID", help="e.g. 7421; together with --set")
@@ -103,11 +113,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(session: Session) -> Outcome:
     options = session.options
-    if options.over_cluster is None:
-        raise Refused(
-            "--over-cluster is missing: to replace the cluster's data write "
-            f"--over-cluster {session.cluster.name}"
-        )
+    looked = scratch.looks(session)
+    if looked is not None:
+        return looked
+    if options.drop:
+        return scratch.drop(session)
     try:
         wanted = recovery.target(
             time=options.to_time,
@@ -119,6 +129,10 @@ def _run(session: Session) -> Outcome:
         )
     except recovery.NoTarget as error:
         raise Refused(str(error)) from None
+    if options.over_cluster is None:
+        return scratch.restore(session, wanted)
+    if options.preview:
+        raise Refused("--preview: it restores beside the cluster; leave --over-cluster out")
     return carry_out(session, Restore(session, wanted).plan())
 
 
@@ -438,13 +452,14 @@ class Restore:
 
 COMMAND = Command(
     name="restore",
-    summary="bring the cluster back to a point in time",
-    example="restore production --over-cluster production/relay --to-time 2026-11-26T05:00:00Z",
+    summary="bring a point in time back: beside the cluster to look at, or over it",
+    example="restore production --preview --to-time 2026-11-26T05:00:00Z --yes",
     run=_run,
     options=_options,
     acts=True,
     description=(
-        "Without a target: to the last transaction in the archive. The data of before is set aside. An\n"
-        "interrupted restore goes on when the same command is run again."
+        "Without a target: to the last transaction in the archive. Beside the cluster, unless\n"
+        "--over-cluster names it exactly; then the data of before is set aside, and an interrupted restore\n"
+        "goes on when the same command is run again."
     ),
 )

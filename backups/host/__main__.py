@@ -5,6 +5,8 @@ relay-backups backup             a full backup, checked afterwards; only the pri
 relay-backups check              archived WAL and the newest backup, as figures for Prometheus
 relay-backups retention          what would be dropped; --yes drops it (ops hosts, deleting account)
 relay-backups restore …          one host's part of a restore of the cluster (`python -m backups restore`)
+relay-backups drill run          restore a random point beside the fleet and prove it (ops hosts)
+relay-backups scratch restore    restore beside the fleet, to look and to step (ops hosts)
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from backups.core.verification import Failed
 from backups.core.wal import WalError
 from backups.host.common import HostError
 
-NOUNS = ("stanza", "backup", "check", "retention", "restore")
+NOUNS = ("stanza", "backup", "check", "retention", "restore", "drill", "scratch")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -29,7 +31,8 @@ def main(words: Sequence[str] | None = None) -> int:
     nouns = parser.add_subparsers(dest="noun", required=True)
     for name in NOUNS:
         module = import_module(f"backups.host.{name}")
-        one = nouns.add_parser(name, help=str(module.__doc__).splitlines()[0], description=module.__doc__)
+        about = str(module.__doc__)
+        one = nouns.add_parser(name, help=about.splitlines()[0], description=about, formatter_class=layout)
         module.options(one)
         one.set_defaults(run=module.run)
     options = parser.parse_args(words)

@@ -16,15 +16,19 @@ ARCHIVE_TIMEOUT_SECONDS = 15
 ARCHIVE_COMMAND = f"pgbackrest --stanza={object_store.STANZA} archive-push %p"
 
 
-def configuration(path: str, account: str, *, data: str = "", port: int = 5432) -> ConfigFile:
+def configuration(
+    path: str, account: str, *, data: str = "", port: int = 5432, repository: str = ""
+) -> ConfigFile:
     """The configuration file for an account (`object_store.BACKUP`, …).
 
-    `data` is the cluster's data directory, where there is one.
+    `data` is the cluster's data directory, where there is one; `repository` another path of the bucket than
+    the backups', for files that are not encrypted by us.
     """
     access_key, secret_key = object_store.keys(account)
     text = render(
         "backup/pgbackrest.conf.j2",
         store=object_store.store(),
+        repository=repository,
         access_key=access_key,
         secret_key=secret_key,
         passphrase=fleet.secret(PASSPHRASE),

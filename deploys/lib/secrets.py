@@ -18,6 +18,8 @@ import bcrypt
 import pyrage
 import yaml
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploys.lib import authority, pki
 from deploys.lib.errors import DeployError
@@ -41,6 +43,12 @@ def password() -> str:
 def access_key() -> str:
     """An S3 access key: 20 capitals and digits."""
     return "".join(random.choice(string.ascii_uppercase + string.digits) for _ in range(20))
+
+
+def signing_key() -> str:
+    """An ed25519 key as OpenSSH writes it, without a passphrase."""
+    form, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    return Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, form, none).decode()
 
 
 def fernet_key() -> str:

@@ -27,6 +27,7 @@ ORDER = (
     "edge",
     "node_exporter",
     "retention",
+    "drill",
     "monitoring",
     "firewall",
 )

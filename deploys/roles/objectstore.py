@@ -35,7 +35,6 @@ ROLE = Role(
     openings=(Opening((S3_PORT,), ("db", "ops")),),
     secrets=(
         Secret("s3_sse_key"),
-        *object_store.secrets(object_store.READER),
         *object_store.secrets(object_store.ADMINISTRATOR),
     ),
 )

@@ -148,6 +148,11 @@ backup_process_max = 2
 backup_keep_days = 7
 backup_keep_weeks = 4
 backup_keep_months = 6
+# When a random point of the backups is restored beside the fleet and proven, as systemd writes times; how old
+# the last good drill may be; and how much memory the restored database may take on the ops host.
+drill_time = "Sun *-*-* 03:30:00 UTC"
+drill_max_age_days = 8
+drill_memory_max = "1G"
 
 # --- swarm -----------------------------------------------------------------------------------------------
 # How many relay hosts (the first ones) manage the swarm: odd. Others join as workers.

@@ -77,3 +77,14 @@ def test_a_segment_that_somebody_deleted_is_found(deleted: str) -> None:
     assert deleted in told
     figures = remote.run(host, "cat", "/var/lib/prometheus/node-exporter/backup.prom")
     assert "backup_wal_missing_segments 1" in figures
+
+
+def test_a_drill_proves_a_restore() -> None:
+    receipt = json.loads(remote.run("ops1", "relay-backups", "drill", "run", "--json", seconds=300))
+    assert receipt["ok"], receipt["problems"]
+    print(f"drill: writable after {receipt['rto_seconds']} s, {receipt['rpo_seconds']} s behind")
+    listed = remote.run(
+        "ops1", "relay-backups", "drill", "receipts", "--month", receipt["started"][:7], "--json"
+    )
+    assert "store" in {one["place"] for one in json.loads(listed) if json.loads(one["text"]) == receipt}
+    assert json.loads(remote.run("ops1", "relay-backups", "scratch", "list", "--json")) == []

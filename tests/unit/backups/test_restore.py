@@ -191,7 +191,7 @@ def test_a_restore_that_fails_says_what_patroni_said(hosts: Hosts, call: Call) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--over-cluster production/relay"),
+        ([*NAME, "--preview"], "leave --over-cluster out"),
         (["--over-cluster", "relay", "--yes"], "write --over-cluster production/relay"),
         ([*NAME, "--yes"], "--reason is missing"),
         ([*DO, "--to-time", "2099-01-01T00:00:00Z"], "has not come yet"),

@@ -23,7 +23,7 @@ WRITERS = [
     REPOSITORY / "templates/postgres/relay_disk_watch.py",
     *(
         REPOSITORY / f"backups/{name}.py"
-        for name in ("host/backup", "host/check", "host/retention", "bucket")
+        for name in ("host/backup", "host/check", "host/retention", "host/drill", "bucket")
     ),
 ]
 QUERIES = REPOSITORY / "templates/postgres/queries.yml"
