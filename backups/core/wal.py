@@ -242,6 +242,12 @@ class Gap:
         return f"WAL {names} is missing from the archive; needed by {self.needed_by}"
 
 
+def count_missing(found: Iterable[Gap], segment_bytes: int = SEGMENT_BYTES) -> int:
+    """How many segments are missing: one that several need counts once."""
+    firsts = ((parse_segment(gap.first, segment_bytes), gap.count) for gap in found)
+    return len({(first.timeline, first.number + n) for first, count in firsts for n in range(count)})
+
+
 Histories = Mapping[int, Sequence[Switch]]
 RESTORE_TO_ANY_TIME = "restores to any time after the oldest backup whose WAL is kept"
 

@@ -56,9 +56,9 @@ def make(repository: Verifier) -> str:
     """Makes a backup; its label. HostError when it fails or is not whole."""
     before = repository.stanza()
     known = {backup.label for backup in before.backups}
-    if stray := interrupted(repository.commands, before.name, known):
+    if strays := interrupted(repository.commands, before.name, known):
         raise HostError(
-            f"the interrupted backup {stray[0]} is in the way, and this host may not delete: "
+            f"the interrupted backup {min(strays)} is in the way, and this host may not delete: "
             "on the ops host: sudo relay-backups retention --yes; then: sudo systemctl start relay-backup"
         )
     output(repository.commands.backup("full"), "pgbackrest backup", DAY_SECONDS)
@@ -71,10 +71,21 @@ def make(repository: Verifier) -> str:
     return new[-1].label
 
 
-def interrupted(program: PgBackRest, stanza: str, known: set[str]) -> list[str]:
-    """Directories of backups that did not end: the next one must delete them first."""
+def interrupted(program: PgBackRest, stanza: str, known: set[str]) -> dict[str, int]:
+    """Directories of backups that did not end, and when they were last written to.
+
+    The next backup must delete them first. Some stores go on listing one whose files were deleted; that is in
+    nobody's way.
+    """
     listing = parse_listing(output(program.list_files(f"backup/{stanza}"), "pgbackrest repo-ls", 120))
-    return sorted(e.path for e in listing if e.kind == "path" and e.path not in {*known, "backup.history"})
+    found = {}
+    for entry in listing:
+        if entry.kind == "path" and entry.path not in {*known, "backup.history"}:
+            command = program.list_files(f"backup/{stanza}/{entry.path}", recurse=True)
+            files = [e for e in parse_listing(output(command, "pgbackrest repo-ls")) if e.kind == "file"]
+            if files:
+                found[entry.path] = max(file.written for file in files)
+    return found
 
 
 def look(repository: Verifier, found: Stanza, backup: Backup) -> list[str]:

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     figures = {
         **backup_figures(found),
         "backup_wal_newest_timestamp_seconds": continuity.written,
-        "backup_wal_missing_segments": sum(gap.count for gap in continuity.gaps),
+        "backup_wal_missing_segments": wal.count_missing(continuity.gaps, repository.segment_bytes),
         "backup_wal_problems": len(continuity.problems) + len(foreign),
         "backup_check_timestamp_seconds": round(time.time()),
     }

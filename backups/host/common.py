@@ -105,9 +105,11 @@ def _outcome(command: Sequence[str]) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def write_figures(name: str, figures: Mapping[str, float], texts: Mapping[str, str]) -> None:
+def write_figures(
+    name: str, figures: Mapping[str, float], texts: Mapping[str, str], directory: Path | None = None
+) -> None:
     """A file for the node exporter, in one step; `texts` explain each figure. No figures: no file."""
-    path = FIGURES / f"{name}.prom"
+    path = (directory or FIGURES) / f"{name}.prom"
     if not figures:
         path.unlink(missing_ok=True)
         return

@@ -30,6 +30,7 @@ from backups.core.pgbackrest import PgBackRest
 from backups.core.receipts import Check, Receipt, ReceiptError, month_of, parse
 from backups.core.repository import RepositoryError, archived_files, parse_listing
 from backups.core.wal import read_archive
+from backups.host import common
 from backups.host.instance import (
     SETTINGS,
     Goal,
@@ -66,7 +67,7 @@ class DrillSettings:
     receipts_pgbackrest: str = "/etc/pgbackrest/receipts.conf"
     signing_key: str = "/etc/relay/drill.key"
     reference: str = ""
-    figures: str = "/var/lib/prometheus/node-exporter/drill.prom"
+    figures: str = "/var/lib/prometheus/node-exporter"
     sample: int = 1000
     max_age_days: float = 8
 
@@ -353,10 +354,7 @@ def write_figures(own: DrillSettings) -> None:
     if good:
         figures["drill_rto_seconds"] = good.rto_seconds or 0
         figures["drill_rpo_seconds"] = good.rpo_seconds or 0
-    lines = [f"# HELP {n} {HELP[n]}\n# TYPE {n} gauge\n{n} {value}\n" for n, value in figures.items()]
-    path = Path(own.figures)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "".join(lines))
+    common.write_figures("drill", figures, HELP, Path(own.figures))
 
 
 def _write(path: Path, text: str) -> None:

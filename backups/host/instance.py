@@ -30,6 +30,7 @@ from typing import Any
 from backups.core.pgbackrest import PgBackRest, Target
 from backups.core.repository import Backup, RepositoryError, Stanza, parse_info
 from backups.core.wal import WalError, parse_lsn
+from backups.host.common import HostError
 
 SETTINGS = Path("/etc/relay/drill.json")
 DATABASE = "relay"
@@ -52,7 +53,7 @@ _BEFORE_CONSISTENT = "requested recovery stop point is before consistent recover
 Say = Callable[[str], None]
 
 
-class ScratchError(Exception):
+class ScratchError(HostError):
     """It cannot be done, or failed; the message says why and what to do."""
 
 

@@ -9,8 +9,7 @@ import argparse
 import json
 import time
 
-from backups.core.pgbackrest import PgBackRest
-from backups.core.repository import parse_listing
+from backups.core.repository import Stanza
 from backups.core.retention import Policy, plan
 from backups.core.verification import Verifier
 from backups.host.backup import interrupted
@@ -51,10 +50,10 @@ def run(options: argparse.Namespace) -> int:
     repository = verifier(settings)
     found = repository.stanza()
     # First, and whatever else is wrong: they are no backups, and each keeps new ones from being made.
-    for label in stale(repository.commands, found.name, {backup.label for backup in found.backups}):
-        print(f"{'drop' if options.yes else 'would drop'} {label}: it was interrupted")
-        if options.yes:
-            remove(repository.commands, found.name, label)
+    running = clear(repository, found, remove_them=options.yes)
+    # `expire` removes whatever the index does not name, and knows nothing of a backup on another host.
+    if running:
+        print(f"{running} may be a backup that is being made: nothing is dropped beside it")
     verified, problems = verification(repository, anew=options.verify, remember=options.yes)
     for problem in problems:
         print(f"verify: {problem}")
@@ -63,9 +62,10 @@ def run(options: argparse.Namespace) -> int:
     refusal = wanted.refusal or ("the repository is damaged: nothing is dropped" if problems else "")
     for kept in wanted.kept:
         print(f"keep {kept.label}: {kept.why}")
+    drops = options.yes and not refusal and not running
     for label in wanted.surplus:
-        print(f"{'drop' if options.yes and not refusal else 'would drop'} {label}")
-    if options.yes and not refusal:
+        print(f"{'drop' if drops else 'would drop'} {label}")
+    if drops:
         for label in wanted.expire:
             output(repository.commands.expire(label), f"pgbackrest expire {label}", DAY_SECONDS)
     if options.yes:
@@ -79,6 +79,21 @@ def run(options: argparse.Namespace) -> int:
     if refusal:
         raise HostError(f"refused: {refusal}")
     return 0
+
+
+def clear(repository: Verifier, found: Stanza, *, remove_them: bool) -> str:
+    """Removes interrupted backups to which nothing was written for a while; the label of one that may run."""
+    running = ""
+    known = {backup.label for backup in found.backups}
+    for label, written in sorted(interrupted(repository.commands, found.name, known).items()):
+        if time.time() - written <= QUIET_SECONDS:
+            running = label
+            continue
+        print(f"{'drop' if remove_them else 'would drop'} {label}: it was interrupted")
+        if remove_them:
+            command = repository.commands.remove(f"backup/{found.name}/{label}")
+            output(command, f"pgbackrest repo-rm {label}", DAY_SECONDS)
+    return running
 
 
 def verification(repository: Verifier, *, anew: bool, remember: bool) -> tuple[float, list[str]]:
@@ -100,19 +115,3 @@ def verification(repository: Verifier, *, anew: bool, remember: bool) -> tuple[f
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"at": now, "problems": problems}))
     return now, problems
-
-
-def stale(program: PgBackRest, stanza: str, known: set[str]) -> list[str]:
-    """Interrupted backups to which nothing was written for a while."""
-    found = []
-    for label in interrupted(program, stanza, known):
-        listing = output(program.list_files(f"backup/{stanza}/{label}", recurse=True), "pgbackrest repo-ls")
-        newest = max((entry.written for entry in parse_listing(listing)), default=0)
-        if time.time() - newest > QUIET_SECONDS:
-            found.append(label)
-    return found
-
-
-def remove(program: PgBackRest, stanza: str, label: str) -> None:
-    """Removes the directory of an interrupted backup."""
-    output(program.remove(f"backup/{stanza}/{label}"), f"pgbackrest repo-rm {label}", DAY_SECONDS)

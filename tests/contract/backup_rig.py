@@ -192,6 +192,14 @@ class Rig:
             self.settings = before
             self.write_config()
 
+    def configuration(self, account: str, **others: str | None) -> str:
+        """A configuration for another host, with an account's keys; `_` stands for `-`, None for no line."""
+        key, secret = keys(account)
+        changes = {name.replace("_", "-"): value for name, value in others.items()}
+        settings = self.settings | {"repo1-s3-key": key, "repo1-s3-key-secret": secret} | changes
+        lines = [f"{name}={value}" for name, value in settings.items() if value is not None]
+        return "\n".join(["[global]", *lines, ""])
+
     def deleting(self) -> AbstractContextManager[None]:
         """The account of retention, which alone may delete."""
         key, secret = keys(object_store.RETENTION)
@@ -295,6 +303,9 @@ def running_rig() -> Iterator[Rig]:
                 shutil.chown(cluster / name, "postgres", "postgres")
         rig = Rig(root=cluster, store=store, server=server, settings=_settings(root, cluster, store))
         rig.write_config()
+        # As the fleet's.
+        checksums = [str(server.binaries / "pg_checksums"), "--enable", "-D", str(server.data)]
+        subprocess.run([*server.prefix, *checksums], check=True, capture_output=True, cwd="/")
         with (server.data / "postgresql.conf").open("a") as config:
             push = f"pgbackrest --config={rig.config} --stanza={STANZA} archive-push %p"
             config.write(f"archive_mode = on\narchive_command = '{push}'\nwal_level = replica\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -20,34 +18,29 @@ import psycopg
 import pytest
 
 from backups.host.signatures import SignatureError, verify
-from tests.contract.postgres import REPOSITORY, PostgresServer, initdb, prepare
+from deploys.lib import object_store
+from tests.contract import backup_rig
+from tests.contract.postgres import REPOSITORY, PostgresServer, prepare
 
 ACCOUNTS = ("acme", "globex")
 
 
 @dataclass
 class Rig:
-    """A server that archives into a repository, and a host that restores from it."""
+    """A server that archives into a store, and a host beside it that restores with the reader's account."""
 
-    server: PostgresServer
+    backups: backup_rig.Rig
     root: Path
     settings: Path
+
+    @property
+    def server(self) -> PostgresServer:
+        return self.backups.server
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.server.dsn("relay", "postgres"), autocommit=True) as connection:
             cursor = connection.execute(query)
             return cursor.fetchall() if cursor.description else []
-
-    def pgbackrest(self, *words: str) -> None:
-        command = [
-            *self.server.prefix,
-            "pgbackrest",
-            f"--config={self.root}/db.conf",
-            "--stanza=relay",
-            *words,
-        ]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
 
     def grant(self, account: str, amount: int, what: str) -> str:
         """A grant in a transaction of its own; the server's time right after it."""
@@ -61,12 +54,7 @@ class Rig:
 
     def archive(self) -> None:
         """Everything written so far is in the archive."""
-        self.sql("create table if not exists beat (at timestamptz); insert into beat values (now())")
-        (row,) = self.sql("select pg_walfile_name(pg_switch_wal())")
-        deadline = time.monotonic() + 30
-        while self.sql("select coalesce(last_archived_wal, '') from pg_stat_archiver")[0][0] < row[0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        self.backups.archive()
 
     def host(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*words), cwd=REPOSITORY, capture_output=True, text=True)
@@ -98,26 +86,20 @@ class Rig:
         return found
 
 
-def _configure(root: Path, server: PostgresServer) -> Path:
-    (root / "db.conf").write_text(
-        f"[relay]\npg1-path={server.data}\npg1-port={server.port}\npg1-socket-path={root}\n"
-        f"[global]\nrepo1-path={root}/repo\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=secret\n"
-        f"repo1-bundle=y\nstart-fast=y\nlog-path={root}/log\nlock-path={root}/lock\n"
-        "repo1-retention-full=9999999\n"
+def _configure(root: Path, backups: backup_rig.Rig) -> Path:
+    (root / "drill.conf").write_text(backups.configuration(object_store.READER))
+    receipts = backups.configuration(
+        object_store.RETENTION, repo1_path="/receipts", repo1_cipher_type=None, repo1_cipher_pass=None
     )
-    (root / "drill.conf").write_text(
-        f"[relay]\npg1-path=/nowhere\n[global]\nrepo1-path={root}/repo\nrepo1-cipher-type=aes-256-cbc\n"
-        f"repo1-cipher-pass=secret\nlog-path={root}/log\nlock-path={root}/lock\n"
-    )
-    (root / "receipts.conf").write_text(f"[global]\nrepo1-path={root}/receipts\nlog-path={root}/log\n")
+    (root / "receipts.conf").write_text(receipts)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(root / "key")], check=True)
-    (root / "reference").write_text(server.dsn("relay", "postgres"))
+    (root / "reference").write_text(backups.server.dsn("relay", "postgres"))
     settings = root / "drill.json"
     settings.write_text(
         json.dumps(
             {
                 "pgbackrest": f"{root}/drill.conf",
-                "binaries": str(server.binaries),
+                "binaries": str(backups.server.binaries),
                 "root": f"{root}/scratch",
                 "relay": ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "relay"],
                 "environment": "test",
@@ -125,7 +107,7 @@ def _configure(root: Path, server: PostgresServer) -> Path:
                 "receipts_pgbackrest": f"{root}/receipts.conf",
                 "signing_key": str(root / "key"),
                 "reference": str(root / "reference"),
-                "figures": f"{root}/drill.prom",
+                "figures": str(root),
                 "sample": 50,
             }
         )
@@ -136,37 +118,20 @@ def _configure(root: Path, server: PostgresServer) -> Path:
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
     root = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
-    server = initdb(root)
     root.chmod(0o755)
-    subprocess.run(
-        [*server.prefix, str(server.binaries / "pg_checksums"), "--enable", "-D", str(server.data)],
-        check=True, capture_output=True, cwd="/",
-    )  # fmt: skip
-    settings = _configure(root, server)
-    owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.getuid())
-    for name in ("repo", "log", "lock", "receipts"):
-        (root / name).mkdir()
-        os.chown(root / name, owner.pw_uid, owner.pw_gid)
-    with (server.data / "postgresql.conf").open("a") as config:
-        config.write(
-            f"archive_mode = on\nwal_level = replica\n"
-            f"archive_command = 'pgbackrest --config={root}/db.conf --stanza=relay archive-push %p'\n"
-        )
-    try:
-        server.control("start")
-        prepare(server, "relay")
-        found = Rig(server, root, settings)
-        found.pgbackrest("stanza-create")
+    with backup_rig.running_rig() as backups:
+        settings = _configure(root, backups)
+        prepare(backups.server, "relay")
+        found = Rig(backups, root, settings)
         for account in ACCOUNTS:
             found.sql(f"insert into accounts (name) values ('{account}')")  # noqa: S608
             found.grant(account, 1000, f"first-{account}")
-        found.pgbackrest("backup", "--type=full")
-        yield found
-    finally:
-        subprocess.run([sys.executable, "-m", "backups.host", "scratch", "clear", f"--settings={settings}"],
-                       cwd=REPOSITORY, capture_output=True, check=False)  # fmt: skip
-        server.control("stop", "-m", "immediate")
-        shutil.rmtree(root)
+        backups.must(backups.commands.backup("full"))
+        try:
+            yield found
+        finally:
+            subprocess.run(found.command("scratch", "clear"), cwd=REPOSITORY, capture_output=True)
+            shutil.rmtree(root)
 
 
 @pytest.fixture

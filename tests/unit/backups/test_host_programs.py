@@ -144,7 +144,8 @@ def test_an_interrupted_backup_is_named_with_its_remedy(
 ) -> None:
     primary(monkeypatch, backup, True)
     listing = {name: {"type": "path"} for name in ("20261126-043021F", "backup.history")}
-    programs = Programs(monkeypatch, info=(0, answer(2)), repo_ls=(0, json.dumps(listing)))
+    answers = {"repo_ls backup/relay/2": (0, json.dumps(OLD_FILE)), "repo_ls": (0, json.dumps(listing))}
+    programs = Programs(monkeypatch, info=(0, answer(2)), **answers)
     assert command.main(["backup"]) == 1
     told = capsys.readouterr().err
     assert "20261126-043021F" in told
