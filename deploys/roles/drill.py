@@ -1,7 +1,8 @@
 """Restore drills on the first host of group `ops`: a random point of the backups, restored beside the fleet.
 
 The host gets PostgreSQL's programs without a cluster, pgBackRest with an account that may only read, and the
-relay's own programs, which prove the restored ledger. Receipts are signed and kept beside the backups.
+relay's own programs, which prove the restored ledger and compare it with the fleet's, as relay_reader.
+Receipts are signed and kept beside the backups.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from deploys.lib.secrets import Secret, signing_key
 from deploys.lib.venv import virtualenv
 from deploys.roles.backup import timer
 from deploys.roles.base import UPLOADS
-from deploys.roles.postgres import DEFAULT_VERSION
+from deploys.roles.postgres import DEFAULT_VERSION, dsn
 
 # "openssh-client" signs receipts.
 PACKAGES = [
@@ -37,6 +38,8 @@ PACKAGES = [
 ]
 SETTINGS = "/etc/relay/drill.json"
 KEY = "/etc/relay/drill.key"
+# How the fleet's own database is read, to compare.
+REFERENCE = "/etc/relay/drill.reference"
 CONFIG, RECEIPTS_CONFIG = "/etc/pgbackrest/drill.conf", "/etc/pgbackrest/receipts.conf"
 RECEIPTS_PATH = "/receipts"
 RELAY = "/opt/relay"
@@ -88,6 +91,7 @@ def drill() -> None:
         pgbackrest.configuration(CONFIG, object_store.READER),
         pgbackrest.configuration(RECEIPTS_CONFIG, object_store.RETENTION, repository=RECEIPTS_PATH),
         ConfigFile(KEY, fleet.secret("drill_signing_key"), mode="600"),
+        ConfigFile(REFERENCE, dsn("relay_reader") + "\n", mode="600"),
         ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n"),
     )
     timer("relay-drill", calendar=host.data.drill_time).keep()
@@ -117,5 +121,6 @@ def settings() -> dict[str, object]:
         "environment": fleet.setting("domain"),
         "receipts_pgbackrest": RECEIPTS_CONFIG,
         "signing_key": KEY,
+        "reference": REFERENCE,
         "max_age_days": host.data.drill_max_age_days,
     }

@@ -34,6 +34,7 @@ def test_keys_are_private(host: Any) -> None:
     """The key that signs is root's, those of the store are pgBackRest's, too."""
     for path, group, mode in (
         ("/etc/relay/drill.key", "root", 0o600),
+        ("/etc/relay/drill.reference", "root", 0o600),
         ("/etc/pgbackrest/drill.conf", "postgres", 0o640),
         ("/etc/pgbackrest/receipts.conf", "postgres", 0o640),
     ):

@@ -51,6 +51,12 @@ def test_receipts_are_signed_by_a_key_that_only_root_reads(outcome: Any) -> None
     assert f"install -D -o root -g root -m 600 /dev/null {drill.KEY}.new" in outcome.commands
 
 
+def test_it_compares_with_the_fleet_as_a_role_that_only_reads(outcome: Any) -> None:
+    assert "relay_reader" in outcome.files[drill.REFERENCE]
+    assert fleet.secret("postgres_reader_password") in outcome.files[drill.REFERENCE]
+    assert f"install -D -o root -g root -m 600 /dev/null {drill.REFERENCE}.new" in outcome.commands
+
+
 def test_the_host_gets_no_cluster_of_its_own(outcome: Any) -> None:
     names = [name for name in outcome.operations if "createcluster.conf" in name or "PostgreSQL (" in name]
     assert "createcluster.conf" in names[0]
