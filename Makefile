@@ -7,11 +7,11 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers chaos bench fuzz mutation tools lock clean
+.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers chaos bench fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  ENV=production chooses another inventory for plan, apply, verify and secrets;"
+	@echo "  ENV=production chooses another inventory for plan, apply, verify, secrets and backup…;"
 	@echo "  LIMIT='edge db1' restricts plan, apply and verify to groups or hosts."
 
 up: .venv/ready ## Build the whole platform on this machine and make a first paid call
@@ -34,6 +34,18 @@ verify: .venv/ready ## Run the launch checklist against the fleet
 
 secrets: .venv/ready ## Generate the environment's missing secrets, encrypted
 	@$(DEPLOYS) secrets $(ENV)
+
+backup-status: .venv/ready ## The database's members, backups and WAL on one screen, and what to do next
+	@$(PY) -m backups status $(ENV)
+
+backup-list: .venv/ready ## The database's backups and archived WAL
+	@$(PY) -m backups list $(ENV)
+
+backup: .venv/ready ## Make a full backup of the database now, and check it
+	@$(PY) -m backups backup $(ENV) --yes
+
+backup-verify: .venv/ready ## Read the whole repository of backups again
+	@$(PY) -m backups verify $(ENV)
 
 test: .venv/ready ## Everything that CI runs: lint, types, unit, contract, then the fleet from nothing
 	@$(MAKE) --no-print-directory lint coverage contract fleet

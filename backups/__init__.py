@@ -1,1 +1,1 @@
-"""Backups of the ledger's database: made, checked, thinned out, and restored."""
+"""How the database comes back: backup, restore, failover and drill, for people on call."""

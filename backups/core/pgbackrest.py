@@ -67,6 +67,14 @@ class PgBackRest:
         """Creates the stanza; nothing changes where it is there and belongs to the cluster."""
         return self._command("stanza-create")
 
+    def stanza_upgrade(self) -> list[str]:
+        """Lets a new cluster, or one of a new major version, go on in a stanza."""
+        return self._command("stanza-upgrade")
+
+    def remove(self, path: str) -> list[str]:
+        """Deletes a path of the repository with all below it."""
+        return [*self._command("repo-rm", "--recurse"), path]
+
     def backup(
         self, kind: Literal["full", "diff", "incr"] = "full", annotations: Mapping[str, str] | None = None
     ) -> list[str]:

@@ -323,7 +323,10 @@ class Entry:
 
 
 def parse_listing(text: str) -> tuple[Entry, ...]:
-    """The output of `repo-ls --output=json`; empty for a path that is not there. Raises RepositoryError."""
+    """The output of `repo-ls --output=json`; empty for a path that is not there. Raises RepositoryError.
+
+    What a store keeps of deleted directories (a "file" whose name ends with a slash) is left out.
+    """
     value = _loads(text or "{}", "the answer of pgbackrest repo-ls")
     if not isinstance(value, dict):
         raise RepositoryError("the answer of pgbackrest repo-ls is no object")
@@ -331,7 +334,7 @@ def parse_listing(text: str) -> tuple[Entry, ...]:
         return tuple(
             Entry(path, entry["type"], int(entry.get("size") or 0), int(entry.get("time") or 0))
             for path, entry in sorted(value.items())
-            if path != "."
+            if path != "." and not path.endswith("/")
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise RepositoryError(f"pgbackrest repo-ls has an unexpected form: {error!r}") from error

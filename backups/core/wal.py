@@ -242,6 +242,12 @@ class Gap:
         return f"WAL {names} is missing from the archive; needed by {self.needed_by}"
 
 
+def count_missing(found: Iterable[Gap], segment_bytes: int = SEGMENT_BYTES) -> int:
+    """How many segments are missing: one that several need counts once."""
+    firsts = ((parse_segment(gap.first, segment_bytes), gap.count) for gap in found)
+    return len({(first.timeline, first.number + n) for first, count in firsts for n in range(count)})
+
+
 Histories = Mapping[int, Sequence[Switch]]
 RESTORE_TO_ANY_TIME = "restores to any time after the oldest backup whose WAL is kept"
 
@@ -362,13 +368,15 @@ def directories(names: Iterable[str], state: State, segment_bytes: int = SEGMENT
 
 @dataclass(frozen=True)
 class Continuity:
-    """What a check found: gaps, other problems in words, the segments looked for, the state after it."""
+    """What a check found: gaps, other problems in words, the segments looked for, the newest one's name and
+    when it was written (Unix seconds, 0: there is none), the state after it."""
 
     gaps: tuple[Gap, ...]
     problems: tuple[str, ...]
     segments: int
     newest: str | None
     state: State
+    written: int = 0
 
     @property
     def whole(self) -> bool:
@@ -448,7 +456,8 @@ def _look(
         if whole.needed_by == RESTORE_TO_ANY_TIME:
             checked[timeline] = max(checked.get(timeline, 0), _in_place(archive, rest))
     name = newest.name(archive.segment_bytes) if newest else None
-    return Continuity(tuple(found), tuple(problems), looked, name, State(state.archive_id, checked))
+    written = archive.segments[newest] if newest else 0
+    return Continuity(tuple(found), tuple(problems), looked, name, State(state.archive_id, checked), written)
 
 
 def _in_place(archive: Archive, needed: Range) -> int:

@@ -18,6 +18,8 @@ import bcrypt
 import pyrage
 import yaml
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploys.lib import authority, pki
 from deploys.lib.errors import DeployError
@@ -43,6 +45,12 @@ def access_key() -> str:
     return "".join(random.choice(string.ascii_uppercase + string.digits) for _ in range(20))
 
 
+def signing_key() -> str:
+    """An ed25519 key as OpenSSH writes it, without a passphrase."""
+    form, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    return Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, form, none).decode()
+
+
 def fernet_key() -> str:
     """A key of Fernet (AES-128-CBC with HMAC-SHA256), base64."""
     return Fernet.generate_key().decode()
@@ -50,10 +58,14 @@ def fernet_key() -> str:
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret that a role declares, and what makes it."""
+    """A secret that a role declares, and what makes it.
+
+    Where `given`, somebody else makes it, such as the operator of a store; a person puts it into the file.
+    """
 
     name: str
     make: Callable[[], str] = password
+    given: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def create_missing(
     before = store.read()
     values = dict(before)
     for secret in declared:
-        if isinstance(secret, Secret) and secret.name not in values:
+        if isinstance(secret, Secret) and secret.name not in values and not secret.given():
             values[secret.name] = secret.make()
     for secret in declared:
         if isinstance(secret, BcryptHash):
@@ -158,6 +170,13 @@ def forget_departed(store: SecretStore, subjects: Iterable[pki.Subject]) -> list
     if names:
         store.write({name: value for name, value in values.items() if name not in names})
     return names
+
+
+def put(store: SecretStore, name: str, value: str) -> None:
+    """Puts a secret that somebody else made into the file; DeployError for an empty one."""
+    if not value.strip():
+        raise DeployError(f"--set {name}: its value is empty: write it to standard input")
+    store.write(store.read() | {name: value.strip()})
 
 
 def trust(store: SecretStore, bundle: str) -> int:

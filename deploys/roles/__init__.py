@@ -22,10 +22,13 @@ ORDER = (
     "etcd",
     "postgres",
     "failover",
+    "backup",
     "cache",
     "relay",
     "edge",
     "node_exporter",
+    "retention",
+    "drill",
     "monitoring",
     "firewall",
 )

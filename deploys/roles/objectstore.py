@@ -5,6 +5,7 @@ Production has an object store of its own elsewhere; this role is for hosts of g
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 
 from pyinfra.api.command import StringCommand
@@ -14,15 +15,15 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt, server
 
-from deploys.lib import fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render
+from deploys.lib import backup_files, fleet, object_store
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import Opening, Probe, Role, Scrape
-from deploys.lib.secrets import Secret, access_key
+from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.venv import installed, virtualenv
 
-PACKAGES = ["curl", "python3-venv"]
-S3_PORT, METRICS_PORT = 8333, 9327
+PACKAGES = ["curl", "python3-boto3", "python3-venv"]
+S3_PORT, METRICS_PORT = object_store.OWN_PORT, 9327
 UNIT = "seaweedfs.service"
 ETC = "/etc/seaweedfs"
 REQUIREMENTS = "templates/objectstore/requirements.txt"
@@ -33,11 +34,8 @@ ROLE = Role(
     probes=(Probe("tls", S3_PORT),),
     openings=(Opening((S3_PORT,), ("db", "ops")),),
     secrets=(
-        Secret("s3_access_key", access_key),
-        Secret("s3_secret_key"),
         Secret("s3_sse_key"),
-        Secret("s3_admin_access_key", access_key),
-        Secret("s3_admin_secret_key"),
+        *object_store.secrets(object_store.ADMINISTRATOR),
     ),
 )
 
@@ -67,7 +65,7 @@ def bucket(due: bool) -> Generator[StringCommand, None, None]:
 
 @deploy("Object store")
 def objectstore() -> None:
-    """The store, its two accounts (administrator, backup) and the bucket for backups."""
+    """The store, its accounts and the bucket for backups."""
     was_running = running(UNIT)
     apt.packages(name="Install packages (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     server.user(  # noqa: S604 - an account's shell, not a command's
@@ -82,7 +80,6 @@ def objectstore() -> None:
         path="/opt/seaweedfs",
         requirements=REQUIREMENTS,
     )
-    administrator_key()
     tool = put_tool()
     configuration().keep()
     bucket(name="Make the bucket for backups (relay-bucket)", due=not was_running or tool())
@@ -90,31 +87,17 @@ def objectstore() -> None:
 
 def configuration() -> Configuration:
     """The store: its unit, its accounts and the key that it encrypts with."""
-    identities = render(
-        "objectstore/identities.json.j2",
-        bucket=host.data.s3_bucket,
-        access_key=fleet.secret("s3_access_key"),
-        secret_key=fleet.secret("s3_secret_key"),
-        admin_access_key=fleet.secret("s3_admin_access_key"),
-        admin_secret_key=fleet.secret("s3_admin_secret_key"),
-    )
+    accounts = object_store.identities(object_store.store(), object_store.keys)
     key = f"WEED_S3_SSE_KEY={fleet.secret('s3_sse_key')}\n"
     return Configuration(
         UNIT,
         [
             ConfigFile(f"{ETC}/environment", key, mode="600"),
-            ConfigFile(f"{ETC}/identities.json", identities, mode="640", group="seaweedfs"),
+            ConfigFile(f"{ETC}/identities.json", accounts, mode="640", group="seaweedfs"),
             ConfigFile(f"{SYSTEMD_UNITS}{UNIT}", unit()),
         ],
         reads=[installed("/opt/seaweedfs", REQUIREMENTS)],
     )
-
-
-def administrator_key() -> None:
-    """The administrator's key as curl reads it, for root on this host only."""
-    key = f"{fleet.secret('s3_admin_access_key')}:{fleet.secret('s3_admin_secret_key')}"
-    text = f'user = "{key}"\naws-sigv4 = "aws:amz:us-east-1:s3"\n'
-    place(ConfigFile(f"{ETC}/administrator.curl", text, mode="600"))
 
 
 def unit() -> str:
@@ -131,8 +114,10 @@ def unit() -> str:
 
 
 def put_tool() -> Callable[[], bool]:
-    """The command that makes the bucket; tells whether it changes."""
-    text = render(
-        "objectstore/relay-bucket.j2", node=fleet.node_of(host), port=S3_PORT, bucket=host.data.s3_bucket
+    """The program that makes the bucket, and its settings, for root only; tells whether either changes."""
+    settings = object_store.bucket_settings(object_store.ADMINISTRATOR)
+    return place(
+        *backup_files.programs("bucket.py"),
+        ConfigFile(f"{ETC}/bucket.json", json.dumps(settings, indent=1) + "\n", mode="600"),
+        ConfigFile("/usr/local/sbin/relay-bucket", source("objectstore/relay-bucket"), mode="755"),
     )
-    return place(ConfigFile("/usr/local/sbin/relay-bucket", text, mode="755"))

@@ -17,7 +17,7 @@ from pyinfra.context import host, inventory
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, server, systemd
 
-from deploys.lib import fleet, patroni, postgres_tuning
+from deploys.lib import fleet, object_store, patroni, pgbackrest, postgres_tuning
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.secrets import Secret
@@ -29,6 +29,7 @@ from deploys.roles.etcd import CLIENT_PORT
 DEFAULT_VERSION = 15
 PACKAGES = [
     "curl",
+    *pgbackrest.PACKAGES,
     "postgresql-common",
     f"postgresql-{DEFAULT_VERSION}",
     "prometheus-postgres-exporter",
@@ -154,6 +155,12 @@ def postgres() -> None:
         build_requirements="templates/postgres/requirements-build.txt",
     )
     tools()
+    # Before the server starts: its archive_command reads it.
+    place(
+        pgbackrest.configuration(
+            pgbackrest.CONFIG, object_store.BACKUP, data=data_directory(), port=POSTGRES_PORT
+        )
+    )
     setup = setup_files()
     watchdog()
     settings = configuration()
@@ -181,6 +188,11 @@ def postgres() -> None:
     heartbeat().keep()
     exporter().keep()
     disk_watch().keep()
+
+
+def data_directory() -> str:
+    """Where the cluster's data is, on each of its hosts."""
+    return f"/var/lib/postgresql/{host.data.postgres_version}/relay"
 
 
 def packages() -> None:
@@ -307,6 +319,10 @@ def parameters(data: HostData) -> dict[str, str | int]:
         "wal_level": "replica",
         "wal_log_hints": "on",
         "wal_compression": "on",
+        "archive_mode": "on",
+        "archive_command": pgbackrest.ARCHIVE_COMMAND,
+        # An incomplete segment is archived after so long, so that no more than this is lost with the site.
+        "archive_timeout": f"{data.backup_archive_seconds}s",
         "max_wal_senders": 10,
         "max_replication_slots": 10,
         "wal_sender_timeout": "10s",
@@ -399,7 +415,7 @@ def disk_watch() -> Configuration:
     """What hands a primary over before its disk is full."""
     data, node, unit = host.data, fleet.node_of(host), "relay-disk-watch.service"
     command = (
-        f"{DISK_WATCH} --name {node.name} --data /var/lib/postgresql/{data.postgres_version}/relay"
+        f"{DISK_WATCH} --name {node.name} --data {data_directory()}"
         f" --rest https://{node.address}:{REST_PORT} --handover-mb {data.postgres_disk_handover_mb}"
         f" --handover-percent {data.postgres_disk_handover_percent}"
         f" --reserve-mb {data.postgres_disk_reserve_mb}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ NO_TESTS = 5
 EPILOG = """examples:
   python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
   python -m deploys secrets sandbox --renew       a step towards new certificates and a new authority
+  python -m deploys secrets production --set s3_access_key < FILE     take a key that others made
   python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
   python -m deploys apply sandbox --limit edge    bring one group (or host) in line; 0 done, 1 error,
                                                   3 done but for hosts that stopped answering
@@ -142,6 +144,8 @@ def secrets(arguments: argparse.Namespace) -> int:
         if arguments.show:
             print(fleet.secret(arguments.show))
             return 0
+        if arguments.set:
+            vault.put(store, arguments.set, _typed(arguments.set))
         if arguments.trust:
             print(f"{vault.trust(store, _text(arguments.trust))} authorities are trusted")
         if arguments.renew and not trust.may_go_on(fleet.state_directory(), store.read()):
@@ -161,6 +165,11 @@ def secrets(arguments: argparse.Namespace) -> int:
     if step in NEXT:
         print(NEXT[step].format(name=name))
     return 0
+
+
+def _typed(name: str) -> str:
+    """A secret from a terminal, where it is not shown, or from a pipe."""
+    return getpass.getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.read()
 
 
 def _text(path: str) -> str:
@@ -215,6 +224,8 @@ def parser() -> argparse.ArgumentParser:
     text = "let hosts trust the authorities of a PEM file too, such as /etc/relay/tls/ca.crt of a host"
     command.add_argument("--trust", metavar="FILE", help=text)
     command.add_argument("--show", metavar="NAME", help="print the value of one secret")
+    text = "take a secret that others made, such as a store's key, from standard input"
+    command.add_argument("--set", metavar="NAME", help=text)
     command.set_defaults(run=secrets)
     commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
     return top

@@ -123,11 +123,41 @@ postgres_disk_reserve_mb = 1024
 redis_maxmemory = "64mb"
 
 # --- object store (sandbox; production has an S3 of its own elsewhere) -------------------------------------
-# The bucket that backups go to.
-s3_bucket = "backups"
 # Megabytes of one volume file, and how many there may be.
 objectstore_volume_mb = 256
 objectstore_volumes = 40
+
+# --- backups ---------------------------------------------------------------------------------------------
+# The S3 store: its host name (not an address, no scheme); empty: the fleet's own, on a host of `vault`.
+s3_endpoint = ""
+s3_port = 443
+s3_region = "us-east-1"
+# path: https://HOST/BUCKET/KEY; host: https://BUCKET.HOST/KEY (AWS).
+s3_uri_style = "path"
+# File on the hosts with the authority of the store's certificate; empty: those that the system trusts.
+s3_ca_file = ""
+# The bucket, and the directory in it.
+s3_bucket = "backups"
+backup_path = "/relay"
+# Days that overwritten and deleted objects can still be brought back, and days that nobody at all may delete
+# a new object for good (0: no lock; a bucket is given it when it is made).
+s3_noncurrent_days = 30
+s3_lock_days = 0
+# When full backups are made, as systemd writes times.
+backup_time = "*-*-* 02:15:00 UTC"
+# How far WAL may be behind: an incomplete segment is archived after so many seconds.
+backup_archive_seconds = 60
+# Processes that compress and send.
+backup_process_max = 2
+# The newest backup of so many days, weeks and months is kept.
+backup_keep_days = 7
+backup_keep_weeks = 4
+backup_keep_months = 6
+# When a random point of the backups is restored beside the fleet and proven, as systemd writes times; how old
+# the last good drill may be; and how much memory the restored database may take on the ops host.
+drill_time = "Sun *-*-* 03:30:00 UTC"
+drill_max_age_days = 8
+drill_memory_max = "1G"
 
 # --- swarm -----------------------------------------------------------------------------------------------
 # How many relay hosts (the first ones) manage the swarm: odd. Others join as workers.

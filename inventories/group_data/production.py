@@ -11,3 +11,9 @@ redis_maxmemory = "1gb"
 # Who is woken, and who notices when the monitoring itself falls silent.
 alert_webhook_url = "https://on-call.relay.example/alerts"
 alert_watchdog_url = "https://dead-man.relay.example/relay"
+
+# Where backups go. The accounts' keys are secrets: s3_access_key, s3_secret_key and so on.
+s3_endpoint = "s3.eu-central-1.amazonaws.com"
+s3_region = "eu-central-1"
+s3_uri_style = "host"
+s3_bucket = "relay-example-backups"

@@ -23,6 +23,14 @@ class CommandError(Exception):
     """The command cannot be done; the message names the option and the remedy."""
 
 
+class Failed(Exception):
+    """What was to be proven is not so: ``report`` is printed as a result is, and the status is 1."""
+
+    def __init__(self, report: Any) -> None:
+        super().__init__("not proven")
+        self.report = report
+
+
 def add_command(subparsers: Subparsers, name: str, summary: str) -> Any:
     """Add a command that has actions; returns where to add them."""
     parser = subparsers.add_parser(name, help=summary, description=summary)
@@ -36,12 +44,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def leaf(actions: Subparsers, name: str, action: Action, example: str) -> argparse.ArgumentParser:
+def leaf(
+    actions: Subparsers, name: str, action: Action, example: str, *, status: str = ""
+) -> argparse.ArgumentParser:
     """Add an action whose result is printed; ``example`` follows ``python -m relay``."""
     parser = actions.add_parser(
         name,
         help=f"e.g. {example}",
-        epilog=f"example:\n  python -m relay {example}",
+        epilog=f"example:\n  python -m relay {example}\n\n{status}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -60,8 +70,15 @@ def run(action: Action, options: argparse.Namespace, settings: Settings) -> int:
     except psycopg.Error as error:
         print(f"relay: the database refused: {str(error).strip()}", file=sys.stderr)
         return 1
-    print(json.dumps(result, default=str, indent=None if options.json else 2))
+    except Failed as failed:
+        _print(failed.report, options)
+        return 1
+    _print(result, options)
     return 0
+
+
+def _print(result: Any, options: argparse.Namespace) -> None:
+    print(json.dumps(result, default=str, indent=None if options.json else 2))
 
 
 async def _with_connection(action: Action, options: argparse.Namespace, dsn: str) -> Any:

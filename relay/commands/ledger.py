@@ -8,6 +8,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from relay.commands import ledger_proof
 from relay.commands.command import CommandError, Subparsers, add_command, leaf
 from relay.pricing.errors import FieldError
 from relay.pricing.units import NANO, decimal, decimal_text
@@ -30,6 +31,7 @@ def register(subparsers: Subparsers) -> None:
     what.add_argument("--entry", type=int, help="id of the entry to take back")
     what.add_argument("--request", type=UUID, help="take back what this call was charged")
     reverse.add_argument("--reason", required=True, help="for the books")
+    ledger_proof.register(actions)
     terms = leaf(actions, "terms", _terms, "ledger terms --account 1 --credit-limit-usd 100 --overage 0.9")
     terms.add_argument("--account", type=int, required=True, help="id of the account")
     terms.add_argument("--credit-limit-usd", help="how far below zero it may spend (postpaid)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -11,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,11 +26,17 @@ from cryptography.x509.oid import NameOID
 
 from backups.core.pgbackrest import PgBackRest, Target
 from backups.core.verification import Outcome, Verifier
+from deploys.lib import object_store
 from tests.contract.postgres import PostgresServer, free_port, initdb
 
-BUCKET, REGION, STANZA = "backups", "us-east-1", "relay"
+BUCKET, REGION, STANZA, PATH = "backups", "us-east-1", "relay", "/relay"
 WEED = Path(sys.executable).with_name("weed")
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+
+def keys(account: str) -> tuple[str, str]:
+    """An account's access key and secret key."""
+    return f"{account.upper().replace('_', ''):X<20}", f"the-secret-of-{account}"
 
 
 def certificate(directory: Path) -> None:
@@ -59,22 +64,18 @@ def certificate(directory: Path) -> None:
 
 @dataclass
 class Store:
-    """A SeaweedFS with an administrator and an account for backups; its S3 is at https://localhost:port."""
+    """A SeaweedFS with the fleet's accounts and policies; its S3 is at https://localhost:port."""
 
     root: Path
     port: int = field(default_factory=free_port)
-    account: tuple[str, str] = ("BACKUPBACKUPBACKUP00", "the-first-secret")
     process: subprocess.Popen[bytes] | None = None
 
     def write_identities(self) -> None:
         """The accounts; read when the store starts."""
-        rights = [f"{right}:{BUCKET}" for right in ("Read", "Write", "List", "Tagging")]
-        people = (("administrator", ("ADMINADMINADMINADMIN", "adminsecret"), ["Admin"]),)
-        identities = [
-            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-            for name, (key, secret), actions in (*people, ("backup", self.account, rights))
-        ]
-        (self.root / "identities.json").write_text(json.dumps({"identities": identities}))
+        found = object_store.Store(
+            "localhost", self.port, REGION, "path", f"{self.root}/crt", BUCKET, PATH, own=True
+        )
+        (self.root / "identities.json").write_text(object_store.identities(found, keys))
 
     def start(self) -> None:
         """Start it and wait until it serves."""
@@ -117,8 +118,8 @@ class Store:
             endpoint_url=f"https://localhost:{self.port}",
             verify=str(self.root / "crt"),
             region_name=REGION,
-            aws_access_key_id="ADMINADMINADMINADMIN",
-            aws_secret_access_key="adminsecret",
+            aws_access_key_id=keys(object_store.ADMINISTRATOR)[0],
+            aws_secret_access_key=keys(object_store.ADMINISTRATOR)[1],
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
         )
 
@@ -190,6 +191,19 @@ class Rig:
         finally:
             self.settings = before
             self.write_config()
+
+    def configuration(self, account: str, **others: str | None) -> str:
+        """A configuration for another host, with an account's keys; `_` stands for `-`, None for no line."""
+        key, secret = keys(account)
+        changes = {name.replace("_", "-"): value for name, value in others.items()}
+        settings = self.settings | {"repo1-s3-key": key, "repo1-s3-key-secret": secret} | changes
+        lines = [f"{name}={value}" for name, value in settings.items() if value is not None]
+        return "\n".join(["[global]", *lines, ""])
+
+    def deleting(self) -> AbstractContextManager[None]:
+        """The account of retention, which alone may delete."""
+        key, secret = keys(object_store.RETENTION)
+        return self.set(repo1_s3_key=key, repo1_s3_key_secret=secret)
 
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Outcome:
         """Run a command as the server's account."""
@@ -289,6 +303,9 @@ def running_rig() -> Iterator[Rig]:
                 shutil.chown(cluster / name, "postgres", "postgres")
         rig = Rig(root=cluster, store=store, server=server, settings=_settings(root, cluster, store))
         rig.write_config()
+        # As the fleet's.
+        checksums = [str(server.binaries / "pg_checksums"), "--enable", "-D", str(server.data)]
+        subprocess.run([*server.prefix, *checksums], check=True, capture_output=True, cwd="/")
         with (server.data / "postgresql.conf").open("a") as config:
             push = f"pgbackrest --config={rig.config} --stanza={STANZA} archive-push %p"
             config.write(f"archive_mode = on\narchive_command = '{push}'\nwal_level = replica\n")
@@ -304,10 +321,10 @@ def running_rig() -> Iterator[Rig]:
 
 
 def _settings(root: Path, cluster: Path, store: Store) -> dict[str, str]:
-    key, secret = store.account
+    key, secret = keys(object_store.BACKUP)
     return {
         "repo1-type": "s3",
-        "repo1-path": "/relay",
+        "repo1-path": PATH,
         "repo1-s3-bucket": BUCKET,
         "repo1-s3-endpoint": "localhost",
         "repo1-s3-region": REGION,

@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from backups import cli as backups_cli
 from deploys.run import cli as deploys_cli
 from relay import cli as relay_cli
 
+PROGRAMS = {"deploys": deploys_cli, "relay": relay_cli, "backups": backups_cli}
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "CHANGELOG.md")
+DOCUMENTS = (
+    "ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "CHANGELOG.md", "backups/RUNBOOK.md",
+)  # fmt: skip
 STRICT = ("ARCHITECTURE.md", "CONTRIBUTING.md")
 CODE = re.compile(r"`([^`\n]+)`")
 # A path ends with a slash or a suffix, and NAME in it stands for a file that is to come.
 PATH = re.compile(
     r"\.?(?:[\w-]+/)+(?:[\w.-]+\.\w+|[\w-]+)?|[\w-]+\.(?:md|toml|yaml|txt)|\.[\w-]+\.(?:toml|yaml)"
 )
-DOTTED = re.compile(r"(?:relay|deploys|tests|inventories)(?:\.\w+)+")
+DOTTED = re.compile(r"(?:relay|deploys|backups|tests|inventories)(?:\.\w+)+")
 PLACEHOLDER = re.compile(r"NAME|NNNN|ENV\b")
 MOST_FILES = 5
 
@@ -88,8 +92,8 @@ def changes() -> list[tuple[str, str]]:
     return list(zip(found[::2], found[1::2], strict=True))
 
 
-def test_the_twelve_changes_are_walked() -> None:
-    assert len(changes()) == 12
+def test_the_thirteen_changes_are_walked() -> None:
+    assert len(changes()) == 13
 
 
 @pytest.mark.parametrize(("title", "walk"), changes(), ids=[title for title, _ in changes()])
@@ -105,7 +109,9 @@ def commands() -> list[tuple[str, str]]:
         shown = re.findall(r"^```\w*\n(.*?)^```", text(document), re.M | re.S)
         lines = [line for block in shown for line in block.splitlines()] + CODE.findall(text(document))
         found += [
-            (document, line) for line in lines if re.search(r"\brelayctl |-m (?:relay|deploys) |^make ", line)
+            (document, line)
+            for line in lines
+            if re.search(r"\brelayctl |-m (?:relay|deploys|backups) |^make ", line)
         ]
     return found
 
@@ -117,9 +123,9 @@ def test_each_command_shown_is_one(document: str, line: str) -> None:
         targets = re.findall(r"^([a-z-]+):", text("Makefile"), re.M)
         assert next(word for word in words[1:] if "=" not in word) in targets
         return
-    start = next(n for n, word in enumerate(words) if word in ("relayctl", "relay", "deploys"))
+    start = next(n for n, word in enumerate(words) if word in ("relayctl", *PROGRAMS))
     program, arguments = words[start], words[start + 1 :]
     if arguments[0] in ("--help", "plan|apply|verify|secrets"):
         return
-    parser = {"deploys": deploys_cli, "relay": relay_cli, "relayctl": relay_cli}[program].parser()
+    parser = PROGRAMS["relay" if program == "relayctl" else program].parser()
     assert isinstance(parser.parse_args(arguments), argparse.Namespace)

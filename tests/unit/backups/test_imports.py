@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 CORE = sorted((ROOT / "backups/core").glob("*.py"))
-TOUCHING = {"asyncio", "ctypes", "http", "io", "os", "pathlib", "random", "shutil", "socket", "ssl"} | {
+HOST = sorted((ROOT / "backups/host").glob("*.py"))
+TOUCHING = {"asyncio", "ctypes", "http", "io", "os", "pathlib", "shutil", "socket", "ssl"} | {
     "signal", "subprocess", "tempfile", "threading", "urllib"
 }  # fmt: skip
 
@@ -35,3 +36,8 @@ def foreign(path: Path, *own: str) -> set[str]:
 def test_the_core_is_pure(path: Path) -> None:
     assert foreign(path, "backups.core") == set()
     assert {name.split(".")[0] for name in imported(path)} & TOUCHING == set()
+
+
+@pytest.mark.parametrize("path", HOST, ids=lambda path: path.stem)
+def test_hosts_need_nothing_but_python(path: Path) -> None:
+    assert foreign(path, "backups.core", "backups.host") == set()

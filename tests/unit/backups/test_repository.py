@@ -228,6 +228,7 @@ def test_a_listing_is_read() -> None:
         ".": {"type": "path"},
         "0000000100000000/x.zst": {"type": "file", "size": 7, "time": 9},
         "0000000100000000": {"type": "path"},
+        "bundle/": {"type": "file", "size": 0, "time": 9},
     }
     entries = parse_listing(json.dumps(listing))
     assert [(e.path, e.kind, e.size, e.written) for e in entries] == [

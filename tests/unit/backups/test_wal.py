@@ -12,12 +12,14 @@ from backups.core.wal import (
     Archive,
     ArchivedFile,
     Continuity,
+    Gap,
     Range,
     Segment,
     State,
     Switch,
     WalError,
     check,
+    count_missing,
     directories,
     format_lsn,
     parse_header,
@@ -150,3 +152,12 @@ def test_directories_before_the_last_check_are_not_listed() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"checked": 1}', "null"])
 def test_an_unreadable_state_checks_everything(text: str) -> None:
     assert State.from_json(text) == State()
+
+
+def test_a_missing_segment_that_several_need_counts_once() -> None:
+    first, second = "000000010000000000000006", "000000010000000000000008"
+    found = [Gap(first, first, 1, "a backup"), Gap(first, second, 3, "restores"), Gap(second, second, 1, "x")]
+    assert count_missing(found) == 3
+    assert count_missing([]) == 0
+    other = "000000020000000000000006"
+    assert count_missing([*found, Gap(other, other, 1, "restores")]) == 4

@@ -26,17 +26,16 @@ def unit(outcome: Any) -> str:
     return str(outcome.files["/etc/systemd/system/seaweedfs.service"])
 
 
-def test_backups_may_use_their_bucket_and_nothing_else(outcome: Any, sandbox_inventory: Any) -> None:
+def test_each_account_has_keys_of_its_own(outcome: Any, sandbox_inventory: Any) -> None:
     identities = json.loads(outcome.files["/etc/seaweedfs/identities.json"])["identities"]
-    by_name = {identity["name"]: identity for identity in identities}
-    assert set(by_name) == {"administrator", "backup"}
-    assert set(by_name["backup"]["actions"]) == {
-        f"{action}:backups" for action in ("Read", "Write", "List", "Tagging")
+    keys = {identity["name"]: identity["credentials"][0] for identity in identities}
+    assert set(keys) == {"s3_admin", "s3", "s3_reader", "s3_retention"}
+    assert keys["s3"] == {
+        "accessKey": fleet.secret("s3_access_key"),
+        "secretKey": fleet.secret("s3_secret_key"),
     }
-    assert by_name["backup"]["credentials"] == [
-        {"accessKey": fleet.secret("s3_access_key"), "secretKey": fleet.secret("s3_secret_key")}
-    ]
-    assert by_name["administrator"]["credentials"][0]["secretKey"] == fleet.secret("s3_admin_secret_key")
+    assert keys["s3_admin"]["secretKey"] == fleet.secret("s3_admin_secret_key")
+    assert len({key["secretKey"] for key in keys.values()}) == len(keys)
 
 
 def test_only_s3_over_tls_leaves_the_loopback(unit: str) -> None:
@@ -55,7 +54,7 @@ def test_the_store_is_not_root_and_keeps_its_data(unit: str) -> None:
 def test_secrets_are_in_private_files_only(outcome: Any, sandbox_inventory: Any) -> None:
     private = {
         "/etc/seaweedfs/environment": "install -D -o root -g root -m 600 /dev/null",
-        "/etc/seaweedfs/administrator.curl": "install -D -o root -g root -m 600 /dev/null",
+        "/etc/seaweedfs/bucket.json": "install -D -o root -g root -m 600 /dev/null",
         "/etc/seaweedfs/identities.json": "install -D -o root -g seaweedfs -m 640 /dev/null",
     }
     for path, command in private.items():
@@ -73,12 +72,13 @@ def test_a_new_store_gets_its_bucket(outcome: Any) -> None:
 
 @pytest.mark.parametrize("missing", [["bucket backups is missing"], []])
 def test_a_missing_bucket_is_drift(fake_role: Any, missing: list[str]) -> None:
-    text = fake_role(objectstore.objectstore, "vault1", responses=LINUX).files[TOOL]
-    tool = ConfigFile(TOOL, text, mode="755")
-    present = RUNNING | {"sha256sum <": [f"{TOOL} {tool.state}"], "relay-bucket check": missing}
+    files = fake_role(objectstore.objectstore, "vault1", responses=LINUX).files
+    modes = {TOOL: "755", "/usr/local/sbin/relay-backups": "755", "/etc/seaweedfs/bucket.json": "600"}
+    states = [
+        f"{path} {ConfigFile(path, text, mode=modes.get(path, '644')).state}"
+        for path, text in files.items()
+        if path.startswith("/usr/local") or path in modes
+    ]
+    present = RUNNING | {"sha256sum <": states, "relay-bucket check": missing}
     commands = fake_role(objectstore.objectstore, "vault1", responses=present).commands
     assert ("relay-bucket apply" in commands) is bool(missing)
-
-
-def test_the_bucket_is_encrypted(outcome: Any) -> None:
-    assert "<SSEAlgorithm>AES256</SSEAlgorithm>" in outcome.files[TOOL]

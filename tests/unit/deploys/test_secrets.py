@@ -18,6 +18,7 @@ from deploys.lib.secrets import (
     departed,
     forget_departed,
     matches,
+    put,
 )
 
 # A hash may stand before what it is of.
@@ -49,6 +50,16 @@ def test_only_what_is_missing_is_made(store: SecretStore) -> None:
     store.write({name: value for name, value in before.items() if name != "redis_password"})
     assert create_missing(store, DECLARED, SUBJECTS) == ["redis_password"]
     assert {**store.read(), "redis_password": before["redis_password"]} == before
+
+
+def test_what_others_make_is_never_made_here(store: SecretStore) -> None:
+    declared = [Secret("ours"), Secret("theirs", given=lambda: True)]
+    assert "theirs" not in create_missing(store, declared, SUBJECTS)
+    with pytest.raises(DeployError, match="--set theirs: its value is empty"):
+        put(store, "theirs", " \n")
+    put(store, "theirs", "their key\n")
+    assert store["theirs"] == "their key"
+    assert create_missing(store, declared, SUBJECTS) == []
 
 
 def test_a_new_host_gets_its_certificate(store: SecretStore) -> None:

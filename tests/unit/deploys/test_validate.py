@@ -133,6 +133,24 @@ def test_problems_of_secrets(
     assert any(told in problem for problem in problems(sandbox_inventory, tmp_path, changed))
 
 
+def test_keys_of_anothers_store_must_be_given_and_may_be_weak(
+    sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]
+) -> None:
+    names = [name for name in values if name.startswith("s3_") and name != "s3_sse_key"]
+    assert len(names) == 8
+    paths = {"secrets_file": f"{tmp_path}/s.age", "secrets_key_file": f"{tmp_path}/s.key"}
+    sandbox_inventory.override_data = {**paths, "ssh_key": "", "s3_endpoint": "s3.example.test"}
+    fleet.store().write({name: value for name, value in values.items() if name not in names})
+    assert secrets.create_missing(fleet.store(), roles.secrets(), roles.certificate_subjects()) == []
+    told = list(validate.credentials(sandbox_inventory, "sandbox"))
+    assert len(told) == len(names)
+    assert all(f"--set {name}`" in " ".join(told) for name in names)
+    for number, name in enumerate(names):
+        secrets.put(fleet.store(), name, f"short-{number}\n")
+    assert fleet.secret(names[3]) == "short-3"
+    assert list(validate.credentials(sandbox_inventory, "sandbox")) == []
+
+
 def test_no_secrets_at_all(sandbox_inventory: Inventory, tmp_path: Path) -> None:
     assert problems(sandbox_inventory, tmp_path, {}) == [
         "no secrets yet: run `python -m deploys secrets sandbox`"

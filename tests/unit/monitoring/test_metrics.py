@@ -22,6 +22,10 @@ WRITERS = [
     REPOSITORY / "templates/base/host_figures.py",
     REPOSITORY / "templates/postgres/relay_disk_watch.py",
     REPOSITORY / "templates/failover/relay_failover_watch.py",
+    *(
+        REPOSITORY / f"backups/{name}.py"
+        for name in ("host/backup", "host/check", "host/retention", "host/drill", "bucket")
+    ),
 ]
 QUERIES = REPOSITORY / "templates/postgres/queries.yml"
 

@@ -1,0 +1,313 @@
+"""The bucket for backups, made and checked with boto3 (AWS S3, R2, SeaweedFS, MinIO and the like).
+
+    python -m backups.bucket --settings FILE check    # what it lacks, one line each; then exit 1
+                                                      # --figures: for Prometheus, too
+    python -m backups.bucket --settings FILE apply    # makes it
+
+FILE is JSON: the fields of `Settings`. A bucket must encrypt and must not be public, and the account that
+writes backups must not be able to delete them. Versions, lifecycle and object lock are made where the store
+offers them; where it does not, that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from backups.host.common import write_figures
+
+SERVING_SECONDS = 90
+# How stores say that they do not know a request.
+NOT_OFFERED = {"NotImplemented", "MethodNotAllowed", "NotSupported", "XNotImplemented", "501"}
+EVERYBODY = ("*", {"AWS": "*"}, {"AWS": ["*"]})
+RULE = "relay-backups"
+# A key that never exists: whether deleting it is refused tells what the account may do.
+PROBE = "relay/backup/never-there"
+HELP = {
+    "backup_bucket_faults": "In how many ways the bucket for backups is not as it must be.",
+    "backup_bucket_check_timestamp_seconds": "When the bucket was last looked at with success.",
+}
+
+
+class BucketError(Exception):
+    """The bucket cannot be made or asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the bucket is, its keys as (access key, secret key), and for how many days versions stay."""
+
+    bucket: str
+    endpoint: str
+    region: str
+    uri_style: str
+    ca_file: str
+    noncurrent_days: int
+    lock_days: int
+    administrator: Sequence[str]
+    writer: Sequence[str]
+
+    def client(self, keys: Sequence[str]) -> Any:
+        """A client of the store with an account's keys."""
+        style = "path" if self.uri_style == "path" else "virtual"
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=keys[0],
+            aws_secret_access_key=keys[1],
+            verify=self.ca_file or True,
+            config=Config(
+                s3={"addressing_style": style},
+                connect_timeout=5,
+                read_timeout=20,
+                retries={"max_attempts": 2},
+            ),
+        )
+
+
+def code(error: ClientError) -> str:
+    """The store's word for an error."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The bucket, with the administrator's client and that of the account that writes."""
+
+    settings: Settings
+    admin: Any
+    writer: Any
+    say: Callable[[str], None] = print
+
+    @classmethod
+    def of(cls, settings: Settings, say: Callable[[str], None] = print) -> Bucket:
+        """The bucket of the settings; nothing is asked yet."""
+        return cls(settings, settings.client(settings.administrator), settings.client(settings.writer), say)
+
+    @property
+    def name(self) -> str:
+        return self.settings.bucket
+
+    def lacks(self) -> list[str]:
+        """What must be and is not, one line each."""
+        if not self.exists():
+            return [f"bucket {self.name} is missing"]
+        found = []
+        if not self.encrypts():
+            found.append(f"bucket {self.name} does not encrypt what is stored")
+        if self.public():
+            found.append(f"bucket {self.name} can be read by everybody")
+        if self.versions() is False:
+            found.append(f"bucket {self.name} keeps no versions of what is overwritten")
+        if self.lifecycle() is False:
+            found.append(f"bucket {self.name} does not drop old versions: it grows without end")
+        if self.blocked() is False:
+            found.append(f"bucket {self.name} does not refuse to be made public")
+        if self.settings.lock_days and self.locked() is False:
+            found.append(f"bucket {self.name} does not lock new objects for {self.settings.lock_days} days")
+        if self.writer_deletes():
+            found.append(
+                f"the account that writes backups may delete in {self.name}: take s3:DeleteObject from it"
+            )
+        return found
+
+    def exists(self) -> bool:
+        """Whether it is there and is ours; BucketError where that is refused."""
+        try:
+            self.admin.head_bucket(Bucket=self.name)
+        except ClientError as error:
+            if code(error) in ("404", "NoSuchBucket"):
+                return False
+            raise BucketError(f"bucket {self.name}: {error}") from None
+        return True
+
+    def encrypts(self) -> bool:
+        answer = self._ask("get_bucket_encryption", "ServerSideEncryptionConfigurationNotFoundError")
+        rules = (answer or {}).get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+        return any(rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm") for rule in rules)
+
+    def versions(self) -> bool | None:
+        answer = self._ask("get_bucket_versioning")
+        return None if answer is None else answer.get("Status") == "Enabled"
+
+    def lifecycle(self) -> bool | None:
+        answer = self._ask("get_bucket_lifecycle_configuration", "NoSuchLifecycleConfiguration")
+        if answer is None:
+            return None
+        days = [
+            rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays")
+            for rule in answer.get("Rules", [])
+            if rule.get("Status") == "Enabled"
+        ]
+        return self.settings.noncurrent_days in days
+
+    def locked(self) -> bool | None:
+        answer = self._ask("get_object_lock_configuration", "ObjectLockConfigurationNotFoundError")
+        if answer is None:
+            return None
+        rule = answer.get("ObjectLockConfiguration", {}).get("Rule", {})
+        return bool(rule.get("DefaultRetention", {}).get("Days") == self.settings.lock_days)
+
+    def blocked(self) -> bool | None:
+        answer = self._ask("get_public_access_block", "NoSuchPublicAccessBlockConfiguration")
+        if answer is None:
+            return None
+        block = answer.get("PublicAccessBlockConfiguration", {})
+        return bool(block) and all(block.values())
+
+    def public(self) -> bool:
+        """Whether its access list or its policy lets everybody in."""
+        groups = ("AllUsers", "AuthenticatedUsers")
+        grants = (self._ask("get_bucket_acl") or {}).get("Grants", [])
+        if any(str(grant["Grantee"].get("URI", "")).endswith(groups) for grant in grants):
+            return True
+        policy = (self._ask("get_bucket_policy", "NoSuchBucketPolicy") or {}).get("Policy")
+        statements = json.loads(policy).get("Statement", []) if policy else []
+        if isinstance(statements, dict):
+            statements = [statements]
+        return any(
+            statement.get("Effect") == "Allow" and statement.get("Principal") in EVERYBODY
+            for statement in statements
+        )
+
+    def writer_deletes(self) -> bool:
+        """Whether the account that writes may delete. Nothing is deleted: the key does not exist."""
+        try:
+            self.writer.delete_object(Bucket=self.name, Key=PROBE)
+        except ClientError as error:
+            if code(error) in ("AccessDenied", "403", "Forbidden"):
+                return False
+            raise BucketError(f"bucket {self.name}, as the account that writes: {error}") from None
+        return True
+
+    def apply(self) -> None:
+        """Makes what is missing; BucketError when the bucket is still not as it must be."""
+        if not self.exists():
+            self._create()
+        name = self.name
+        if not self.encrypts():
+            rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+            self._make("put_bucket_encryption", ServerSideEncryptionConfiguration={"Rules": [rule]})
+        if not self.versions():
+            self._make("put_bucket_versioning", VersioningConfiguration={"Status": "Enabled"})
+        if not self.lifecycle():
+            self._make("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": self._rules()})
+        if not self.blocked():
+            block = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+            self._make("put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(block, True))
+        if self.settings.lock_days and not self.locked():
+            retention = {"Mode": "GOVERNANCE", "Days": self.settings.lock_days}
+            configuration = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": retention}}
+            self._make("put_object_lock_configuration", ObjectLockConfiguration=configuration)
+        if left := self.lacks():
+            raise BucketError(f"bucket {name} is not as it must be: {'; '.join(left)}")
+
+    def _create(self) -> None:
+        options: dict[str, Any] = {"Bucket": self.name}
+        if self.settings.region not in ("", "us-east-1", "auto"):
+            options["CreateBucketConfiguration"] = {"LocationConstraint": self.settings.region}
+        if self.settings.lock_days:
+            options["ObjectLockEnabledForBucket"] = True
+        try:
+            self.admin.create_bucket(**options)
+        except ClientError as error:
+            raise BucketError(f"bucket {self.name} cannot be made: {error}") from None
+        self.say(f"made bucket {self.name}")
+
+    def _rules(self) -> list[dict[str, Any]]:
+        """Rules of others stay."""
+        answer = self._ask("get_bucket_lifecycle_configuration", "NoSuchLifecycleConfiguration") or {}
+        others = [rule for rule in answer.get("Rules", []) if not str(rule.get("ID", "")).startswith(RULE)]
+        common = {"Status": "Enabled", "Filter": {"Prefix": ""}}
+        days = {"NoncurrentDays": self.settings.noncurrent_days}
+        return [
+            *others,
+            {"ID": RULE, **common, "NoncurrentVersionExpiration": days},
+            {
+                "ID": f"{RULE}-incomplete",
+                **common,
+                "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
+            },
+        ]
+
+    def _ask(self, request: str, *absent: str) -> dict[str, Any] | None:
+        """The answer; {} for an `absent` setting, None where the store does not offer it."""
+        try:
+            answer: dict[str, Any] = getattr(self.admin, request)(Bucket=self.name)
+        except ClientError as error:
+            if code(error) in absent:
+                return {}
+            if code(error) in NOT_OFFERED:
+                return None
+            raise BucketError(f"bucket {self.name}, {request}: {error}") from None
+        return answer
+
+    def _make(self, request: str, **values: Any) -> None:
+        try:
+            getattr(self.admin, request)(Bucket=self.name, **values)
+        except ClientError as error:
+            if code(error) not in NOT_OFFERED:
+                raise BucketError(f"bucket {self.name}, {request}: {error}") from None
+            self.say(f"the store does not offer {request}: left out")
+            return
+        self.say(f"did {request}")
+
+
+def wait(client: Any, seconds: float = SERVING_SECONDS) -> None:
+    """Waits until the store answers at all, whatever it answers."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            client.list_buckets()
+            return
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500:
+                return
+            last: Exception = error
+        except BotoCoreError as error:
+            last = error
+        if time.monotonic() > end:
+            raise BucketError(f"the object store does not answer: {last}")
+        time.sleep(1)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0 as it must be or made, 1 not."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="relay-bucket", description=__doc__, formatter_class=layout)
+    parser.add_argument("--settings", type=Path, required=True, metavar="FILE")
+    parser.add_argument("action", choices=("check", "apply"))
+    text = "write how much it lacks for Prometheus, too"
+    parser.add_argument("--figures", action="store_true", help=text)
+    options = parser.parse_args(words)
+    settings = Settings(**json.loads(options.settings.read_text()))
+    bucket = Bucket.of(settings)
+    try:
+        if options.action == "apply":
+            wait(bucket.admin)
+            bucket.apply()
+            return 0
+        found = bucket.lacks()
+    except (BucketError, BotoCoreError, ClientError) as error:
+        print(error, file=sys.stderr if options.action == "apply" else sys.stdout)
+        return 1
+    if options.figures:
+        figures = {"backup_bucket_faults": len(found), "backup_bucket_check_timestamp_seconds": time.time()}
+        write_figures("backup_bucket", figures, HELP)
+    print("".join(f"{line}\n" for line in found), end="")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

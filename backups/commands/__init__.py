@@ -1,0 +1,17 @@
+"""One module a command: its `COMMAND` says what it is. Nothing else names it but NAMES."""
+
+# In the order of the help.
+NAMES = (
+    "status",
+    "list",
+    "backup",
+    "verify",
+    "retention",
+    "switchover",
+    "failover",
+    "rejoin",
+    "reinit",
+    "restore",
+    "drill",
+    "bucket",
+)

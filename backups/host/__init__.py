@@ -1,0 +1,1 @@
+"""Programs that run on hosts: the standard library only, and PyYAML where Patroni's Python runs them."""

@@ -1,0 +1,130 @@
+"""A restore beside the fleet: made, looked at, moved, dropped. Run as root on the ops host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from backups.host import preview
+from backups.host.instance import (
+    SETTINGS,
+    Goal,
+    Scratch,
+    ScratchError,
+    Settings,
+    clear,
+    instances,
+    say_on_stderr,
+    shown,
+)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the actions."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    restore = _action(actions, "restore", _restore, "restore --target time=2026-11-26T04:00:00Z --pause")
+    restore.add_argument("--name", default="restore", help="of the instance (default: %(default)s)")
+    restore.add_argument(
+        "--target",
+        default="latest",
+        help="latest, time=…, lsn=…, xid=… or set=LABEL (default: %(default)s)",
+    )
+    restore.add_argument("--exclusive", action="store_true", help="stop just before the target")
+    restore.add_argument("--pause", action="store_true", help="stay paused there, to look and to step")
+    _action(actions, "list", _list, "list --json")
+    show = _action(actions, "show", _show, "show restore --json")
+    show.add_argument("name")
+    show.add_argument("--account", type=int, help="only this account, by its id")
+    step = _action(actions, "step", _step, "step restore --forward")
+    step.add_argument("name")
+    way = step.add_mutually_exclusive_group(required=True)
+    way.add_argument("--forward", action="store_true", help="one transaction further")
+    way.add_argument("--back", action="store_true", help="one transaction back")
+    step.add_argument("--seconds", type=float, help="by so much time instead of one transaction")
+    drop = _action(actions, "drop", _drop, "drop restore")
+    drop.add_argument("name")
+    _action(actions, "clear", _clear, "clear")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the chosen action; 0 done, 1 failed."""
+    return int(options.action(options))
+
+
+def _action(actions: Any, name: str, act: Any, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name,
+        description=(act.__doc__ or "").strip(),
+        epilog=f"example:\n  relay-backups scratch {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--settings", type=Path, default=SETTINGS, help=argparse.SUPPRESS)
+    parser.set_defaults(action=lambda options: _guarded(act, options))
+    return parser
+
+
+def _guarded(act: Any, options: argparse.Namespace) -> int:
+    """Prints what an action returns; 0 done, 1 failed."""
+    try:
+        settings = Settings.read(options.settings)
+        result = act(options, settings, say_on_stderr(time.monotonic()))
+    except ScratchError as error:
+        result = {"error": str(error)}
+    print(json.dumps(result, default=str, indent=None if options.json else 2), flush=True)
+    return 1 if isinstance(result, dict) and "error" in result else 0
+
+
+def _restore(options: argparse.Namespace, settings: Settings, say: Any) -> Any:
+    """Restore the database into an instance of its own; what a killed command left is removed first."""
+    clear(settings, say)
+    parsed = Goal.parse(options.target)
+    goal = Goal(parsed.kind, parsed.value, options.exclusive and parsed.kind not in ("latest", "set"))
+    instance = Scratch(settings, options.name, say)
+    if instance.exists:
+        raise ScratchError(
+            f"there is a scratch instance {options.name} already: "
+            f"`relay-backups scratch drop {options.name}` removes it, or choose another --name"
+        )
+    try:
+        instance.make("preview" if options.pause else "restore", goal, pause=options.pause)
+    except BaseException:
+        instance.drop()
+        raise
+    answer = dict(shown(instance))
+    return answer | ({"show": preview.show(instance)} if options.pause else {})
+
+
+def _list(_: argparse.Namespace, settings: Settings, __: Any) -> Any:
+    """List the instances."""
+    return [shown(instance) for instance in instances(settings)]
+
+
+def _show(options: argparse.Namespace, settings: Settings, say: Any) -> Any:
+    """Show accounts, entries and neighbouring transactions of a paused instance."""
+    return preview.show(Scratch(settings, options.name, say), options.account)
+
+
+def _step(options: argparse.Namespace, settings: Settings, say: Any) -> Any:
+    """Move a paused instance by one transaction, or by --seconds, and show it."""
+    if options.seconds is not None and options.seconds <= 0:
+        raise ScratchError("--seconds is above zero; --back goes back")
+    instance = Scratch(settings, options.name, say)
+    preview.step(instance, forward=options.forward, seconds=options.seconds)
+    return preview.show(instance)
+
+
+def _drop(options: argparse.Namespace, settings: Settings, say: Any) -> Any:
+    """Stop an instance and remove its files; one that is not there is no error."""
+    instance = Scratch(settings, options.name, say)
+    was = instance.exists
+    instance.drop()
+    return {"name": options.name, "dropped": was}
+
+
+def _clear(_: argparse.Namespace, settings: Settings, say: Any) -> Any:
+    """Remove what killed commands left."""
+    return {"removed": clear(settings, say)}

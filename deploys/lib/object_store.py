@@ -1,0 +1,150 @@
+"""The S3 store that backups go to: where it is, and what each account may do there.
+
+Accounts: the database hosts' may read, write and list but not delete; the reader's may read and list; the
+retention's may also delete, and read how the bucket is set up. pgBackRest's `backup` removes a link named
+`latest` that S3 never has: that one key is all that the first account may delete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from deploys.lib import fleet
+from deploys.lib.config_files import TLS
+from deploys.lib.secrets import Secret, access_key
+
+# Where the fleet's own store listens (deploys.roles.objectstore).
+OWN_PORT = 8333
+STANZA = "relay"
+ADMINISTRATOR, BACKUP, READER, RETENTION = "s3_admin", "s3", "s3_reader", "s3_retention"
+READ = ["s3:GetObject", "s3:ListBucket", "s3:GetBucketLocation"]
+WRITE = ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+LOOK = [
+    "s3:GetEncryptionConfiguration",
+    "s3:GetBucketVersioning",
+    "s3:GetLifecycleConfiguration",
+    "s3:GetBucketObjectLockConfiguration",
+    "s3:GetBucketPublicAccessBlock",
+    "s3:GetBucketAcl",
+    "s3:GetBucketPolicy",
+]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket of an S3 store. `ca_file` "" means the system's authorities."""
+
+    endpoint: str
+    port: int
+    region: str
+    uri_style: str
+    ca_file: str
+    bucket: str
+    path: str
+    # Whether it is the fleet's own, on a host of group `vault`.
+    own: bool
+
+
+def store() -> Store:
+    """The environment's store; its own one where the setting `s3_endpoint` is empty."""
+    own = not fleet.setting("s3_endpoint")
+    hosts = fleet.hosts("vault")
+    endpoint = (hosts[0].fqdn if hosts else "") if own else str(fleet.setting("s3_endpoint"))
+    return Store(
+        endpoint=endpoint,
+        port=OWN_PORT if own else int(fleet.setting("s3_port")),
+        region=str(fleet.setting("s3_region")),
+        uri_style="path" if own else str(fleet.setting("s3_uri_style")),
+        ca_file=f"{TLS}/ca.crt" if own else str(fleet.setting("s3_ca_file")),
+        bucket=str(fleet.setting("s3_bucket")),
+        path=str(fleet.setting("backup_path")),
+        own=own,
+    )
+
+
+def problems() -> Iterator[str]:
+    """What is wrong with the settings, before anything connects."""
+    found = store()
+    if not found.endpoint:
+        yield (
+            "backups have nowhere to go: set `s3_endpoint` to the host name of an S3 store, "
+            "or put a host into the group `vault`"
+        )
+    elif found.endpoint.replace(".", "").isdigit() or "/" in found.endpoint or ":" in found.endpoint:
+        yield f"`s3_endpoint` is {found.endpoint!r}: write a host name, without scheme, port and path"
+    if found.uri_style not in ("path", "host"):
+        yield f"`s3_uri_style` is {found.uri_style!r}: write path or host"
+    if not found.path.startswith("/") or found.path.endswith("/"):
+        yield f"`backup_path` is {found.path!r}: write it as /relay, with a / at its start only"
+
+
+def policies(found: Store) -> dict[str, dict[str, Any]]:
+    """The IAM policy of each account, by the prefix of its secrets' names."""
+    bucket = f"arn:aws:s3:::{found.bucket}"
+    both = [bucket, f"{bucket}/*"]
+    latest = f"{bucket}{found.path}/backup/{STANZA}/latest"
+    return {
+        BACKUP: _policy(([*READ, *WRITE], both), (["s3:DeleteObject"], [latest])),
+        READER: _policy((READ, both)),
+        RETENTION: _policy(([*READ, *WRITE, *LOOK, "s3:DeleteObject"], both)),
+    }
+
+
+def identities(found: Store, keys: Callable[[str], tuple[str, str]]) -> str:
+    """Accounts of the fleet's own store and what each may do, as SeaweedFS reads them."""
+    rights = policies(found)
+
+    def account(name: str, **may: list[str]) -> dict[str, Any]:
+        key, secret = keys(name)
+        return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], **may}
+
+    accounts = [account(name, actions=[], policyNames=[name]) for name in rights]
+    named = [{"name": name, "document": document} for name, document in rights.items()]
+    everybody = [account(ADMINISTRATOR, actions=["Admin"]), *accounts]
+    return json.dumps({"identities": everybody, "policies": named}, indent=1) + "\n"
+
+
+def keys(account: str) -> tuple[str, str]:
+    """An account's access key and secret key."""
+    return fleet.secret(f"{account}_access_key"), fleet.secret(f"{account}_secret_key")
+
+
+def secrets(account: str) -> tuple[Secret, Secret]:
+    """The declaration of an account's keys; those of another's store are made there."""
+    return (
+        Secret(f"{account}_access_key", access_key, given=elsewhere),
+        Secret(f"{account}_secret_key", given=elsewhere),
+    )
+
+
+def elsewhere() -> bool:
+    """Whether the environment's store is not its own."""
+    return bool(fleet.setting("s3_endpoint"))
+
+
+def bucket_settings(account: str) -> dict[str, Any]:
+    """What backups/bucket.py needs to know, for an account that looks or makes."""
+    found = store()
+    return {
+        "bucket": found.bucket,
+        "endpoint": f"https://{found.endpoint}:{found.port}",
+        "region": found.region,
+        "uri_style": found.uri_style,
+        "ca_file": found.ca_file,
+        "noncurrent_days": fleet.setting("s3_noncurrent_days"),
+        "lock_days": fleet.setting("s3_lock_days"),
+        "administrator": list(keys(account)),
+        "writer": list(keys(BACKUP)),
+    }
+
+
+def _policy(*statements: tuple[list[str], list[str]]) -> dict[str, Any]:
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": actions, "Resource": resources} for actions, resources in statements
+        ],
+    }

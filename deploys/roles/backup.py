@@ -1,0 +1,100 @@
+"""Backups run on the fleet by themselves: a full one a day, WAL within a minute, both looked at.
+
+pgBackRest and its configuration come with the role postgres, whose archive_command needs them. Here are the
+stanza, the first backup, and the timers; every database host has those, and the primary alone acts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+
+from pyinfra.api.command import StringCommand
+from pyinfra.api.deploy import deploy
+from pyinfra.api.facts import FactBase
+from pyinfra.api.operation import operation
+from pyinfra.context import host
+
+from deploys.lib import backup_files, fleet, object_store, pgbackrest
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
+from deploys.lib.role import Role
+from deploys.lib.secrets import Secret
+from deploys.roles.postgres import REST_PORT
+
+SETTINGS = "/etc/relay/backups.json"
+
+
+def problems() -> Iterator[str]:
+    """Where backups go, and how far WAL may be behind."""
+    yield from object_store.problems()
+    seconds = fleet.setting("backup_archive_seconds")
+    if not isinstance(seconds, int) or not 1 <= seconds <= 3600:
+        yield f"`backup_archive_seconds` is {seconds!r}: write seconds from 1 to 3600, 60 as a rule"
+
+
+ROLE = Role(
+    "backup",
+    "db",
+    cluster=True,
+    secrets=(
+        Secret(pgbackrest.PASSPHRASE),
+        *object_store.secrets(object_store.BACKUP),
+    ),
+    problems=problems,
+)
+
+
+class StanzaDifferences(FactBase[list[str]]):
+    """What the repository lacks for the cluster, one line each; none on a replica."""
+
+    def command(self) -> str:
+        return f"{backup_files.COMMAND} stanza --check 2>&1 || true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line]
+
+
+@operation()
+def stanza(due: bool) -> Generator[StringCommand, None, None]:
+    """Makes the stanza on the primary where it is missing, and starts the first backup beside the deploy.
+
+    `due` on a host whose programs are new: it could not be asked before.
+    """
+    if due or host.get_fact(StanzaDifferences):
+        yield StringCommand(f"{backup_files.COMMAND} stanza")
+    else:
+        host.noop("the repository is this cluster's and has a backup")
+
+
+@deploy("Backups")
+def backup() -> None:
+    """On each host of group `db`, whose PostgreSQL runs already."""
+    node = fleet.node_of(host)
+    settings = {
+        "stanza": object_store.STANZA,
+        "config": pgbackrest.CONFIG,
+        "rest": f"https://{node.address}:{REST_PORT}",
+        "ca_file": f"{TLS}/ca.crt",
+    }
+    written = place(*backup_files.programs(), ConfigFile(SETTINGS, json.dumps(settings, indent=1) + "\n"))
+    timer("relay-backup", calendar=host.data.backup_time).keep()
+    stanza(name=f"Make the stanza and a first backup ({backup_files.COMMAND})", due=written())
+    timer("relay-backup-check").keep()
+
+
+def timer(name: str, **values: object) -> Configuration:
+    """A timer and its service, of templates/backup."""
+    service = f"{SYSTEMD_UNITS}{name}.service"
+    return Configuration(
+        f"{name}.timer",
+        [
+            ConfigFile(service, source(f"backup/{name}.service")),
+            ConfigFile(f"{SYSTEMD_UNITS}{name}.timer", render(f"backup/{name}.timer.j2", **values)),
+        ],
+        check=f"systemd-analyze verify {service} {SYSTEMD_UNITS}{name}.timer",
+        label=name,
+    )

@@ -1,0 +1,105 @@
+"""``python -m relay ledger check | sums | state``: what proves a restored database. All of it only reads.
+
+They work on the primary, a standby or an instance that was restored beside the fleet: whichever
+RELAY_DATABASE_URL names, by a unix socket as well (``host=/run/scratch dbname=relay user=postgres``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from relay.commands.command import CommandError, Failed, Subparsers, leaf, positive
+from relay.price_book.publish import moment
+from relay.pricing.errors import FieldError
+from relay.pricing.recompute import Difference, recompute
+from relay.store import audit, evidence
+
+STATUS = "exit status: 0 the ledger is whole; 1 it is not, or could not be read; 2 misused"
+MOST_DIFFERENCES = 20
+
+
+def register(actions: Subparsers) -> None:
+    """Add the actions to ``ledger``."""
+    check = leaf(actions, "check", _check, "ledger check --sample 1000 --seed 7 --json", status=STATUS)
+    check.description = (
+        "Proves the ledger: balances are the sums of their entries; grants, holds, budgets and records "
+        "agree; and a sample of charges is derived again from its records. Names the accounts that are wrong."
+    )
+    check.add_argument(
+        "--sample", type=positive, default=1000, help="charges to derive again (default: %(default)s)"
+    )
+    check.add_argument("--seed", type=int, default=0, help="the same seed picks the same ones (default: 0)")
+    check.add_argument(
+        "--as-of", help="the moment a restored database stands at, ISO 8601 (default: the database's clock)"
+    )
+    sums = leaf(actions, "sums", _sums, "ledger sums --until 2026-11-26T04:00:00Z --json")
+    sums.description = (
+        "Rows, nano-dollars and a digest of each month of the append-only tables. Two databases that hold "
+        "the same rows print the same."
+    )
+    sums.add_argument("--until", help="rows written before, ISO 8601 (default: now)")
+    sums.add_argument("--month", help="only this month, e.g. 2026-11")
+    sums.add_argument("--by-account", action="store_true", help="a line for each account")
+    state = leaf(actions, "state", _state, "ledger state --accounts 5 --entries 10 --json")
+    state.description = "The accounts that moved last with their balances, the last entries, and the totals."
+    state.add_argument("--account", type=int, help="only this account, by its id")
+    state.add_argument("--accounts", type=positive, default=20, help="how many (default: %(default)s)")
+    state.add_argument("--entries", type=positive, default=10, help="how many (default: %(default)s)")
+
+
+async def _check(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:
+    totals, wrong = await audit.conserve(connection, MOST_DIFFERENCES, _moment(options.as_of, "--as-of"))
+    records = await evidence.sample(connection, options.sample, options.seed)
+    differences = [
+        {"account": record["account_id"], **asdict(difference)}
+        for record in records
+        for difference in _differences(record)
+    ]
+    accounts = {row["account"] for row in (*wrong, *differences)} - {None}
+    report = {
+        "ok": not wrong and not differences,
+        "totals": totals,
+        "conserved": {"checks": len(audit.CHECKS), "differences": wrong},
+        "recomputed": {
+            "seed": options.seed,
+            "checked": len(records),
+            "different": len({difference["request_id"] for difference in differences}),
+            "differences": differences[:MOST_DIFFERENCES],
+        },
+        "accounts": sorted(accounts),
+    }
+    if not report["ok"]:
+        raise Failed(report)
+    return report
+
+
+def _differences(record: Mapping[str, Any]) -> list[Difference]:
+    try:
+        return list(recompute(record))
+    except (ArithmeticError, LookupError, TypeError, ValueError, FieldError) as error:
+        return [Difference(str(record["request_id"]), "record", "readable", repr(error))]
+
+
+def _moment(text: str | None, option: str) -> datetime | None:
+    try:
+        return moment(text, option)
+    except FieldError as error:
+        raise CommandError(str(error)) from None
+
+
+async def _sums(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:
+    until = _moment(options.until, "--until") or datetime.now(UTC)
+    tables = await evidence.sums(connection, until, month=options.month, by_account=options.by_account)
+    return {"until": until, "tables": tables}
+
+
+async def _state(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:
+    return await evidence.view(
+        connection, account=options.account, accounts=options.accounts, entries=options.entries
+    )

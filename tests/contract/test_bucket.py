@@ -1,0 +1,113 @@
+"""The bucket for backups on a real store: made, looked at by the account that looks, each fault named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backups import bucket
+from deploys.lib import object_store
+from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
+
+PUBLIC = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": "s3:GetObject",
+            "Resource": f"arn:aws:s3:::{BUCKET}/*",
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    root = Path(tempfile.mkdtemp(prefix="relay-bucket-"))
+    certificate(root)
+    made = Store(root)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(root)
+
+
+def opened(store: Store, account: str, writer: str = object_store.BACKUP, **others: Any) -> bucket.Bucket:
+    settings: dict[str, Any] = {
+        "bucket": BUCKET,
+        "endpoint": f"https://localhost:{store.port}",
+        "region": REGION,
+        "uri_style": "path",
+        "ca_file": str(store.root / "crt"),
+        "noncurrent_days": 30,
+        "lock_days": 0,
+        "administrator": keys(account),
+        "writer": keys(writer),
+    }
+    return bucket.Bucket.of(bucket.Settings(**settings | others), lambda _: None)
+
+
+@pytest.fixture
+def made(store: Store) -> bucket.Bucket:
+    found = opened(store, object_store.ADMINISTRATOR)
+    found.apply()
+    return found
+
+
+def test_a_bucket_that_is_missing_is_said_and_made(store: Store) -> None:
+    administrator = opened(store, object_store.ADMINISTRATOR, bucket="another")
+    assert administrator.lacks() == ["bucket another is missing"]
+    # The account that writes has no right on this one: what it may do there is refused, too.
+    administrator.apply()
+    assert administrator.lacks() == []
+
+
+def test_the_account_that_looks_sees_what_the_administrator_sees(store: Store, made: bucket.Bucket) -> None:
+    assert made.lacks() == opened(store, object_store.RETENTION).lacks() == []
+
+
+FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "encryption": (lambda s3: s3.delete_bucket_encryption(Bucket=BUCKET), "does not encrypt"),
+    "versions": (
+        lambda s3: s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Suspended"}),
+        "keeps no versions",
+    ),
+    "lifecycle": (lambda s3: s3.delete_bucket_lifecycle(Bucket=BUCKET), "does not drop old versions"),
+    "policy": (
+        lambda s3: s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(PUBLIC)),
+        "can be read by everybody",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_change_is_seen_by_the_account_that_looks(store: Store, made: bucket.Bucket, fault: str) -> None:
+    change, words = FAULTS[fault]
+    try:
+        change(store.client())
+        (told,) = opened(store, object_store.RETENTION).lacks()
+        assert words in told
+    finally:
+        if fault == "policy":
+            store.client().delete_bucket_policy(Bucket=BUCKET)
+    made.apply()
+    assert made.lacks() == []
+
+
+def test_an_account_that_writes_and_may_delete_is_a_fault(store: Store, made: bucket.Bucket) -> None:
+    (told,) = opened(store, object_store.ADMINISTRATOR, writer=object_store.RETENTION).lacks()
+    assert "may delete" in told
+
+
+def test_an_account_that_may_not_look_is_an_error(store: Store, made: bucket.Bucket) -> None:
+    with pytest.raises(bucket.BucketError):
+        opened(store, object_store.READER).lacks()

@@ -1,0 +1,33 @@
+"""Faults of the database while a writer writes: what was acknowledged is there afterwards, without a person.
+
+The long form is `make failovers RUNS=20`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from inventories.group_data import all as defaults
+from tests.faults import failover_drill as drill
+
+AFTER_SECONDS = 25
+FAULTS = (
+    drill.kill_primary,
+    drill.freeze_primary,
+    drill.cut_primary_off,
+    drill.kill_postgres,
+    drill.kill_all_etcd,
+)
+# Nobody renews the key, so it is the watchers that end the outage.
+DEAD = (drill.kill_primary, drill.freeze_primary)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_what_was_acknowledged_is_there(fault: drill.Fault) -> None:
+    result = drill.strike(fault, AFTER_SECONDS)
+    print(drill.row(result), flush=True)
+    assert result.acknowledged
+    assert result.lost == 0
+    assert result.back == "by itself"
+    if fault in DEAD:
+        assert result.outage < defaults.patroni_ttl, "no watcher has acted: Patroni's lease ended it"
