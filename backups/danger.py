@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,8 +149,11 @@ class Session:
         )
 
 
-def carry_out(session: Session, plan: Plan) -> Outcome:
-    """Prints the plan; with --yes does it, under the environment's lock. Refused when a check fails."""
+def carry_out(session: Session, plan: Plan, *, locked: bool = True) -> Outcome:
+    """Prints the plan; with --yes does it, under the environment's lock. Refused when a check fails.
+
+    `locked` is False where the steps are commands that take the lock themselves.
+    """
     session.target = plan.target
     broken = [check for check in plan.checks if check.problem]
     _show(session, plan)
@@ -162,7 +165,7 @@ def carry_out(session: Session, plan: Plan) -> Outcome:
         more = ' and --reason "…"' if plan.destroys else ""
         session.say(f"\nDry run: nothing was changed. To do it, add --yes{more}.")
         return Outcome(DONE, _answer(session, plan, "dry run", 0))
-    with lock.exclusive(session.cluster.state_directory):
+    with lock.exclusive(session.cluster.state_directory) if locked else nullcontext():
         session.audit("begun")
         session.begun = True
         _run(session, plan)

@@ -12,6 +12,7 @@ NAMES = (
     "rejoin",
     "reinit",
     "restore",
+    "rebuild",
     "drill",
     "bucket",
 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from backups.cluster import Answer, HostFailed
+from backups.cluster import Answer, Cluster, HostFailed
 from backups.command import Command
 from backups.commands import scratch
 from backups.core import recovery
@@ -47,6 +47,12 @@ CHECK_SECONDS = 180
 def part(*words: str) -> str:
     """The command line of one host's part, which backups/host/restore.py does there."""
     return shlex.join(["relay-backups", "restore", *words])
+
+
+def last_transaction(cluster: Cluster, first: str, identity: str) -> str | None:
+    """When the last transaction that a restore replayed was committed, says `first`; None: none was."""
+    said: dict[str, str | None] = json.loads(cluster.output(first, part("ended", identity)))
+    return said["last_transaction_at"]
 
 
 @dataclass(frozen=True)
@@ -421,8 +427,7 @@ class Restore:
 
     def _lost(self) -> dict[str, Any]:
         """The last transaction that is there again, and how long before the order to restore that was."""
-        said = self.cluster.output(self.work.first, part("ended", self.work.identity))
-        at = json.loads(said)["last_transaction_at"]
+        at = last_transaction(self.cluster, self.work.first, self.work.identity)
         ordered = datetime.strptime(self.work.identity, IDENTITY).replace(tzinfo=UTC)
         gap = round((ordered - datetime.fromisoformat(at)).total_seconds(), 1) if at else None
         return {"last_transaction_at": at, "gap_seconds": gap}

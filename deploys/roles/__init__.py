@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from deploys.lib import fleet, pki
+from deploys.lib.errors import DeployError
 from deploys.lib.role import ALL, Opening, Role
 from deploys.lib.secrets import BcryptHash, Secret
 
@@ -34,9 +35,12 @@ ORDER = (
 )
 
 
-def table() -> tuple[Role, ...]:
-    """Every role, in order."""
-    return tuple(import_module(f"deploys.roles.{name}").ROLE for name in ORDER)
+def table(until: str = "") -> tuple[Role, ...]:
+    """Every role, in order, up to `until` where it is given. DeployError when there is no such role."""
+    if until and until not in ORDER:
+        raise DeployError(f"no role {until!r}; there are: {', '.join(ORDER)}")
+    names = ORDER[: ORDER.index(until) + 1] if until else ORDER
+    return tuple(import_module(f"deploys.roles.{name}").ROLE for name in names)
 
 
 def run(role: Role) -> None:

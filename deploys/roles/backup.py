@@ -1,12 +1,12 @@
 """Backups run on the fleet by themselves: a full one a day, WAL within a minute, both looked at.
 
-pgBackRest and its configuration come with the role postgres, whose archive_command needs them. Here are the
-stanza, the first backup, and the timers; every database host has those, and the primary alone acts.
+pgBackRest, its configuration and our programs come with the role postgres: its archive_command needs them,
+and so does a restore on new hosts, whose empty cluster the repository refuses here. Here are the stanza, the
+first backup, and the timers; every database host has those, and the primary alone acts.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator
 
 from pyinfra.api.command import StringCommand
@@ -16,12 +16,9 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 
 from deploys.lib import backup_files, fleet, object_store, pgbackrest
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import Role
 from deploys.lib.secrets import Secret
-from deploys.roles.postgres import REST_PORT
-
-SETTINGS = "/etc/relay/backups.json"
 
 
 def problems() -> Iterator[str]:
@@ -59,12 +56,9 @@ class StanzaDifferences(FactBase[list[str]]):
 
 
 @operation()
-def stanza(due: bool) -> Generator[StringCommand, None, None]:
-    """Makes the stanza on the primary where it is missing, and starts the first backup beside the deploy.
-
-    `due` on a host whose programs are new: it could not be asked before.
-    """
-    if due or host.get_fact(StanzaDifferences):
+def stanza() -> Generator[StringCommand, None, None]:
+    """Makes the stanza on the primary where it is missing, and starts the first backup beside the deploy."""
+    if host.get_fact(StanzaDifferences):
         yield StringCommand(f"{backup_files.COMMAND} stanza")
     else:
         host.noop("the repository is this cluster's and has a backup")
@@ -73,16 +67,8 @@ def stanza(due: bool) -> Generator[StringCommand, None, None]:
 @deploy("Backups")
 def backup() -> None:
     """On each host of group `db`, whose PostgreSQL runs already."""
-    node = fleet.node_of(host)
-    settings = {
-        "stanza": object_store.STANZA,
-        "config": pgbackrest.CONFIG,
-        "rest": f"https://{node.address}:{REST_PORT}",
-        "ca_file": f"{TLS}/ca.crt",
-    }
-    written = place(*backup_files.programs(), ConfigFile(SETTINGS, json.dumps(settings, indent=1) + "\n"))
     timer("relay-backup", calendar=host.data.backup_time).keep()
-    stanza(name=f"Make the stanza and a first backup ({backup_files.COMMAND})", due=written())
+    stanza(name=f"Make the stanza and a first backup ({backup_files.COMMAND})")
     timer("relay-backup-check").keep()
 
 

@@ -17,7 +17,7 @@ from pyinfra.context import host, inventory
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, server, systemd
 
-from deploys.lib import fleet, object_store, patroni, pgbackrest, postgres_tuning
+from deploys.lib import backup_files, fleet, object_store, patroni, pgbackrest, postgres_tuning
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.secrets import Secret
@@ -159,7 +159,9 @@ def postgres() -> None:
     place(
         pgbackrest.configuration(
             pgbackrest.CONFIG, object_store.BACKUP, data=data_directory(), port=POSTGRES_PORT
-        )
+        ),
+        *backup_files.programs(),
+        backup_files.settings(f"https://{fleet.node_of(host).address}:{REST_PORT}"),
     )
     setup = setup_files()
     watchdog()

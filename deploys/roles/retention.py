@@ -15,7 +15,7 @@ from pyinfra.operations import apt
 from deploys.lib import backup_files, object_store, pgbackrest
 from deploys.lib.config_files import ConfigFile, place
 from deploys.lib.role import Role
-from deploys.roles.backup import SETTINGS, timer
+from deploys.roles.backup import timer
 
 PACKAGES = [*pgbackrest.PACKAGES, "python3-boto3"]
 BUCKET_SETTINGS = "/etc/relay/bucket.json"
@@ -44,7 +44,7 @@ def retention() -> None:
         *backup_files.programs("bucket.py"),
         ConfigFile(BUCKET_SETTINGS, bucket, mode="600"),
         pgbackrest.configuration(pgbackrest.RETENTION_CONFIG, object_store.RETENTION),
-        ConfigFile(SETTINGS, json.dumps(settings, indent=1) + "\n"),
+        ConfigFile(backup_files.SETTINGS, json.dumps(settings, indent=1) + "\n"),
     )
     timer("relay-retention").keep()
     timer("relay-bucket-check").keep()

@@ -51,7 +51,7 @@ def apply(arguments: argparse.Namespace) -> int:
     """Applies the site."""
     from deploys.run import plan as runs
 
-    return runs.apply(arguments.environment, arguments.limit)
+    return runs.apply(arguments.environment, arguments.limit, arguments.until)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -212,6 +212,8 @@ def parser() -> argparse.ArgumentParser:
             "--limit", nargs="+", action="extend", default=[], metavar="HOST|GROUP", help="only these hosts"
         )
         command.set_defaults(run=run)
+    text = "stop after this role, e.g. postgres, before what follows it is looked at (default: all roles)"
+    commands.choices["apply"].add_argument("--until", metavar="ROLE", default="", help=text)
     text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
     commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
     text = "make what is missing: passwords, keys, certificates; remove those of hosts that left"

@@ -71,18 +71,20 @@ def plan(name: str, limits: Sequence[str]) -> int:
         return DRIFT if changes else CLEAN
 
 
-def apply(name: str, limits: Sequence[str]) -> int:
+def apply(name: str, limits: Sequence[str], until: str = "") -> int:
     """Makes the fleet what the inventory says, stage by stage, and waits for each stage's health.
 
-    0 done, 3 done but for hosts that stopped answering and roles whose members they are.
+    `until` names the last role that is looked at; "" means all. 0 done, 3 done but for hosts that stopped
+    answering and roles whose members they are.
     """
-    with _run("apply", name, limits) as (run, runner):
-        pending = _prepare(run, runner, roles.table())
+    wanted = roles.table(until)
+    with _run("apply", name, limits, until) as (run, runner):
+        pending = _prepare(run, runner, wanted)
         run.say(_foreseen(pending))
         stale = {change.stage for change in pending}
         # What follows a changed stage may depend on it, so it is looked at again.
         acting = False
-        for role in roles.table():
+        for role in wanted:
             acting = acting or role.name in stale
             if run.hindered(role):
                 continue
@@ -92,7 +94,7 @@ def apply(name: str, limits: Sequence[str]) -> int:
                 _health(run, runner, role)
         run.changes = sum(runner.done.values())
         # What a lost host trusts is not known.
-        if not run.limited and not run.without:
+        if not run.limited and not run.without and not until:
             trust.record(fleet.state_directory())
         _summary(run, runner)
     return PARTIAL if run.without else CLEAN
@@ -156,13 +158,14 @@ def _summary(run: Run, runner: Runner) -> None:
 
 
 @contextmanager
-def _run(command: str, name: str, limits: Sequence[str]) -> Iterator[tuple[Run, Runner]]:
+def _run(command: str, name: str, limits: Sequence[str], until: str = "") -> Iterator[tuple[Run, Runner]]:
     with environment.use(name) as inventory:
         hosts = environment.select(inventory, limits)
         validate.check(inventory, name)
         directory = fleet.state_directory()
         run = Run(inventory, limited=bool(limits))
         about = {"command": command, "environment": name, "limit": list(limits)}
+        about |= {"until": until} if until else {}
         with lock.exclusive(directory), _log(directory, command), _audited(run, directory, about):
             patience = (fleet.setting("host_silence_seconds"), fleet.setting("operation_seconds"))
             runner = Runner(inventory, hosts, run.say, *patience)

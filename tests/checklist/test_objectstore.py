@@ -114,7 +114,7 @@ def test_secrets_are_private(host: Any) -> None:
         i["name"]
         for i in json.loads(host.file("/etc/seaweedfs/identities.json").content_string)["identities"]
     }
-    assert names == {"administrator", "s3", "s3_reader", "s3_retention"}
+    assert names == set(object_store.ACCOUNTS)
 
 
 def test_runs_unprivileged(host: Any) -> None:

@@ -73,7 +73,7 @@ def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     store = SecretStore(tmp_path / "secrets.age", tmp_path / "secrets.key")
     monkeypatch.setattr(fleet, "store", lambda: store)
     monkeypatch.setattr(roles, "certificate_subjects", list)
-    monkeypatch.setattr(roles, "table", lambda: (EXAMPLE,))
+    monkeypatch.setattr(roles, "table", lambda _until="": (EXAMPLE,))
     monkeypatch.setattr(stages, "run", lambda _: example())
     monkeypatch.setattr(pyinfra, "is_cli", False)
     monkeypatch.setattr(FakeConnector, "run_shell_command", _shell(fake))
@@ -138,6 +138,19 @@ def test_certificates_of_a_host_that_left_are_named(capsys: pytest.CaptureFixtur
     assert "`python -m deploys secrets sandbox` removes them" in told
 
 
+def test_apply_stops_after_a_role_and_does_not_know_others(
+    fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet_of_two.contents["edge2"] = "changed by hand\n"
+    later = (replace(EXAMPLE, name="first"), EXAMPLE)
+    monkeypatch.setattr(roles, "table", lambda until="": later[:1] if until == "first" else later)
+    assert cli.main(["apply", "sandbox", "--until", "first"]) == 0
+    assert [line["until"] for line in audit(fleet_of_two)] == ["first"]
+    monkeypatch.undo()
+    assert cli.main(["apply", "sandbox", "--until", "postgre"]) == 1
+    assert "no role 'postgre'; there are: base," in capsys.readouterr().err
+
+
 def test_drift_is_named_mended_and_gone(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
     fleet_of_two.contents["edge2"] = "changed by hand\n"
     assert cli.main(["plan", "sandbox"]) == 2
@@ -198,7 +211,7 @@ def test_a_role_whose_members_act_as_one_is_not_half_applied(
     fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     together = replace(EXAMPLE, cluster=True, health_checks=(HealthCheck("it serves", "false", seconds=0),))
-    monkeypatch.setattr(roles, "table", lambda: (together,))
+    monkeypatch.setattr(roles, "table", lambda _until="": (together,))
     monkeypatch.setattr(roles, "members", lambda _: [fleet.Node("@fake/edge2", "192.0.2.1")])
     fleet_of_two.contents = dict.fromkeys(fleet_of_two.contents, "changed by hand\n")
     freeze(fleet_of_two, monkeypatch, "edge2", "sha1sum")
@@ -233,7 +246,7 @@ def test_a_failed_operation_names_the_member_that_is_not_well_and_what_mends_it(
     fleet_of_two: FakeFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check = HealthCheck("it serves", "true", member="own-member", mend="`mend it`")
-    monkeypatch.setattr(roles, "table", lambda: (replace(EXAMPLE, health_checks=(check,)),))
+    monkeypatch.setattr(roles, "table", lambda _until="": (replace(EXAMPLE, health_checks=(check,)),))
     monkeypatch.setattr(
         pyinfra_adapter,
         "run_shell",
