@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploys.lib import fleet
+from deploys.lib import fleet, object_store
 from tests.checklist.targets import address, hosts, reached
 
 testinfra_hosts = hosts("vault")
@@ -114,7 +114,12 @@ def test_secrets_are_private(host: Any) -> None:
         i["name"]
         for i in json.loads(host.file("/etc/seaweedfs/identities.json").content_string)["identities"]
     }
-    assert names == set(object_store.ACCOUNTS)
+    assert names == {
+        object_store.ADMINISTRATOR,
+        object_store.BACKUP,
+        object_store.READER,
+        object_store.RETENTION,
+    }
 
 
 def test_runs_unprivileged(host: Any) -> None:
