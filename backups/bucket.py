@@ -3,6 +3,8 @@
     python -m backups.bucket --settings FILE check    # what it lacks, one line each; then exit 1
                                                       # --figures: for Prometheus, too
     python -m backups.bucket --settings FILE apply    # makes it
+    python -m backups.bucket --settings FILE deleted --prefix KEY --since TIME     # keys that can come back
+    python -m backups.bucket --settings FILE undelete --prefix KEY --since TIME    # brings them back
 
 FILE is JSON: the fields of `Settings`. A bucket must encrypt and must not be public, and the account that
 writes backups must not be able to delete them. Versions, lifecycle and object lock are made where the store
@@ -15,8 +17,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +216,23 @@ class Bucket:
         if left := self.lacks():
             raise BucketError(f"bucket {name} is not as it must be: {'; '.join(left)}")
 
+    def deleted(self, prefix: str, since: datetime) -> dict[str, str]:
+        """Objects under `prefix` that were deleted since then and can come back: the deletion's id by key."""
+        pages = self.admin.get_paginator("list_object_versions")
+        listed = list(pages.paginate(Bucket=self.name, Prefix=prefix.lstrip("/")))
+        kept = {version["Key"] for page in listed for version in page.get("Versions", [])}
+        return {
+            marker["Key"]: marker["VersionId"]
+            for page in listed
+            for marker in page.get("DeleteMarkers", [])
+            if marker["IsLatest"] and marker["LastModified"] >= since and marker["Key"] in kept
+        }
+
+    def undelete(self, found: Mapping[str, str]) -> None:
+        """Takes the deletions that `deleted` has found back."""
+        for key, version in found.items():
+            self.admin.delete_object(Bucket=self.name, Key=key, VersionId=version)
+
     def _create(self) -> None:
         options: dict[str, Any] = {"Bucket": self.name}
         if self.settings.region not in ("", "us-east-1", "auto"):
@@ -283,11 +303,16 @@ def wait(client: Any, seconds: float = SERVING_SECONDS) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 as it must be or made, 1 not."""
+    """0 as it must be or made, 1 not. deleted, undelete: prints the keys."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="relay-bucket", description=__doc__, formatter_class=layout)
     parser.add_argument("--settings", type=Path, required=True, metavar="FILE")
-    parser.add_argument("action", choices=("check", "apply"))
+    parser.add_argument("action", choices=("check", "apply", "deleted", "undelete"))
+    parser.add_argument("--prefix", default="", help="with deleted and undelete: only keys that begin so")
+    text = "with these two: only what was deleted since then, e.g. 2026-11-26T05:00:00+00:00"
+    parser.add_argument(
+        "--since", type=datetime.fromisoformat, default=datetime.min.replace(tzinfo=UTC), help=text
+    )
     text = "write how much it lacks for Prometheus, too"
     parser.add_argument("--figures", action="store_true", help=text)
     options = parser.parse_args(words)
@@ -298,9 +323,15 @@ def main(words: Sequence[str] | None = None) -> int:
             wait(bucket.admin)
             bucket.apply()
             return 0
+        if options.action in ("deleted", "undelete"):
+            gone = bucket.deleted(options.prefix, options.since)
+            if options.action == "undelete":
+                bucket.undelete(gone)
+            print("".join(f"{key}\n" for key in gone), end="")
+            return 0
         found = bucket.lacks()
     except (BucketError, BotoCoreError, ClientError) as error:
-        print(error, file=sys.stderr if options.action == "apply" else sys.stdout)
+        print(error, file=sys.stdout if options.action == "check" else sys.stderr)
         return 1
     if options.figures:
         figures = {"backup_bucket_faults": len(found), "backup_bucket_check_timestamp_seconds": time.time()}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from backups.cluster import Answer, Cluster, HostFailed
@@ -193,6 +194,21 @@ def audited(session: Session) -> Iterator[None]:
     finally:
         if session.yes:
             session.audit(result)
+
+
+def moment(option: str, text: str | None) -> datetime:
+    """The time given with `option`: in the past, with its zone; else Refused says how to write it."""
+    if not text:
+        raise Refused(f"{option} is missing: write a time, e.g. {option} 2026-11-26T05:00:00Z")
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(f"{option} {text!r}: write a time as 2026-11-26T05:00:00Z") from None
+    if found.tzinfo is None:
+        raise Refused(f"{option} {text!r}: say the zone, e.g. {text}Z")
+    if found > datetime.now(UTC):
+        raise Refused(f"{option} {text!r}: that time has not come yet")
+    return found
 
 
 def exact_name(given: str | None, name: str, option: str) -> Check:

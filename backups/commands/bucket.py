@@ -5,8 +5,11 @@ The fleet's own store is asked on its host; another's from here, with the admini
 
 from __future__ import annotations
 
+import argparse
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,26 +17,40 @@ from botocore.exceptions import BotoCoreError, ClientError
 from backups import bucket
 from backups.cluster import Cluster, HostFailed
 from backups.command import Command
-from backups.danger import DONE, Outcome, Plan, Session, Step, carry_out
+from backups.danger import DONE, Outcome, Plan, Session, Step, carry_out, moment
 from deploys.lib import object_store
 from deploys.lib.errors import DeployError
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS, UNDELETE_SECONDS = 180, 3600
+SHOWN = 20
 PROGRAM = "relay-bucket"
 
 
 @dataclass(frozen=True)
 class Access:
-    """How the bucket is reached: its name for people, what it lacks, and what makes that."""
+    """How the bucket is reached: its name for people, what is missing in it, and what mends that."""
 
     name: str
     lacks: Callable[[], list[str]]
     make: Callable[[], None]
+    # Keys under a prefix that were deleted since a moment; the second brings them back.
+    deleted: Callable[[str, datetime], list[str]]
+    undelete: Callable[[str, datetime], list[str]]
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--undelete", metavar="PREFIX", help="instead: bring deleted objects back, e.g. relay/backup"
+    )
+    text = "with --undelete: what was deleted since then, e.g. 2026-11-26T05:00:00Z"
+    parser.add_argument("--since", metavar="TIME", help=text)
 
 
 def _run(session: Session) -> Outcome:
     access = _elsewhere(session) if object_store.elsewhere() else _own(session.cluster)
+    if session.options.undelete is not None:
+        return _undelete(session, access)
     lacks = access.lacks()
     if not lacks:
         data = {"outcome": "done", "bucket": access.name, "lacks": []}
@@ -49,6 +66,31 @@ def _run(session: Session) -> Outcome:
     return carry_out(session, plan)
 
 
+def _undelete(session: Session, access: Access) -> Outcome:
+    prefix, since = session.options.undelete, moment("--since", session.options.since)
+    found = access.deleted(prefix, since)
+    if not found:
+        data = {"outcome": "done", "bucket": access.name, "undeleted": []}
+        return Outcome(DONE, data, f"{access.name}: nothing under {prefix!r} was deleted since {since}")
+    plan = Plan(
+        target=f"{access.name}, {prefix}",
+        checks=[],
+        steps=[],
+        undo="none is needed: what no backup needs is dropped by retention",
+        notes=[*found[:SHOWN], *([f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else [])],
+    )
+
+    def act() -> None:
+        plan.result["undeleted"] = access.undelete(prefix, since)
+
+    plan.steps = [Step(f"Bring {len(found)} objects back", act=act, seconds=1 + len(found) / 50)]
+    plan.summary = lambda: [
+        f"{len(plan.result['undeleted'])} objects are back",
+        f"Look whether all is whole: python -m backups verify {session.cluster.environment}",
+    ]
+    return carry_out(session, plan)
+
+
 def _own(cluster: Cluster) -> Access:
     host = cluster.groups["vault"][0]
 
@@ -61,7 +103,15 @@ def _own(cluster: Cluster) -> Access:
     def make() -> None:
         cluster.output(host, f"{PROGRAM} apply", seconds=PATIENCE_SECONDS)
 
-    return Access(f"bucket {cluster.settings['s3_bucket']} on {host}", lacks, make)
+    def keys(action: str) -> Callable[[str, datetime], list[str]]:
+        def ask(prefix: str, since: datetime) -> list[str]:
+            words = [PROGRAM, action, f"--prefix={prefix}", f"--since={since.isoformat()}"]
+            return cluster.output(host, shlex.join(words), seconds=UNDELETE_SECONDS).splitlines()
+
+        return ask
+
+    name = f"bucket {cluster.settings['s3_bucket']} on {host}"
+    return Access(name, lacks, make, keys("deleted"), keys("undelete"))
 
 
 def _elsewhere(session: Session) -> Access:
@@ -74,7 +124,15 @@ def _elsewhere(session: Session) -> Access:
     def make() -> None:
         _asked(found.apply)
 
-    return Access(f"bucket {settings.bucket} at {settings.endpoint}", lacks, make)
+    def deleted(prefix: str, since: datetime) -> list[str]:
+        return list(_asked(lambda: found.deleted(prefix, since)))
+
+    def undelete(prefix: str, since: datetime) -> list[str]:
+        gone = _asked(lambda: found.deleted(prefix, since))
+        _asked(lambda: found.undelete(gone))
+        return list(gone)
+
+    return Access(f"bucket {settings.bucket} at {settings.endpoint}", lacks, make, deleted, undelete)
 
 
 def _asked(act: Callable[[], T]) -> T:
@@ -89,6 +147,7 @@ COMMAND = Command(
     summary="look at the bucket for backups, and make what it lacks",
     example="bucket production --yes",
     run=_run,
+    options=_options,
     acts=True,
     description=(
         "It must encrypt, keep versions and not be public; who writes must not be able to delete.\n"

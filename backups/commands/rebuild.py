@@ -18,7 +18,7 @@ from typing import Any
 from backups.cluster import Cluster, HostFailed
 from backups.command import Command
 from backups.commands import restore
-from backups.danger import Check, Outcome, Plan, Refused, Session, Step, carry_out, exact_name
+from backups.danger import Check, Outcome, Plan, Session, Step, carry_out, exact_name, moment
 
 ANSWER_SECONDS = 20
 STANZA_SECONDS = 180
@@ -41,7 +41,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(session: Session) -> Outcome:
     cluster, options = session.cluster, session.options
-    lost_at = _moment(options.lost_at)
+    lost_at = moment("--lost-at", options.lost_at) if options.lost_at else datetime.now(UTC)
     restored = _is_restored(cluster)
     plan = Plan(
         target=f"{cluster.name} and the fleet with it",
@@ -103,20 +103,6 @@ def _running(session: Session, words: Sequence[str]) -> Callable[[], None]:
             )
 
     return act
-
-
-def _moment(text: str | None) -> datetime:
-    if text is None:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise Refused(f"--lost-at {text!r}: write a time as 2026-11-26T05:00:00Z") from None
-    if moment.tzinfo is None:
-        raise Refused(f"--lost-at {text!r}: say the zone, e.g. {text}Z")
-    if moment > datetime.now(UTC):
-        raise Refused(f"--lost-at {text!r}: that time has not come yet")
-    return moment
 
 
 def _silent(cluster: Cluster) -> str:

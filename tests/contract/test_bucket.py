@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,27 @@ def test_a_change_is_seen_by_the_account_that_looks(store: Store, made: bucket.B
 def test_an_account_that_writes_and_may_delete_is_a_fault(store: Store, made: bucket.Bucket) -> None:
     (told,) = opened(store, object_store.ADMINISTRATOR, writer=object_store.RETENTION).lacks()
     assert "may delete" in told
+
+
+def test_what_was_deleted_comes_back_as_it_was(store: Store, made: bucket.Bucket) -> None:
+    s3 = store.client()
+    bodies = {f"relay/backup/{name}": name.encode() * 1000 for name in ("a", "b", "c")}
+    for key, body in bodies.items():
+        s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+    s3.put_object(Bucket=BUCKET, Key="relay/archive/d", Body=b"d")
+    s3.delete_object(Bucket=BUCKET, Key="relay/backup/a")
+    time.sleep(1.1)
+    since = datetime.now(UTC)
+    for key in ("relay/backup/b", "relay/backup/c", "relay/archive/d"):
+        s3.delete_object(Bucket=BUCKET, Key=key)
+    # Overwritten since: the deletion is not its newest version.
+    s3.put_object(Bucket=BUCKET, Key="relay/backup/c", Body=b"new")
+    found = made.deleted("/relay/backup", since.replace(microsecond=0))
+    assert set(found) == {"relay/backup/b"}
+    made.undelete(found)
+    assert s3.get_object(Bucket=BUCKET, Key="relay/backup/b")["Body"].read() == bodies["relay/backup/b"]
+    assert set(made.deleted("relay/backup", datetime.min.replace(tzinfo=UTC))) == {"relay/backup/a"}
+    assert s3.get_object(Bucket=BUCKET, Key="relay/backup/c")["Body"].read() == b"new"
 
 
 def test_an_account_that_may_not_look_is_an_error(store: Store, made: bucket.Bucket) -> None:

@@ -41,3 +41,23 @@ def test_a_store_that_is_silent_is_a_failure(fleet: Fleet, call: Call) -> None:
     result = call("bucket")
     assert result.code == 1
     assert "vault1" in result.err
+
+
+def test_deleted_objects_are_shown_and_brought_back_when_told(fleet: Fleet, call: Call) -> None:
+    fleet.on("vault1", "relay-bucket (un)?delete", "relay/backup/a\nrelay/backup/b\n")
+    words = ("--undelete", "relay/backup", "--since", "2026-11-26T05:00:00Z")
+    dry = call("bucket", *words)
+    assert dry.code == 0
+    assert "relay/backup/b" in dry.out
+    assert fleet.commands("undelete") == []
+    done = call("bucket", *words, "--yes")
+    assert "2 objects are back" in done.out
+    (command,) = fleet.commands("undelete")
+    assert command[1].endswith("--prefix=relay/backup --since=2026-11-26T05:00:00+00:00")
+
+
+@pytest.mark.parametrize("since", [(), ("--since", "noon")])
+def test_how_far_back_must_be_said(fleet: Fleet, call: Call, since: tuple[str, ...]) -> None:
+    result = call("bucket", "--undelete", "relay", *since)
+    assert result.code == 2
+    assert "2026-11-26T05:00:00Z" in result.err

@@ -1,0 +1,91 @@
+"""Backups that the fleet makes by itself, on the platform that the files before have built."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from deploys.sandbox import remote
+
+AS_POSTGRES = ("runuser", "-u", "postgres", "--")
+PGBACKREST = (*AS_POSTGRES, "pgbackrest", "--stanza=relay")
+DELETING = (*AS_POSTGRES, "pgbackrest", "--config=/etc/pgbackrest/retention.conf", "--stanza=relay")
+# An incomplete segment is closed after a minute; then it is compressed and sent.
+ARCHIVED_SECONDS = 75
+
+
+def primary() -> str:
+    """The host that Patroni calls the leader."""
+    members = json.loads(remote.run("db1", "patronictl", "list", "--format", "json"))
+    (leader,) = [member["Member"] for member in members if member["Role"] == "Leader"]
+    return str(leader)
+
+
+def query(host: str, statement: str) -> str:
+    """One value of the local server."""
+    return remote.run(host, "sh", "-c", f'cd / && runuser -u postgres -- psql -XAtqc "{statement}"').strip()
+
+
+def test_the_deploy_left_a_backup_that_is_whole() -> None:
+    (found,) = json.loads(remote.run(primary(), *PGBACKREST, "info", "--output=json"))
+    assert found["status"]["code"] == 0
+    assert [backup for backup in found["backup"] if not backup["error"]]
+
+
+def test_what_is_written_is_in_the_repository_within_a_minute() -> None:
+    host = primary()
+    written = query(host, "select pg_walfile_name(pg_logical_emit_message(true, 'fleet', ''))")
+    begin = time.monotonic()
+    while query(host, "select coalesce(last_archived_wal, '') from pg_stat_archiver") < written:
+        assert time.monotonic() - begin < ARCHIVED_SECONDS, f"{written} was not archived"
+        time.sleep(1)
+    print(f"WAL reached the repository after {time.monotonic() - begin:.0f} s")
+
+
+@pytest.mark.parametrize("path", ["backup/relay/backup.info", "archive/relay/archive.info"])
+def test_database_hosts_cannot_delete(path: str) -> None:
+    with pytest.raises(remote.RemoteError, match="AccessDenied"):
+        remote.run(primary(), *PGBACKREST, "repo-rm", path)
+    assert remote.run(primary(), *PGBACKREST, "repo-ls", path).strip()
+
+
+@pytest.fixture
+def deleted() -> Iterator[str]:
+    """The segment after the oldest backup's, taken out of the repository; a new backup mends it."""
+    place = "archive/relay/" + remote.run("ops1", *DELETING, "repo-ls", "archive/relay").split()[0]
+    (directory,) = [
+        line
+        for line in remote.run("ops1", *DELETING, "repo-ls", place).split()
+        if len(line) == len("0000000100000000")
+    ][-1:]
+    listed = remote.run("ops1", *DELETING, "repo-ls", f"{place}/{directory}").split()
+    (found,) = json.loads(remote.run("ops1", *DELETING, "info", "--output=json"))
+    needed = found["backup"][0]["archive"]["stop"]
+    taken = min(name for name in listed if name[:24] > needed)
+    remote.run("ops1", *DELETING, "repo-rm", f"{place}/{directory}/{taken}")
+    yield taken[:24]
+    remote.run(primary(), "systemctl", "start", "relay-backup.service", seconds=120)
+
+
+def test_a_segment_that_somebody_deleted_is_found(deleted: str) -> None:
+    host = primary()
+    with pytest.raises(remote.RemoteError, match="exit 1"):
+        remote.run(host, "relay-backups", "check", "--whole")
+    told = remote.run(host, "sh", "-c", "relay-backups check --whole || true")
+    assert deleted in told
+    figures = remote.run(host, "cat", "/var/lib/prometheus/node-exporter/backup.prom")
+    assert "backup_wal_missing_segments 1" in figures
+
+
+def test_a_drill_proves_a_restore() -> None:
+    receipt = json.loads(remote.run("ops1", "relay-backups", "drill", "run", "--json", seconds=300))
+    assert receipt["ok"], receipt["problems"]
+    print(f"drill: writable after {receipt['rto_seconds']} s, {receipt['rpo_seconds']} s behind")
+    listed = remote.run(
+        "ops1", "relay-backups", "drill", "receipts", "--month", receipt["started"][:7], "--json"
+    )
+    assert "store" in {one["place"] for one in json.loads(listed) if json.loads(one["text"]) == receipt}
+    assert json.loads(remote.run("ops1", "relay-backups", "scratch", "list", "--json")) == []
