@@ -223,7 +223,8 @@ def _first(error: DeployError) -> str:
 
 def _show(session: Session, plan: Plan) -> None:
     session.say(f"{session.command} {plan.target}")
-    session.say("Must hold:")
+    if plan.checks:
+        session.say("Must hold:")
     for check in plan.checks:
         session.say(f"  {'✘' if check.problem else '✔'} {check.what}")
         if check.problem:

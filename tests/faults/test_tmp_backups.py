@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -54,7 +57,8 @@ def test_database_hosts_cannot_delete(path: str) -> None:
 
 @pytest.fixture
 def deleted() -> Iterator[str]:
-    """The segment after the oldest backup's, taken out of the repository; a new backup mends it."""
+    """The segment after the oldest backup's, taken out of the repository, and brought back."""
+    began = datetime.now(UTC)
     place = "archive/relay/" + remote.run("ops1", *DELETING, "repo-ls", "archive/relay").split()[0]
     (directory,) = [
         line
@@ -67,7 +71,18 @@ def deleted() -> Iterator[str]:
     taken = min(name for name in listed if name[:24] > needed)
     remote.run("ops1", *DELETING, "repo-rm", f"{place}/{directory}/{taken}")
     yield taken[:24]
-    remote.run(primary(), "systemctl", "start", "relay-backup.service", seconds=120)
+    command = [
+        "-m",
+        "backups",
+        "bucket",
+        "sandbox",
+        "--undelete",
+        "relay/archive",
+        "--since",
+        began.isoformat(),
+    ]
+    subprocess.run([sys.executable, *command, "--yes"], check=True)
+    remote.run(primary(), "relay-backups", "check", "--whole")
 
 
 def test_a_segment_that_somebody_deleted_is_found(deleted: str) -> None:
