@@ -26,7 +26,7 @@ from deploys.lib.secrets import Secret, signing_key
 from deploys.lib.venv import virtualenv
 from deploys.roles.backup import timer
 from deploys.roles.base import UPLOADS
-from deploys.roles.postgres import DEFAULT_VERSION, dsn
+from deploys.roles.postgres import DEFAULT_VERSION, READER, dsn
 
 # "openssh-client" signs receipts.
 PACKAGES = [
@@ -91,7 +91,7 @@ def drill() -> None:
         pgbackrest.configuration(CONFIG, object_store.READER),
         pgbackrest.configuration(RECEIPTS_CONFIG, object_store.RETENTION, repository=RECEIPTS_PATH),
         ConfigFile(KEY, fleet.secret("drill_signing_key"), mode="600"),
-        ConfigFile(REFERENCE, dsn("relay_reader") + "\n", mode="600"),
+        ConfigFile(REFERENCE, dsn(READER) + "\n", mode="600"),
         ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n"),
     )
     timer("relay-drill", calendar=host.data.drill_time).keep()

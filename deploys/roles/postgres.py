@@ -52,12 +52,13 @@ WATCHDOG_WRITABLE = (
 # What Patroni calls the values of postgres_watchdog. YAML reads a bare off as false.
 WATCHDOG_MODES = {"auto": "automatic", "required": "required", "off": '"off"'}
 REQUIREMENTS = "templates/postgres/requirements.txt"
+READER = "relay_reader"
 # Secret of each role that database_setup.py makes.
 ROLE_SECRETS = {
     "relay_owner": "postgres_owner_password",
     "relay_app": "postgres_app_password",
     "relay_exporter": "postgres_exporter_password",
-    "relay_reader": "postgres_reader_password",
+    READER: "postgres_reader_password",
     "replicator": "postgres_replication_password",
     "rewinder": "postgres_rewind_password",
 }
@@ -140,7 +141,11 @@ def dsn(user: str) -> str:
         "sslmode": "verify-ca",
         "sslrootcert": f"{TLS}/ca.crt",
     }
-    return " ".join(f"{name}={value}" for name, value in (options | CLIENT_OPTIONS).items())
+    options |= CLIENT_OPTIONS
+    if user == READER:
+        # Its sessions are read-only, on the primary too: asked for read-write, no host would do.
+        options["target_session_attrs"] = "primary"
+    return " ".join(f"{name}={value}" for name, value in options.items())
 
 
 @deploy("PostgreSQL")

@@ -98,6 +98,8 @@ def test_a_segment_that_somebody_deleted_is_found(deleted: str) -> None:
 def test_a_drill_proves_a_restore() -> None:
     receipt = json.loads(remote.run("ops1", "relay-backups", "drill", "run", "--json", seconds=300))
     assert receipt["ok"], receipt["problems"]
+    (compared,) = [check for check in receipt["checks"] if check["name"] == "same rows as the fleet"]
+    assert "not compared" not in compared["detail"]
     print(f"drill: writable after {receipt['rto_seconds']} s, {receipt['rpo_seconds']} s behind")
     listed = remote.run(
         "ops1", "relay-backups", "drill", "receipts", "--month", receipt["started"][:7], "--json"

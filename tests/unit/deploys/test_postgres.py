@@ -163,6 +163,11 @@ def test_clients_find_the_primary_and_leave_a_dead_host(sandbox_inventory: Any) 
     assert (options["connect_timeout"], options["tcp_user_timeout"]) == ("2", "3000")
 
 
+def test_a_session_that_is_read_only_is_not_asked_to_write(sandbox_inventory: Any) -> None:
+    options = dict(pair.split("=", 1) for pair in postgres.dsn(postgres.READER).split())
+    assert options["target_session_attrs"] == "primary"
+
+
 def test_every_package_of_python_is_pinned_by_hash() -> None:
     for name in ("requirements.txt", "requirements-build.txt"):
         text = (REQUIREMENTS.parent / name).read_text()
