@@ -123,6 +123,10 @@ class Session:
             raise HostFailed(f"{call}: {state}: {answer.words}")
         return answer
 
+    def calls(self, calls: Sequence[Call]) -> None:
+        """Runs calls at once; HostFailed when one fails, after the others have ended."""
+        self.cluster.everywhere([str(n) for n in range(len(calls))], lambda n: self.call(calls[int(n)]))
+
     def wait(self, what: str, seconds: float, ready: Callable[[], bool], every: float = 10) -> float:
         """Waits until `ready`, with a line now and then; returns how long. Late after `seconds`."""
         begin = told = time.monotonic()
@@ -250,8 +254,7 @@ def _run(session: Session, plan: Plan) -> None:
         if step.act is not None:
             step.act()
         elif step.together:
-            calls = {f"{index}": call for index, call in enumerate(step.calls)}
-            session.cluster.everywhere(calls, lambda index, of=calls: session.call(of[index]))  # type: ignore[misc]
+            session.calls(step.calls)
         else:
             for call in step.calls:
                 session.call(call)

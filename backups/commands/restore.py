@@ -315,18 +315,17 @@ class Restore:
         seconds = 5 + size / BYTES_PER_SECOND
         others = [host for host in work.hosts if host != work.first]
         primary = self.leader.name if self.leader else work.first
-        # Replicas first: none of them is to take over from the primary.
-        order = [host for host in work.hosts if host != primary] + [
-            host for host in work.hosts if host == primary
-        ]
+        stops = {h: self._call(h, "stop", identity, data, seconds=300) for h in work.hosts}
         move = "discard" if work.discard else "aside"
         return [
+            # Replicas first: none of them is to take over from the primary.
             self._step(
-                "stop",
-                "Stop Patroni and PostgreSQL, replicas first",
-                [self._call(h, "stop", identity, data, seconds=300) for h in order],
-                8,
+                "replicas",
+                "Stop Patroni and PostgreSQL on the replicas",
+                [call for h, call in stops.items() if h != primary],
+                4,
             ),
+            self._step("stop", "Stop them on the primary", [stops[primary]] if primary in stops else [], 4),
             self._step(
                 "aside",
                 "Remove the data directories" if work.discard else "Set the data directories aside",
@@ -364,14 +363,13 @@ class Restore:
             if name in self.work.done:
                 self.session.progress(f"  {name}: finished before")
                 return
-            if name == "stop":
+            if name == "replicas":
                 # From here on, whoever runs the command again goes on with this restore.
                 self._write()
             if act is not None:
                 act()
             else:
-                for call in calls:
-                    self.session.call(call)
+                self.session.calls(calls)
             self._finished(name)
 
         return Step(what, calls, run, seconds)

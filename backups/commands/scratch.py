@@ -9,10 +9,11 @@ from typing import Any
 
 from backups.cluster import Cluster, HostFailed
 from backups.core import recovery
-from backups.danger import DONE, Call, Outcome, Plan, Refused, Session, Step, carry_out
+from backups.danger import DONE, Call, Late, Outcome, Plan, Refused, Session, Step, carry_out
 from deploys.lib.errors import DeployError
 
 PATIENCE_SECONDS = 24 * 3600
+ARCHIVE_SECONDS = 60
 KINDS = {
     recovery.TIME: "time",
     recovery.LSN: "lsn",
@@ -65,9 +66,38 @@ def restore(session: Session, wanted: recovery.Target) -> Outcome:
         plan.result["instance"] = _answer(session.cluster, host, words)
 
     command = f"relay-backups scratch {words} --json"
-    plan.steps = [Step("Restore into an instance of its own", [Call(host, command)], act, seconds=60)]
+    plan.steps = [
+        *_archiving(session),
+        Step("Restore into an instance of its own", [Call(host, command)], act, seconds=60),
+    ]
     plan.summary = lambda: _made(session, plan.result["instance"])
     return carry_out(session, plan)
+
+
+def _archiving(session: Session) -> list[Step]:
+    """Has the primary archive what it wrote last, so that a moment ago can be restored; none without one."""
+    leader = session.cluster.leader()
+    if leader is None:
+        return []
+    switch = Call(leader.name, _as_postgres("select pg_walfile_name(pg_switch_wal())"))
+    archived = _as_postgres("select coalesce(last_archived_wal, '') from pg_stat_archiver")
+
+    def act() -> None:
+        segment = session.call(switch).out.strip()
+
+        def there() -> bool:
+            return session.cluster.output(leader.name, archived).strip() >= segment
+
+        try:
+            session.wait(f"{segment} is archived", ARCHIVE_SECONDS, there)
+        except Late as late:
+            session.progress(f"  {late}: the archive may end before the target")
+
+    return [Step("Archive what the primary wrote last", [switch], act, seconds=5)]
+
+
+def _as_postgres(statement: str) -> str:
+    return shlex.join(["runuser", "-u", "postgres", "--", "psql", "-XAtqc", statement])
 
 
 def drop(session: Session) -> Outcome:

@@ -89,6 +89,10 @@ def write(path: Path, text: str, like: os.stat_result | None = None) -> None:
     sync(path.parent)
 
 
+def _dated_as(path: Path, like: os.stat_result) -> None:
+    os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
 def sync(directory: Path) -> None:
     """Makes what was renamed in a directory last."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -234,6 +238,7 @@ def bootstrap(identity: str, data: Path, command: str) -> None:
     empty(identity, data)
     if not OWN_SETTINGS.exists():
         write(OWN_SETTINGS, SETTINGS.read_text())
+        _dated_as(OWN_SETTINGS, SETTINGS.stat())
     settings = json.loads(must(PATRONI_PYTHON, "-c", AS_JSON, str(OWN_SETTINGS)))
     settings["bootstrap"] |= {
         "method": "pgbackrest",
@@ -266,6 +271,8 @@ def settle() -> None:
     """Gives Patroni its own settings back; it need not restart for that."""
     if OWN_SETTINGS.exists():
         write(SETTINGS, OWN_SETTINGS.read_text(), like=SETTINGS.stat())
+        # A newer date would tell the deploys that Patroni has not loaded the file.
+        _dated_as(SETTINGS, OWN_SETTINGS.stat())
         OWN_SETTINGS.unlink()
     _release()
     must("systemctl", "reload", UNIT)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from backups.cli import main
@@ -32,12 +33,18 @@ class Fleet:
     rules: list[tuple[str, str, Reply]] = field(default_factory=list)
     told: list[tuple[str, str]] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
+    # Hosts are asked at once; an answer may look at the last command.
+    turn: Lock = field(default_factory=Lock)
 
     def on(self, host: str, command: str, reply: Reply = "") -> None:
         """Sets what hosts matching `host` answer to commands in which `command` is found."""
         self.rules.insert(0, (host, command, reply))
 
     def run(self, host: str, command: str, seconds: float) -> Answer:
+        with self.turn:
+            return self._run(host, command)
+
+    def _run(self, host: str, command: str) -> Answer:
         self.told.append((host, command))
         if host in self.down:
             return Answer(UNREACHED, err="no answer")

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from backups.cluster import Answer
+from backups.commands import scratch
 from backups.core.receipts import Receipt
 from backups.host.signatures import sign
 from deploys.lib import fleet as environment_of
 from deploys.lib.secrets import signing_key
-from tests.unit.backups.scripted import Call, Fleet
+from tests.unit.backups.scripted import Call, Fleet, members
 
 SHOWN: dict[str, Any] = {
     "name": "restore",
@@ -34,11 +35,16 @@ MADE = {"backup": "20261126-010000F", "lsn": "0/5000060", "last_transaction_at":
 TIME = ("--to-time", "2026-11-26T05:00:00Z")
 
 
+@pytest.fixture(autouse=True)
+def without_primary(fleet: Fleet) -> None:
+    fleet.on("db.", "/cluster", 7)
+
+
 def test_without_a_name_it_restores_beside_the_cluster_and_only_when_told(fleet: Fleet, call: Call) -> None:
     fleet.on("ops1", "scratch restore", MADE)
     dry = call("restore", *TIME)
     assert dry.code == 0
-    assert fleet.told == []
+    assert fleet.commands("scratch") == []
     assert (
         "ops1: relay-backups scratch restore --name restore --target time=2026-11-26T05:00:00+00:00"
         in dry.out
@@ -46,7 +52,7 @@ def test_without_a_name_it_restores_beside_the_cluster_and_only_when_told(fleet:
     done = call("restore", *TIME, "--yes")
     assert done.code == 0
     assert "psql -h /s relay" in done.out
-    assert {host for host, _ in fleet.told} == {"ops1"}
+    assert {host for host, _ in fleet.commands("restore")} == {"ops1"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,23 @@ def test_it_is_dropped_only_when_told(fleet: Fleet, call: Call) -> None:
     assert fleet.told == []
     assert call("restore", "--drop", "--yes").code == 0
     assert len(fleet.told) == 1
+
+
+@pytest.mark.parametrize("archived", ["000000030000000000000009", "000000030000000000000007"])
+def test_the_primary_archives_first_what_it_wrote_last(
+    fleet: Fleet, call: Call, monkeypatch: pytest.MonkeyPatch, archived: str
+) -> None:
+    monkeypatch.setattr(scratch, "ARCHIVE_SECONDS", 0)
+    fleet.on("db.", "/cluster", members(db1="quorum_standby streaming", db2="leader running"))
+    fleet.on("db2", "pg_switch_wal", "000000030000000000000008\n")
+    fleet.on("db2", "pg_stat_archiver", archived)
+    fleet.on("ops1", "scratch restore", MADE)
+    done = call("restore", *TIME, "--yes")
+    assert done.code == 0
+    asked = [host for host, _ in fleet.commands("pg_switch_wal|pg_stat_archiver|scratch")]
+    assert asked[0] == "db2"
+    assert asked[-1] == "ops1"
+    assert ("the archive may end before the target" in done.out) is archived.endswith("7")
 
 
 def receipt(**changes: Any) -> Receipt:
