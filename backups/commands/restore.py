@@ -165,6 +165,8 @@ class Restore:
         self.work = self._work()
         self.backup: Backup | None = None
         self.command = ""
+        # When each step of this run ended, in seconds of time.monotonic().
+        self.ended: dict[str, float] = {}
 
     def _look(self, host: str) -> dict[str, Any] | None:
         answer = self.cluster.run(host, part("look", self.data), seconds=600)
@@ -215,6 +217,7 @@ class Restore:
         ]
         plan.summary = lambda: [
             f"restored from backup {self._label()}; timeline {plan.result.get('timeline')}",
+            *self._pace(plan.result),
             self._gap(plan.result),
             f"Next, a backup on the new timeline: python -m backups backup {self.cluster.environment} --yes",
         ]
@@ -371,6 +374,7 @@ class Restore:
             else:
                 self.session.calls(calls)
             self._finished(name)
+            self.ended[name] = time.monotonic()
 
         return Step(what, calls, run, seconds)
 
@@ -430,10 +434,30 @@ class Restore:
         gap = round((ordered - datetime.fromisoformat(at)).total_seconds(), 1) if at else None
         return {"last_transaction_at": at, "gap_seconds": gap}
 
+    def _paces(self) -> dict[str, float]:
+        """Seconds from the primary's stop until writes were taken, and until all members streamed."""
+        if "stop" not in self.ended:
+            return {}
+        return {
+            name: round(self.ended[step] - self.ended["stop"], 1)
+            for name, step in (("writable_seconds", "first"), ("streaming_seconds", "stream"))
+        }
+
+    @staticmethod
+    def _pace(result: Mapping[str, Any]) -> list[str]:
+        if "writable_seconds" not in result:
+            return []
+        return [
+            f"writable {result['writable_seconds']} s after the primary was stopped, all members streamed "
+            f"after {result['streaming_seconds']} s"
+        ]
+
     @staticmethod
     def _gap(result: Mapping[str, Any]) -> str:
         if not result.get("last_transaction_at"):
             return "last transaction: none was replayed, the backup's own end is the last"
+        if result["gap_seconds"] <= 0:
+            return f"last transaction: {result['last_transaction_at']}; nothing that was archived is missing"
         return (
             f"last transaction: {result['last_transaction_at']}; what was committed in the "
             f"{result['gap_seconds']} s from then until this restore was ordered is not there"
@@ -448,7 +472,7 @@ class Restore:
             self.cluster.output(first, check, seconds=CHECK_SECONDS)
             leader = self.cluster.leader()
             plan.result.update({"timeline": leader.timeline if leader else None, "finished_at": time.time()})
-            plan.result.update(self._lost())
+            plan.result.update(self._lost() | self._paces())
 
         return act
 

@@ -165,6 +165,9 @@ def test_it_tells_the_last_transaction_and_the_gap(hosts: Hosts, call: Call) -> 
     answer = call("restore", *DO, "--json").json["result"]
     assert answer["last_transaction_at"] == hosts.last
     assert 85 < answer["gap_seconds"] <= 91
+    assert 0 <= answer["writable_seconds"] <= answer["streaming_seconds"]
+    hosts.primary, hosts.last = None, (datetime.now(UTC) + timedelta(seconds=9)).isoformat()
+    assert "nothing that was archived is missing" in call("restore", *DO).out
     hosts.primary, hosts.last = None, None
     assert "last transaction: none was replayed" in call("restore", *DO).out
 
