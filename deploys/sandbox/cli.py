@@ -55,9 +55,10 @@ def down(sandbox: Sandbox, *, purge: bool = False) -> None:
         state.remove_tree(sandbox.cache)
 
 
-def rebuild(sandbox: Sandbox, name: str) -> None:
-    """Replace one host by a new one, as after the loss of a machine."""
-    hosts.remove(sandbox, engine.require(sandbox), name)
+def rebuild(sandbox: Sandbox, names: Sequence[str]) -> None:
+    """Replace hosts by new ones, as after the loss of machines."""
+    for name in names:
+        hosts.remove(sandbox, engine.require(sandbox), name)
     up(sandbox)
 
 
@@ -134,10 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("--purge", action="store_true", help="remove the cached images and downloads too")
     replace = add(
         "rebuild",
-        "replace one host, its data lost, by a new one from the newest image",
+        "replace hosts, their data lost, by new ones from the newest image",
         _locked(lambda s, o: rebuild(s, o.host)),
     )
-    replace.add_argument("host", help="name in inventories/sandbox.py")
+    replace.add_argument("host", nargs="+", help="name in inventories/sandbox.py")
     add("status", "show the hosts; exit 1 unless all run", lambda s, _: status(s))
     add("preflight", "name what this machine lacks", lambda s, _: preflight.report(s))
     for name, text, work in (

@@ -104,6 +104,5 @@ def test_there_and_back_again(busy: tuple[Customers, list[Call], datetime]) -> N
 
     over_cluster("--timeline", timeline)
     assert captured(customers.account) == before
-    told = backups("status", "sandbox")
-    assert told["todo"] == []
+    assert backups("status", "sandbox")["well"]
     backups("backup", "sandbox", "--yes")
