@@ -30,7 +30,7 @@ def stack(sandbox_inventory: Inventory) -> dict[str, Any]:
 def test_one_replica_a_node_pinned_by_digest(stack: dict[str, Any]) -> None:
     service = stack["services"]["relay"]
     assert service["image"] == PINNED
-    assert service["deploy"]["replicas"] == 3
+    assert service["deploy"]["replicas"] == "${ROLLED_REPLICAS:-3}"
     assert service["deploy"]["placement"]["max_replicas_per_node"] == 1
     assert service["deploy"]["endpoint_mode"] == "dnsrr"
     assert {(port["target"], port["mode"]) for port in service["ports"]} == {(8000, "host"), (8001, "host")}
