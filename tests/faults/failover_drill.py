@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from deploys.lib.config_files import TLS
-from deploys.roles import postgres
+from deploys.roles import failover, postgres
 from deploys.run import environment
 from deploys.sandbox import engine, hosts, remote, settings
 from tests.fleet.writer import TABLE
@@ -78,7 +78,7 @@ def whole() -> str:
 
 
 def watchers_ready() -> bool:
-    figures = "cat /var/lib/prometheus/node-exporter/failover_watch.prom"
+    figures = f"cat {failover.FIGURES}"
     with suppress(remote.RemoteError):
         told = [remote.run(host, "sh", "-c", figures) for host in remote.addresses("db")]
         return all(
