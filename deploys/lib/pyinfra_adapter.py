@@ -10,6 +10,8 @@ each sentence, so that another version is tried by running it:
 - pyinfra asks an operation's conditions only when it runs it, and believes `_maybe_is_change` before that.
 - What runs inside `host.deploy` carries its name as the first part of the operation's.
 - A host that failed is only missing from `active_hosts`, `activated_hosts` and in `failed_hosts`.
+- `active_hosts` never holds a host outside of the limit, one that was not reached, or one that failed.
+- A host outside of the run may be connected to and asked, which does not make it one of `active_hosts`.
 - `should_raise_failed_hosts` is asked when a host failed; false lets the others go on.
 - An operation's `_timeout` bounds each of its commands and may be set after it was prepared.
 - Callbacks are called on the instance that was added, although the base class declares them static.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import runpy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +34,7 @@ from paramiko import SSHClient, SSHException, Transport
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
-from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import OperationMeta
@@ -147,6 +149,20 @@ def drop(state: State, hosts: Sequence[Host]) -> None:
     state.active_hosts -= set(hosts)
     state.activated_hosts -= set(hosts)
     state.failed_hosts -= set(hosts)
+
+
+def in_run(hosts: Iterable[Host]) -> list[Host]:
+    """Those of `hosts` that the run acts on: within its limit, connected, neither failed nor dropped."""
+    return [host for host in hosts if host in state.active_hosts]
+
+
+def reachable(host: Host, seconds: float) -> bool:
+    """Whether a host can be asked for facts, be it part of the run or not."""
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+    except ConnectError:
+        return False
+    return alive(host, seconds)
 
 
 class Watch:

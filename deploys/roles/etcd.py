@@ -7,13 +7,13 @@ from collections.abc import Generator, Iterator
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.facts import FactBase
-from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
-from pyinfra.context import host, inventory
+from pyinfra.context import host
 from pyinfra.operations import apt, files, server, systemd
 
-from deploys.lib import fleet
+from deploys.lib import acting, fleet
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
+from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape
 from deploys.lib.timing import relation
 
@@ -101,7 +101,7 @@ def forget(wanted: set[str]) -> Commands:
 def etcd() -> None:
     """A member of the cluster, on each host of group `db`. A host without data whose peers have some joins
     them as a new member; its data is never touched."""
-    joins = not host.get_fact(HasData) and any(peer.get_fact(HasData) for peer in _peers())
+    joins = not host.get_fact(HasData) and _peers_have_data()
     # Account and configuration come before the package, whose installation starts the service.
     server.user(
         name="Let account etcd read the host's key (/etc/group)",
@@ -120,7 +120,8 @@ def etcd() -> None:
         ConfigFile(MEMBER, source("etcd/relay_etcd_member.py"), mode="755"),
     )
     apt.packages(name="Install etcd (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
-    if host == inventory.groups["db"][0]:
+    # Who holds no data yet is no member, and may not know the cluster.
+    if acting.acts("db", lambda member: member.get_fact(HasData)):
         urls = {f"https://{node.address}:{PEER_PORT}" for node in fleet.hosts("db")}
         forget(name="Remove members that left the inventory (relay-etcd-member)", wanted=urls)
     if joins:
@@ -129,8 +130,20 @@ def etcd() -> None:
     member.load(written, serial=True)
 
 
-def _peers() -> list[Host]:
-    return [peer for peer in inventory.groups["db"] if peer != host]
+def _peers_have_data() -> bool:
+    """Whether a cluster exists that the current host, which is empty, must join.
+
+    When no peer has data and one cannot be asked, it may be the one that holds all of it.
+    """
+    if any(peer.get_fact(HasData) for peer in acting.answering("db") if peer != host):
+        return True
+    if silent := acting.silent("db"):
+        names = ", ".join(fleet.node_of(peer).name for peer in silent)
+        raise DeployError(
+            f"etcd has no data here, and {names} cannot be asked whether a cluster exists; a second one "
+            f"would know nothing of what that holds. Bring {names} back, or put another machine in its place"
+        )
+    return False
 
 
 def configuration() -> Configuration:

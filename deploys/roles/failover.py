@@ -1,6 +1,6 @@
 """Fast failover: the leader key of a primary whose host is dead is released, long before its lease ends.
 
-How, and why no acknowledged write can be lost: templates/failover/relay_failover_watch.py.
+How, and why no acknowledged write can be lost: templates/failover/relay_failover/rules.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from deploys.lib import fleet
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import HealthCheck, Role
 from deploys.lib.timing import relation
+from deploys.roles.postgres import LIBRARY
 
 PACKAGES = ["nftables"]
 PROGRAM = "/usr/local/sbin/relay-failover-watch"
 UNIT = "relay-failover-watch.service"
+PACKAGE = f"{LIBRARY}/relay_failover"
 FENCE = "/var/lib/relay/failover/fence.json"
+FIGURES = "/var/lib/prometheus/node-exporter/failover_watch.prom"
 # What Patroni does before PostgreSQL starts.
 PATRONI = f"{SYSTEMD_UNITS}patroni.service.d/relay-failover.conf"
 RUNS = f"systemctl is-active --quiet {UNIT}"
@@ -87,23 +90,37 @@ def configuration() -> Configuration:
     command = (
         f"{PROGRAM} --name {fleet.node_of(host).name} {members}"
         f" --unreachable-seconds {data.fast_failover_unreachable_seconds}"
+        f" --fence {FENCE} --figures {FIGURES}"
     )
     unit = render("failover/relay-failover-watch.service.j2", command=command)
     written = [
-        ConfigFile(PROGRAM, source("failover/relay_failover_watch.py"), mode="755"),
+        *modules(),
+        ConfigFile(PROGRAM, render("failover/relay-failover-watch.j2", library=LIBRARY), mode="755"),
         ConfigFile(f"{SYSTEMD_UNITS}{UNIT}", unit),
         ConfigFile(PATRONI, render("failover/patroni.conf.j2", command=command)),
     ]
     return Configuration(UNIT, written, check=f"{PROGRAM} --help >/dev/null")
 
 
+def modules() -> list[ConfigFile]:
+    """The watcher's modules."""
+    directory = fleet.REPOSITORY / "templates/failover/relay_failover"
+    names = sorted(path.name for path in directory.glob("*.py"))
+    return [ConfigFile(f"{PACKAGE}/{name}", source(f"failover/relay_failover/{name}")) for name in names]
+
+
 def remove() -> None:
-    """Takes the watcher away, unless it holds a fence that only it can lift safely."""
+    """Takes the watcher away, unless it holds a fence that only it can lift safely.
+
+    Its figures go, too: old ones would be reported as a watcher that does not run.
+    """
     unit = f"{SYSTEMD_UNITS}{UNIT}"
     present = host.get_fact(File, path=unit) is not None
     server.shell(name=f"Refuse to leave a fence behind ({FENCE})", commands=[REMOVE], _if=lambda: present)
     systemd.service(
         name=f"Stop the watcher ({UNIT})", service=UNIT, running=False, enabled=False, _if=lambda: present
     )
-    gone = [files.file(name=f"Remove {path}", path=path, present=False) for path in (unit, PATRONI, PROGRAM)]
+    paths = (unit, PATRONI, PROGRAM, FIGURES)
+    gone = [files.file(name=f"Remove {path}", path=path, present=False) for path in paths]
+    files.directory(name=f"Remove {PACKAGE}", path=PACKAGE, present=False)
     systemd.daemon_reload(name="Let systemd forget the watcher", _if=fleet.changed(*gone))

@@ -17,7 +17,7 @@ from pyinfra.context import host, inventory
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, server, systemd
 
-from deploys.lib import backup_files, fleet, object_store, patroni, pgbackrest, postgres_tuning
+from deploys.lib import acting, backup_files, fleet, object_store, patroni, pgbackrest, postgres_tuning
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.secrets import Secret
@@ -184,7 +184,7 @@ def postgres() -> None:
     )
     patroni.database_setup(name="Set up roles and database (/etc/relay/database.json)", due=setup())
     restart(program.load(program_written))
-    if fleet.node_of(host) == fleet.hosts("db")[0]:
+    if acting.acts("db"):
         patroni.keep_primary(
             name="Hand over from a primary that left the inventory (patronictl)",
             wanted=[node.name for node in fleet.hosts("db")],

@@ -1,4 +1,4 @@
-"""The relay: its image, built from this repository on the first relay host, and its stack on the Swarm.
+"""The relay: its image, built from this repository on a relay host, and its stack on the Swarm.
 
 The image is named by the hash of its sources and pinned by the digest that the registry answers; nothing is
 built, migrated or rolled while both are what runs. Secrets and the CA reach the replicas as Swarm secrets and
@@ -18,22 +18,22 @@ from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
-from pyinfra.context import host, inventory
+from pyinfra.context import host
 from pyinfra.operations import apt
 
-from deploys.lib import fleet, relay_image
+from deploys.lib import acting, fleet, relay_image
 from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.secrets import Secret, fernet_key
 from deploys.lib.timing import relation, seconds
-from deploys.roles import cache, postgres
+from deploys.roles import cache, postgres, swarm
 from deploys.roles.base import UPLOADS
 from deploys.roles.docker import registry
 
 Commands = Generator[PyinfraCommand, None, None]
 
-# On the host that builds; IMAGE_PACKAGES are what the image's base holds.
+# On the hosts that build; IMAGE_PACKAGES are what the image's base holds.
 PACKAGES = ["mmdebstrap", "python3-venv"]
 IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 
@@ -263,15 +263,16 @@ def stack_values() -> dict[str, Any]:
 
 @deploy("Relay")
 def relay() -> None:
-    """The relay role, for relay hosts; the first one builds the image and rolls the stack."""
+    """The relay role, for relay hosts; one of the swarm's managers builds the image and rolls the stack."""
     place(ConfigFile("/usr/local/sbin/relayctl", source("relay/relayctl"), mode="755"))
-    if host == inventory.groups["app"][0]:
+    if swarm.shall_manage(host):
         tools()
+    if acting.acts("app", swarm.stays_manager, swarm.shall_manage):
         build_and_roll()
 
 
 def tools() -> None:
-    """What builds and rolls."""
+    """What builds and rolls, on each host that may have to."""
     apt.packages(
         name="Install what builds images (/usr/bin/mmdebstrap)", packages=PACKAGES, no_recommends=True
     )

@@ -18,9 +18,9 @@ from pyinfra.api.exceptions import OperationError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
-from pyinfra.context import host, inventory
+from pyinfra.context import host
 
-from deploys.lib import fleet
+from deploys.lib import acting, fleet
 from deploys.lib.config_files import ConfigFile, place, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Size, Subgroup
@@ -121,27 +121,52 @@ class Nodes(FactBase[list[dict[str, Any]]]):
         return [json.loads(line) for line in output if line.startswith("{")]
 
 
+def manages(member: Host) -> bool:
+    """Whether a host is one of the swarm's managers now."""
+    return bool(member.get_fact(SwarmState).get("ControlAvailable"))
+
+
+def shall_manage(member: Host) -> bool:
+    """Whether the inventory makes a host one of the swarm's managers."""
+    return fleet.node_of(member) in managers()
+
+
+def stays_manager(member: Host) -> bool:
+    """Whether a host is a manager, and shall be one."""
+    return shall_manage(member) and manages(member)
+
+
 def first_manager() -> Host | None:
-    """A host whose swarm answers as a manager, or None while there is no swarm."""
-    for member in inventory.groups["app"]:
-        if member.get_fact(SwarmState).get("ControlAvailable"):
-            return member
-    return None
+    """A host whose swarm answers as a manager, one of this run before any other; None without one."""
+    return next((member for member in acting.answering("app") if manages(member)), None)
+
+
+def _local_state(member: Host) -> str:
+    return str(member.get_fact(SwarmState).get("LocalNodeState", "inactive"))
 
 
 @operation()
 def create() -> Commands:
-    """Starts the swarm on the first relay host when no host is in one."""
-    if host == inventory.groups["app"][0] and first_manager() is None:
-        yield StringCommand(
-            "docker swarm init --advertise-addr", host.data.address, "--default-addr-pool", ADDRESS_POOL
+    """Starts the swarm when no relay host is in one; by one host of the run."""
+    if not acting.acts("app", stays_manager, manages, shall_manage):
+        return
+    if any(_local_state(member) != "inactive" for member in acting.answering("app")):
+        return
+    silent = ", ".join(fleet.node_of(member).name for member in acting.silent("app"))
+    if silent and is_executing():
+        raise OperationError(
+            f"{silent} cannot be asked whether there is a swarm, and there must not be two: bring {silent} "
+            "back, or put another machine in its place, then apply again"
         )
+    yield StringCommand(
+        "docker swarm init --advertise-addr", host.data.address, "--default-addr-pool", ADDRESS_POOL
+    )
 
 
 @operation()
 def join(role: str) -> Commands:
     """Joins the swarm as ``manager`` or ``worker``; a member that only waits for a leader is one."""
-    if host.get_fact(SwarmState).get("LocalNodeState", "inactive") != "inactive":
+    if _local_state(host) != "inactive":
         return
     manager = first_manager()
     if manager is None and is_executing():
@@ -183,9 +208,7 @@ def _nobodys(
     nodes: list[dict[str, Any]], wanted: Collection[str], addresses: Collection[str]
 ) -> Iterator[dict[str, Any]]:
     ready = _ready(nodes)
-    own = {
-        member.get_fact(SwarmState).get("NodeID") for member in inventory.groups["app"] if member.connected
-    }
+    own = {member.get_fact(SwarmState).get("NodeID") for member in acting.there("app")}
     # An entry without a name may be of a relay host that still joins, unless every one is there.
     nobody_joins = ready.issuperset(wanted)
     for node in nodes:
@@ -204,7 +227,8 @@ def manage(wanted: Collection[str], managing: Collection[str]) -> Commands:
 
     It waits for nodes that have just joined; what follows finds them there.
     """
-    ready = [node for node in _settled(wanted) if node["Status"]["State"] == "ready"]
+    joined = {fleet.node_of(member).name for member in acting.there("app")}
+    ready = [node for node in _settled(joined) if node["Status"]["State"] == "ready"]
     for verb, role in (("promote", "worker"), ("demote", "manager")):
         for node in ready:
             changes = _hostname(node) in wanted and (_hostname(node) in managing) == (verb == "promote")
@@ -231,10 +255,10 @@ def label(wanted: dict[str, dict[str, str]]) -> Commands:
 KNOWN_LABELS = ("relay", "dokploy")
 
 
-def _settled(wanted: Collection[str]) -> list[dict[str, Any]]:
+def _settled(joined: Collection[str]) -> list[dict[str, Any]]:
     """The nodes, once those just joined say their names, which may be a moment after `join` has returned."""
     nodes: list[dict[str, Any]] = _until(
-        lambda: host.get_fact(Nodes), lambda nodes: _ready(nodes).issuperset(wanted)
+        lambda: host.get_fact(Nodes), lambda nodes: _ready(nodes).issuperset(joined)
     )
     return nodes
 
@@ -274,7 +298,7 @@ def swarm() -> None:
     create(name="Start the swarm (/var/lib/docker/swarm)")
     role = "manager" if fleet.node_of(host) in managers() else "worker"
     join(name="Join the swarm (/var/lib/docker/swarm)", role=role)
-    if host == inventory.groups["app"][0]:
+    if acting.acts("app", stays_manager, manages, shall_manage):
         wanted = labels()
         addresses = [node.address for node in fleet.hosts("app")]
         managing = [node.name for node in managers()]

@@ -90,7 +90,7 @@ patroni_retry_timeout = 9
 # Stop writing rather than acknowledge what only one host has, when no replica is left.
 postgres_synchronous_strict = True
 # When the primary's host is dead, release its leader key at once instead of waiting for patroni_ttl. It needs
-# strict synchronous mode; how it stays safe: templates/failover/relay_failover_watch.py.
+# strict synchronous mode; how it stays safe: templates/failover/relay_failover/rules.py.
 fast_failover = True
 # How long the primary must not have answered any other database host, on any path.
 fast_failover_unreachable_seconds = 2

@@ -57,7 +57,8 @@ class Call:
     """A call that was let in. Times but ``started_at`` are of the monotonic clock, in seconds.
 
     ``usage_format``, of ``normalise``: in which the provider tells usage. ``count_prompt`` gives counted
-    tokens of the prompt, for when the provider tells none.
+    tokens of the prompt, for when the provider tells none. ``ask_again_at``: the soonest moment at which a
+    provider of this call wants to be asked again; None while none has said so.
     """
 
     services: Services
@@ -82,6 +83,7 @@ class Call:
     first_byte: float | None = None
     sending: bool = False
     outcome: str = "ok"
+    ask_again_at: float | None = None
 
     @property
     def seconds_left(self) -> float:

@@ -21,7 +21,7 @@ from relay import errors
 from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer
 from relay.formats.refusal import MAX_ERROR_BYTES, Said, read_refusal
 from relay.gateway.call import Call, Exchange
-from relay.gateway.outcome import NOT_SENT, Outcome, Refused, outcome_of
+from relay.gateway.outcome import NOT_SENT, Outcome, Refused, note_retry_after, outcome_of
 from relay.providers.transport import NotSent, Reply, TransportError
 from relay.routing.channels import Channel
 
@@ -79,8 +79,9 @@ def _turns(channels: Iterable[Channel], unreached: list[Channel]) -> Iterator[tu
 async def _attempt(call: Call, exchange: Exchange, channel: Channel) -> None:
     async with await exchange.post(channel) as reply:
         call.status = reply.status
+        note_retry_after(call, reply.headers.get("retry-after", "").strip())
         if reply.status // 100 != 2:
-            raise Refused(reply.status, await _said(reply), reply.headers.get("retry-after", "").strip())
+            raise Refused(reply.status, await _said(reply))
         call.answer = exchange.answer(channel)
         await call.answer.read(reply)
 

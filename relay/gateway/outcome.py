@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +23,8 @@ from relay.telemetry.logs import redact
 
 NETWORK = "network"
 NOT_SENT = "not_sent"
+# What a customer hears of a model that is overloaded when no provider says when to come back.
+RETRY_AFTER = 5
 MAX_RETRY_AFTER = 3600
 MAX_LOGGED = 300
 OVERLOADED = frozenset({429, 503, 529})
@@ -29,9 +33,9 @@ OVERLOADED = frozenset({429, 503, 529})
 class Refused(Exception):
     """A provider answered with an error status."""
 
-    def __init__(self, status: int, said: Said, retry_after: str = "") -> None:
+    def __init__(self, status: int, said: Said) -> None:
         super().__init__(f"status {status}")
-        self.status, self.said, self.retry_after = status, said, retry_after
+        self.status, self.said = status, said
 
 
 class ProviderRefused(ApiError):
@@ -77,12 +81,23 @@ def outcome_of(call: Call, failure: BaseException | None) -> Outcome:
     provider = _of_provider(call, failure)
     if provider is None:
         return Outcome("internal_error", "internal_error")
+    if provider.elsewhere and provider.error is not None and call.ask_again_at is not None:
+        provider.error.headers["retry-after"] = str(max(1, math.ceil(call.ask_again_at - time.monotonic())))
     return provider
+
+
+def note_retry_after(call: Call, value: str) -> None:
+    """Remembers a provider's Retry-After. Of several providers' the soonest moment counts: from then on one
+    of them can be asked again, whatever the others said."""
+    seconds = retry_seconds(value, datetime.now(UTC))
+    if seconds is not None:
+        at = time.monotonic() + seconds
+        call.ask_again_at = at if call.ask_again_at is None else min(call.ask_again_at, at)
 
 
 def _of_provider(call: Call, failure: BaseException) -> Outcome | None:
     if isinstance(failure, Refused):
-        return _refusal(call, failure.status, failure.said, failure.retry_after)
+        return _refusal(call, failure.status, failure.said)
     if isinstance(failure, ErrorAnswer):
         return _refusal(call, call.status or 200, refusal.said_of(failure.error))
     if isinstance(failure, NotSent):
@@ -107,7 +122,7 @@ def _undelivered(call: Call, error: ApiError) -> ApiError:
     return error if call.first_byte is None else errors.broken_off()
 
 
-def _refusal(call: Call, status: int, said: Said, retry_after: str = "") -> Outcome:
+def _refusal(call: Call, status: int, said: Said) -> Outcome:
     """A refusal by status, or by an error in the place of an answer."""
     kind = refusal.class_of(status, said)
     attempt = f"status_{status}" if status >= 300 else "error_answer"
@@ -120,7 +135,7 @@ def _refusal(call: Call, status: int, said: Said, retry_after: str = "") -> Outc
         error = _quoted(call, answered if answered in (400, 403, 413, 415, 422, 451) else 400, said, words)
         word = error.reason if call.first_byte is None else "provider_error"
         return Outcome(word, "refused", None, error, why, may_bill=may_bill)
-    error = _overloaded(retry_after) if (said.status or status) in OVERLOADED else errors.bad_gateway()
+    error = _overloaded() if (said.status or status) in OVERLOADED else errors.bad_gateway()
     word = error.reason if call.first_byte is None else "provider_error"
     return Outcome(word, attempt, kind, error, why, True, may_bill)
 
@@ -133,11 +148,9 @@ def _quoted(call: Call, status: int, said: Said, words: str) -> ApiError:
     return ProviderRefused(status, message, kind=kind, param=param, code=code)
 
 
-def _overloaded(retry_after: str) -> ApiError:
-    seconds = retry_seconds(retry_after, datetime.now(UTC))
-    return errors.unavailable(
-        "The model is overloaded: try again later.", "provider_overloaded", seconds or 5
-    )
+def _overloaded() -> ApiError:
+    message = "The model is overloaded: try again later."
+    return errors.unavailable(message, "provider_overloaded", RETRY_AFTER)
 
 
 def retry_seconds(value: str, now: datetime) -> int | None:

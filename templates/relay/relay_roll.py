@@ -5,20 +5,28 @@
 
 Migrations run once, as the database's owner, with the new image, while the old one serves. A roll whose new
 replica does not become healthy is undone by Swarm; this then ends with 1 and says why.
+
+A node that is down does not stop a roll. Swarm would wait for its replica in the middle of the update, so for
+that time the service has as many replicas as there are nodes for them; the others start when theirs return.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 STACK = "relay"
 SERVICE = "relay_relay"
 STACK_FILE = "/etc/relay/stack.yml"
+# Read by the stack file, which says how many there are otherwise.
+REPLICAS = "ROLLED_REPLICAS"
 MIGRATION_SETTINGS = "/etc/relay/migrate.env"
 CA = "/etc/relay/tls/ca.crt"
 PAUSE_SECONDS = 2
@@ -44,7 +52,23 @@ def migrate(image: str) -> None:
     docker("run", *options, image, "migrate")
 
 
-def roll() -> None:
+def wanted_replicas() -> int:
+    """How many replicas the stack file wants."""
+    found = re.search(rf"replicas: \$\{{{REPLICAS}:-(\d+)\}}", Path(STACK_FILE).read_text())
+    if found is None:
+        sys.exit(f"relay-roll: {STACK_FILE} names no number of replicas: run `python -m deploys apply`")
+    return int(found[1])
+
+
+def ready_nodes() -> int:
+    """Nodes that can run a replica now."""
+    shape = "{{.Status}} {{.Availability}}"
+    listed = docker("node", "ls", "--filter", "node.label=relay=true", "--format", shape).splitlines()
+    return listed.count("Ready Active")
+
+
+def roll(replicas: int) -> None:
+    os.environ[REPLICAS] = str(replicas)
     docker(
         "stack", "deploy", "--prune", "--with-registry-auth", "--resolve-image=never", "-c", STACK_FILE, STACK
     )
@@ -115,10 +139,16 @@ def main() -> None:
     parser.add_argument("image", help="reference with its digest, as in the stack file")
     parser.add_argument("--seconds", type=int, default=600, help="how long to wait for healthy replicas")
     options = parser.parse_args()
+    wanted, ready = wanted_replicas(), ready_nodes()
+    if not ready:
+        sys.exit("relay-roll: no relay node is ready: `docker node ls`, monitoring/runbooks/SwarmNodeDown.md")
     docker("pull", "--quiet", options.image)
     migrate(options.image)
-    roll()
+    roll(min(wanted, ready))
     wait(options.image, options.seconds)
+    if ready < wanted:
+        docker("service", "scale", "--detach", f"{SERVICE}={wanted}")
+        say(f"{wanted - ready} of {wanted} replicas start when their nodes return")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 from deploys.lib import fleet
-from deploys.roles.failover import FENCE
+from deploys.roles.failover import FENCE, FIGURES
 from tests.checklist.targets import hosts
 
 testinfra_hosts = hosts("db")
-FIGURES = "/var/lib/prometheus/node-exporter/failover_watch.prom"
 
 
 def test_dead_primaries_are_watched_for(host: Any) -> None:

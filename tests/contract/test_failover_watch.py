@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
+from templates.failover.relay_failover import etcd, rules
 from tests.contract.postgres import free_port
-from tests.unit.deploys.scripts import load
 
-watch: Any = load("failover/relay_failover_watch.py")
 MEMBERS = ("db1", "db2", "db3")
 LEASE = 4711
 
@@ -22,14 +21,14 @@ class Cluster:
     """What Patroni keeps in etcd: db1 leads, db2 and db3 confirm its commits and vote against it."""
 
     def __init__(self, port: int) -> None:
-        self.etcd = watch.Etcd(["127.0.0.1"], port=port)
+        self.etcd = etcd.Etcd(["127.0.0.1"], port=port)
 
     def put(self, key: str, value: str, lease: int = 0) -> None:
-        body = {"key": watch._text(key), "value": watch._text(value), "lease": str(lease)}
+        body = {"key": etcd._text(key), "value": etcd._text(value), "lease": str(lease)}
         self.etcd.ask("kv/put", body)
 
     def delete(self, prefix: str) -> None:
-        body = {"key": watch._text(prefix), "range_end": watch._text(watch._end(prefix))}
+        body = {"key": etcd._text(prefix), "range_end": etcd._text(etcd._end(prefix))}
         self.etcd.ask("kv/deleterange", body)
 
     def settings(self, **changes: object) -> None:
@@ -50,9 +49,10 @@ class Cluster:
         for voter in ("db2", "db3"):
             self.etcd.vote(self.fence(), voter)
 
-    def fence(self) -> Any:
+    def fence(self) -> rules.Fence:
         leader = self.etcd.look().leader
-        return watch.Fence(leader.name, "192.0.2.1", leader.created, leader.modified, LEASE)
+        assert leader is not None
+        return rules.Fence(leader.name, "192.0.2.1", leader.created, leader.modified, LEASE)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             try:
                 cluster.etcd.look()
                 break
-            except watch.EtcdAway:
+            except rules.EtcdAway:
                 assert time.monotonic() < end, log.read_text()[-2000:]
                 time.sleep(0.1)
         yield cluster
@@ -94,11 +94,13 @@ def cluster(running: Cluster) -> Cluster:
 
 def test_what_etcd_holds_is_read_at_one_revision(cluster: Cluster) -> None:
     view = cluster.etcd.look()
+    assert view.leader is not None
     assert (view.leader.name, view.strict, view.paused) == ("db1", True, False)
-    assert (view.synchronous_leader, view.standbys) == ("db1", {"db2", "db3"})
+    assert view.synchronous_leader == "db1"
+    assert view.standbys == {"db2", "db3"}
     assert view.members == set(MEMBERS)
     assert view.votes == {cluster.fence().votes: {"db2", "db3"}}
-    assert watch.hindrance(MEMBERS, view, True) == ""
+    assert rules.hindrance(MEMBERS, view, True) == ""
 
 
 def test_the_key_goes_when_everybody_votes_and_nothing_has_changed(cluster: Cluster) -> None:
@@ -138,7 +140,7 @@ def test_the_key_stays_when_something_has_changed(cluster: Cluster, change: Call
 
 def test_a_vote_needs_its_lease(cluster: Cluster) -> None:
     cluster.etcd.revoke(LEASE)
-    with pytest.raises(watch.EtcdAway):
+    with pytest.raises(rules.EtcdAway):
         cluster.etcd.vote(cluster.fence(), "db2")
     assert not cluster.etcd.keep(LEASE)
     # To end one that is gone is no error.

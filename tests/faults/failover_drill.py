@@ -1,7 +1,5 @@
 """Faults of the database while a writer writes: how long no write is committed, and whether one is lost.
 
-    python -m tests.faults.failover_drill --runs 20      # make failovers RUNS=20
-
 Each run is one fault out of FAULTS in turn. Prints a table; exit 1 when an acknowledged write is lost or the
 old primary does not stream again by itself. Needs root: the writer runs in an application host's network.
 """
@@ -20,13 +18,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from deploys.lib.config_files import TLS
-from deploys.roles import postgres
+from deploys.roles import failover, postgres
 from deploys.run import environment
 from deploys.sandbox import engine, hosts, remote, settings
+from tests.fleet.patroni import leader, members
 from tests.fleet.writer import TABLE
 
 BEFORE_SECONDS, AFTER_SECONDS = 4.0, 32.0
 WHOLE_SECONDS = 180.0
+EXAMPLES = """examples:
+  python -m tests.faults.failover_drill --runs 20                        # make failovers RUNS=20
+  python -m tests.faults.failover_drill --runs 3 --only kill_primary     # one fault, three times
+"""
 SCHEMA = TABLE.partition(".")[0]
 
 
@@ -40,25 +43,6 @@ class Result:
     found: int
     lost: int
     back: str
-
-
-def members() -> list[dict[str, str]]:
-    """The cluster as the first database host that answers tells it; empty when none does."""
-    for host in remote.addresses("db"):
-        with suppress(remote.RemoteError, ValueError):
-            return list(json.loads(remote.run(host, "patronictl", "list", "-f", "json", seconds=15)))
-    return []
-
-
-def leader() -> str:
-    """The primary's host, once there is one."""
-    end = time.monotonic() + WHOLE_SECONDS
-    while time.monotonic() < end:
-        for member in members():
-            if member["Role"] == "Leader" and member["State"] == "running":
-                return member["Member"]
-        time.sleep(1)
-    raise AssertionError("no primary")
 
 
 def whole() -> str:
@@ -78,7 +62,7 @@ def whole() -> str:
 
 
 def watchers_ready() -> bool:
-    figures = "cat /var/lib/prometheus/node-exporter/failover_watch.prom"
+    figures = f"cat {failover.FIGURES}"
     with suppress(remote.RemoteError):
         told = [remote.run(host, "sh", "-c", figures) for host in remote.addresses("db")]
         return all(
@@ -267,7 +251,10 @@ def drill(runs: int, faults: Sequence[Fault]) -> list[Result]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.faults.failover_drill",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [fault.__name__ for fault in FAULTS]
     parser.add_argument("--runs", type=int, default=len(FAULTS), help="how many, over the faults in turn")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 
 from deploys.sandbox import remote
 from tests.fleet.conftest import deploys
-from tests.fleet.test_3_faults import Customers, call_while, failures, leader
+from tests.fleet.patroni import leader, members, switch_over
+from tests.fleet.test_3_faults import Customers, call_while, failures
 
 HOST, SIZE = "db1", "900m"
 DIRECTORY = "/var/lib/postgresql/15"
@@ -50,8 +50,7 @@ def small_disk() -> Iterator[None]:
 
 def test_a_primary_whose_disk_fills_hands_over(small_disk: None) -> None:
     if (primary := leader()) != HOST:
-        words = ("switchover", "relay", "--leader", primary, "--candidate", HOST, "--force")
-        remote.run(HOST, "patronictl", *words, seconds=120)
+        switch_over(primary, HOST)
 
     def fill() -> None:
         sh(FILL)
@@ -66,5 +65,5 @@ def test_a_primary_whose_disk_fills_hands_over(small_disk: None) -> None:
     assert "handing over to" in said
     figures = sh("cat /var/lib/prometheus/node-exporter/postgres_disk.prom")
     assert "postgres_disk_handovers_total 1" in figures
-    (own,) = [m for m in json.loads(sh("patronictl list -f json")) if m["Member"] == HOST]
+    (own,) = [member for member in members() if member["Member"] == HOST]
     assert own["State"] == "streaming"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploys.sandbox import remote
+from tests.fleet import patroni
 from tests.fleet.conftest import deploys
 
 EXTRA = "app4 db4 db5 edge3"
@@ -24,11 +25,10 @@ def members() -> dict[str, set[str]]:
     """Who belongs to the swarm, to etcd and to Patroni."""
     nodes = remote.run("app1", "docker", "node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines()
     etcd = json.loads(remote.run("db1", "relay-etcdctl", "member", "list", "-w", "json"))["members"]
-    patroni = json.loads(remote.run("db1", "patronictl", "list", "-f", "json"))
     return {
         "swarm": set(nodes),
         "etcd": {member.get("name", "") for member in etcd},
-        "patroni": {member["Member"] for member in patroni},
+        "patroni": {member["Member"] for member in patroni.members()},
     }
 
 
@@ -40,12 +40,10 @@ def test_hosts_come_and_go(extra: pytest.MonkeyPatch, alive: bool) -> None:
     deploys("apply", "sandbox").ended_well()
     deploys("plan", "sandbox").ended_well()
     assert members()["etcd"] == {"db1", "db2", "db3", "db4", "db5"}
-    primary = next(
-        m for m in json.loads(remote.run("db1", "patronictl", "list", "-f", "json")) if m["Role"] == "Leader"
-    )
-    if alive and primary["Member"] != "db4":
+    primary = patroni.leader()
+    if alive and primary != "db4":
         # The primary itself leaves.
-        remote.run("db1", "patronictl", "switchover", "relay", "--candidate", "db4", "--force", seconds=120)
+        patroni.switch_over(primary, "db4")
     if not alive:
         for host in EXTRA.split():
             deploys("sandbox", "kill", host).ended_well()

@@ -1,8 +1,9 @@
-"""Members that cannot start: apply names them, shows their last lines and says what mends them."""
+"""Members that cannot start or are dead: apply names them and what mends them, or does without them."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -72,3 +73,30 @@ def test_a_failed_roll_shows_what_the_task_logged() -> None:
     assert "log_level" in told.lower()
     deploys("apply", "sandbox").ended_well()
     deploys("plan", "sandbox").ended_well()
+
+
+def test_a_dead_first_host_does_not_stop_a_roll() -> None:
+    """Another manager rolls the replicas of the nodes that are up; the dead one's starts when it is back."""
+    stack = remote.run("app1", "cat", "/etc/relay/stack.yml")
+    (image,) = re.findall("image: (.*)", stack)
+    changed = stack.replace('RELAY_LOG_LEVEL: "INFO"', 'RELAY_LOG_LEVEL: "DEBUG"')
+    assert changed != stack
+    changed = re.sub("relay.stack: .*", 'relay.stack: "by hand"', changed)
+    deploys("sandbox", "kill", "app1").ended_well()
+    try:
+        sh("app2", "while docker node ls | grep app1 | grep -q Ready; do sleep 1; done")
+        remote.run("app2", "tee", "/etc/relay/stack.yml", stdin=changed)
+        told = sh("app2", f"relay-roll {image} 2>&1", seconds=700)
+        assert "2 of 2 replicas healthy" in told
+        assert "1 of 3 replicas start when their nodes return" in told
+        refused = deploys("apply", "sandbox")
+        assert refused.status == 1
+        (limit,) = re.findall("--limit (.*)", refused.output)
+        assert "app1" not in limit.split()
+        rolled = deploys("apply", "sandbox", "--limit", *limit.split()).ended_well()
+        assert "Roll the relay" in rolled.output
+    finally:
+        deploys("sandbox", "up").ended_well()
+    deploys("apply", "sandbox").ended_well()
+    deploys("plan", "sandbox").ended_well()
+    deploys("verify", "sandbox", "--wait", "90").ended_well()

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from deploys.sandbox import remote
+from tests.fleet.patroni import leader
 
 AS_POSTGRES = ("runuser", "-u", "postgres", "--")
 PGBACKREST = (*AS_POSTGRES, "pgbackrest", "--stanza=relay")
@@ -20,26 +21,19 @@ DELETING = (*AS_POSTGRES, "pgbackrest", "--config=/etc/pgbackrest/retention.conf
 ARCHIVED_SECONDS = 75
 
 
-def primary() -> str:
-    """The host that Patroni calls the leader."""
-    members = json.loads(remote.run("db1", "patronictl", "list", "--format", "json"))
-    (leader,) = [member["Member"] for member in members if member["Role"] == "Leader"]
-    return str(leader)
-
-
 def query(host: str, statement: str) -> str:
     """One value of the local server."""
     return remote.run(host, "sh", "-c", f'cd / && runuser -u postgres -- psql -XAtqc "{statement}"').strip()
 
 
 def test_the_deploy_left_a_backup_that_is_whole() -> None:
-    (found,) = json.loads(remote.run(primary(), *PGBACKREST, "info", "--output=json"))
+    (found,) = json.loads(remote.run(leader(), *PGBACKREST, "info", "--output=json"))
     assert found["status"]["code"] == 0
     assert [backup for backup in found["backup"] if not backup["error"]]
 
 
 def test_what_is_written_is_in_the_repository_within_a_minute() -> None:
-    host = primary()
+    host = leader()
     written = query(host, "select pg_walfile_name(pg_logical_emit_message(true, 'fleet', ''))")
     begin = time.monotonic()
     while query(host, "select coalesce(last_archived_wal, '') from pg_stat_archiver") < written:
@@ -51,8 +45,8 @@ def test_what_is_written_is_in_the_repository_within_a_minute() -> None:
 @pytest.mark.parametrize("path", ["backup/relay/backup.info", "archive/relay/archive.info"])
 def test_database_hosts_cannot_delete(path: str) -> None:
     with pytest.raises(remote.RemoteError, match="AccessDenied"):
-        remote.run(primary(), *PGBACKREST, "repo-rm", path)
-    assert remote.run(primary(), *PGBACKREST, "repo-ls", path).strip()
+        remote.run(leader(), *PGBACKREST, "repo-rm", path)
+    assert remote.run(leader(), *PGBACKREST, "repo-ls", path).strip()
 
 
 @pytest.fixture
@@ -82,11 +76,11 @@ def deleted() -> Iterator[str]:
         began.isoformat(),
     ]
     subprocess.run([sys.executable, *command, "--yes"], check=True)
-    remote.run(primary(), "relay-backups", "check", "--whole")
+    remote.run(leader(), "relay-backups", "check", "--whole")
 
 
 def test_a_segment_that_somebody_deleted_is_found(deleted: str) -> None:
-    host = primary()
+    host = leader()
     with pytest.raises(remote.RemoteError, match="exit 1"):
         remote.run(host, "relay-backups", "check", "--whole")
     told = remote.run(host, "sh", "-c", "relay-backups check --whole || true")

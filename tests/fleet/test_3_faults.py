@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from deploys.sandbox import firstcall, remote
 from deploys.sandbox.remote import relayctl
 from tests.fleet.conftest import deploys
 from tests.fleet.load import Call, Load
+from tests.fleet.patroni import leader, members, switch_over
 
 TOKENS = 4  # each stays below the edge's 10 calls a second
 RATE = 20.0
@@ -113,17 +113,6 @@ def test_a_dead_edge_leaves_the_other_serving(customers: Customers, revived: lis
     assert failures(calls) == []
 
 
-def leader() -> str:
-    """The host that Patroni calls leader, asked on whichever database host answers."""
-    for host in remote.addresses("db"):
-        try:
-            members = json.loads(remote.run(host, "patronictl", "list", "-f", "json"))
-        except remote.RemoteError:
-            continue
-        return str(next(member["Member"] for member in members if member["Role"] == "Leader"))
-    raise AssertionError("no database host answers")
-
-
 def test_a_dead_primary_loses_no_acknowledged_charge(customers: Customers, revived: list[str]) -> None:
     primary = leader()
     revived.append(primary)
@@ -139,7 +128,7 @@ def test_a_planned_switchover_costs_no_call(customers: Customers) -> None:
     primary = leader()
 
     def switch() -> None:
-        remote.run(primary, "patronictl", "switchover", "relay", "--leader", primary, "--force", seconds=120)
+        switch_over(primary)
 
     calls, struck = call_while(customers, remote.addresses("edge"), 20, switch, at=3)
     assert leader() != primary
@@ -163,8 +152,9 @@ def test_a_setting_that_needs_a_restart_costs_no_call(customers: Customers) -> N
     assert failures(calls) == []
     deploys("apply", "sandbox").ended_well()
     deploys("plan", "sandbox").ended_well()
-    members = json.loads(remote.run(primary, "patronictl", "list", "-f", "json"))
-    assert not [member["Member"] for member in members if member.get("Pending restart")]
+    found = members()
+    assert found
+    assert not [member["Member"] for member in found if member.get("Pending restart")]
 
 
 def settled(account: int, seconds: float = 300) -> dict[str, int]:

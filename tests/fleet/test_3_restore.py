@@ -15,7 +15,8 @@ import pytest
 
 from deploys.sandbox import remote
 from tests.fleet.load import Call
-from tests.fleet.test_3_faults import Customers, leader
+from tests.fleet.patroni import leader
+from tests.fleet.test_3_faults import Customers
 
 BUSY_SECONDS = 20
 NAME = "sandbox/relay"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 from pyinfra.api.arguments import all_global_arguments
 from pyinfra.api.connectors import get_all_connectors
 from pyinfra.api.deploy import add_deploy
+from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operations import run_ops
 from pyinfra.api.state import State
@@ -68,8 +69,10 @@ def fake_role(
     sandbox_inventory: Inventory, secrets_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> FakeRole:
     """``fake_role(edge.edge, "edge1", responses={"uname": "Linux"}, data={"setting": 1})`` runs a role on a
-    fake host. `responses` are those of pyinfra's @fake connector; unmatched commands succeed in silence."""
+    fake host. `responses` are those of pyinfra's @fake connector; unmatched commands succeed in silence.
+    The other hosts are part of the run, but for those in `outside` of its limit and those that are `dead`."""
     monkeypatch.chdir(ROOT)
+    reach = FakeConnector.connect
 
     def run(
         role: Any,
@@ -77,7 +80,15 @@ def fake_role(
         responses: Any = None,
         data: dict[str, Any] | None = None,
         others: dict[str, Any] | None = None,
+        outside: Collection[str] = (),
+        dead: Collection[str] = (),
     ) -> Outcome:
+        def connect(self: Any) -> None:
+            if self.host.name.removeprefix("@fake/") in dead:
+                raise ConnectError("no route to host")
+            reach(self)
+
+        monkeypatch.setattr(FakeConnector, "connect", connect)
         outcome = Outcome()
         _record_files(monkeypatch, outcome)
         overrides = _paths(secrets_directory) | (data or {})
@@ -87,8 +98,10 @@ def fake_role(
         state.config.FAIL_PERCENT = 0
         target = inventory.get_host(f"@fake/{host_name}")
         with ctx_state.use(state), ctx_inventory.use(inventory):
-            target.connect()
-            state.activate_host(target)
+            for host in inventory:
+                if host.name.removeprefix("@fake/") not in {*outside, *dead}:
+                    host.connect()
+                    state.activate_host(host)
             add_deploy(state, role, host=target)
             run_ops(state)
         _collect(state, target, outcome)

@@ -27,6 +27,11 @@ def existing(path: str, text: str, mode: str = "-rw-r--r--") -> Responses:
     }
 
 
+def directory(path: str) -> Responses:
+    """The directory is there."""
+    return {_stat(path): _status(path, "drwxr-xr-x")}
+
+
 def _stat(path: str) -> re.Pattern[str]:
     return re.compile(rf"%N' {re.escape(path)} 2>")
 

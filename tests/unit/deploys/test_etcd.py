@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploys.lib.errors import DeployError
 from deploys.roles import etcd
 from tests.unit.deploys.facts import LINUX
 
@@ -77,14 +78,41 @@ def test_a_host_that_comes_back_empty_joins_and_starts_no_sooner(fake_role: Any,
     assert f"{etcd.MEMBER} join" in outcome.commands
 
 
-def test_a_member_that_left_the_inventory_is_removed_by_the_first_host(fake_role: Any) -> None:
+HAS_DATA = re.compile("test -d /var/lib/etcd/relay/member")
+
+
+def test_a_member_that_left_the_inventory_is_removed_by_one_that_is_a_member(fake_role: Any) -> None:
     urls = {number: f"https://172.30.77.3{number}" for number in (1, 2, 3, 4)}
     listed = [f"{n}d, started, db{n}, {url}:2380, {url}:2379, false" for n, url in urls.items()]
-    responses = LINUX | {"member list": listed}
-    assert f"{etcd.MEMBER} forget" in fake_role(etcd.etcd, "db1", responses=responses).commands
-    assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db2", responses=responses).commands
-    whole = LINUX | {"member list": listed[:3]}
+    member = LINUX | {"member list": listed, HAS_DATA: "yes"}
+    assert f"{etcd.MEMBER} forget" in fake_role(etcd.etcd, "db1", responses=member).commands
+    assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db2", responses=member).commands
+    whole = member | {"member list": listed[:3]}
     assert f"{etcd.MEMBER} forget" not in fake_role(etcd.etcd, "db1", responses=whole).commands
+    rebuilt = {"db1": LINUX, "db2": member, "db3": member}
+    for host, removes in (("db1", False), ("db2", True), ("db3", False)):
+        outcome = fake_role(etcd.etcd, host, responses=rebuilt[host], others=rebuilt)
+        assert (f"{etcd.MEMBER} forget" in outcome.commands) == removes
+
+
+@pytest.mark.parametrize(("others_have_data", "joins"), [(True, True), (False, False)])
+def test_an_empty_host_joins_whoever_answers(fake_role: Any, others_have_data: bool, joins: bool) -> None:
+    """A peer outside of the run's limit is asked, too."""
+    answers = {"db3": LINUX | ({HAS_DATA: "yes"} if others_have_data else {})}
+    outcome = fake_role(etcd.etcd, "db2", responses=LINUX, others=answers, outside=["db1", "db3"])
+    assert (f"{etcd.MEMBER} join" in outcome.commands) == joins
+
+
+def test_an_empty_host_joins_without_the_dead_peer(fake_role: Any) -> None:
+    answers = {"db3": LINUX | {HAS_DATA: "yes"}}
+    outcome = fake_role(etcd.etcd, "db2", responses=LINUX, others=answers, dead=["db1"])
+    assert f"{etcd.MEMBER} join" in outcome.commands
+
+
+def test_no_second_cluster_is_begun_while_a_peer_cannot_be_asked(fake_role: Any) -> None:
+    """db1 may hold the only data there is."""
+    with pytest.raises(DeployError, match=r"db1 cannot be asked .* Bring db1 back"):
+        fake_role(etcd.etcd, "db2", responses=LINUX, dead=["db1"])
 
 
 def test_data_is_never_touched(outcome: Any) -> None:

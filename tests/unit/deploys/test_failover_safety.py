@@ -31,7 +31,7 @@ def run(watch: Any, seed: int, watcher: Any = None) -> Model:
 
 
 def test_no_acknowledged_write_is_lost() -> None:
-    watch = load("failover/relay_failover_watch.py")
+    watch = load("failover/relay_failover/rules.py")
     released = promoted = lifted = 0
     for seed in range(RUNS):
         model = run(watch, seed)
@@ -206,7 +206,7 @@ BREAKS = [
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.__name__)
 def test_without_a_rule_a_write_is_lost(broken: Callable[[Any, Any], None]) -> None:
-    watch = load("failover/relay_failover_watch.py")
+    watch = load("failover/relay_failover/rules.py")
     watcher = type("Broken", (watch.Watcher,), {})
     broken(watch, watcher)
     for seed in BROKEN_SEEDS:

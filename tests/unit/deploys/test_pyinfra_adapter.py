@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -236,6 +236,41 @@ def test_a_host_that_is_dropped_is_gone_on_without(state: State) -> None:
         pyinfra_adapter.execute(state)
         assert (commands(one), commands(two)) == (["first"], [])
         assert two not in state.failed_hosts
+
+
+def test_who_is_part_of_the_run(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a host outside of the limit, though it can be asked; nor one not reached, dropped or failed."""
+    names: list[Any] = [(f"@fake/{name}", SETTINGS) for name in ("one", "two", "three", "four", "five")]
+    inventory = Inventory((names, {}))
+    one, two, three, four, five = inventory
+    connect = FakeConnector.connect
+
+    def reach(self: Any) -> None:
+        if self.host is three:
+            raise ConnectError("no route")
+        connect(self)
+
+    monkeypatch.setattr(FakeConnector, "connect", reach)
+    with ctx_inventory.use(inventory):
+        state = pyinfra_adapter.new_state(inventory, [one, three, four, five], fleet.REPOSITORY, print)
+        with pyinfra_adapter.connected(state, list(inventory)):
+            assert pyinfra_adapter.in_run(inventory) == [one, four, five]
+            with pyinfra_adapter.preparing(state, one):
+                assert [pyinfra_adapter.reachable(host, 1) for host in inventory] == [
+                    host is not three for host in inventory
+                ]
+                assert two.get_fact(_List) == []
+            assert pyinfra_adapter.in_run(inventory) == [one, four, five]
+            pyinfra_adapter.drop(state, [four])
+            with suppress(PyinfraError):
+                state.fail_hosts({five})
+            assert pyinfra_adapter.in_run(inventory) == [one]
+
+
+def test_a_host_whose_connection_has_ended_cannot_be_asked(state: State) -> None:
+    with prepared(state, lambda: None) as (host, _):
+        host.connector.client = host_with("ended")[0].connector.client  # type: ignore[attr-defined]
+        assert not pyinfra_adapter.reachable(host, 0.05)
 
 
 @pytest.mark.parametrize(("own", "told"), [(None, 7), (3, 3)])

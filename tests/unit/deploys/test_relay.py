@@ -30,7 +30,7 @@ def stack(sandbox_inventory: Inventory) -> dict[str, Any]:
 def test_one_replica_a_node_pinned_by_digest(stack: dict[str, Any]) -> None:
     service = stack["services"]["relay"]
     assert service["image"] == PINNED
-    assert service["deploy"]["replicas"] == 3
+    assert service["deploy"]["replicas"] == "${ROLLED_REPLICAS:-3}"
     assert service["deploy"]["placement"]["max_replicas_per_node"] == 1
     assert service["deploy"]["endpoint_mode"] == "dnsrr"
     assert {(port["target"], port["mode"]) for port in service["ports"]} == {(8000, "host"), (8001, "host")}
@@ -152,11 +152,14 @@ def test_a_missing_secret_is_made_without_printing_it(fake_role: Any, sandbox_in
     assert fleet.secret("relay_seal_key") not in "\n".join(outcome.commands)
 
 
-def test_other_hosts_only_get_the_administrators_command(
+def test_each_manager_has_what_it_needs_to_roll_and_a_worker_only_the_administrators_command(
     fake_role: Any, sandbox_inventory: Inventory
 ) -> None:
-    outcome = fake_role(relay.relay, "app2", responses=_running())
-    assert list(outcome.files) == ["/usr/local/sbin/relayctl"]
+    tools = {"/usr/local/sbin/relay-image", "/usr/local/sbin/relay-roll", "/etc/relay/migrate.env"}
+    sandbox_inventory.override_data["swarm_managers"] = 1
+    for host, data, more in (("app2", {}, tools), ("app2", {"swarm_managers": 1}, set())):
+        outcome = fake_role(relay.relay, host, responses=_running(), data=data)
+        assert set(outcome.files) == {"/usr/local/sbin/relayctl", *more}
 
 
 @pytest.fixture

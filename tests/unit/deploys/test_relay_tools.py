@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import urllib.error
 import urllib.request
@@ -12,7 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pyinfra.api.inventory import Inventory
 
+from deploys.lib import fleet
+from deploys.roles import relay
 from tests.unit.deploys.scripts import load
 
 IMAGE = "registry.test:5000/relay@sha256:new"
@@ -43,8 +47,11 @@ HISTORY = "\n".join(
 
 
 @pytest.fixture
-def roll(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def roll(monkeypatch: pytest.MonkeyPatch, sandbox_inventory: Inventory, tmp_path: Path) -> ModuleType:
     module = load("relay/relay_roll.py")
+    stack = tmp_path / "stack.yml"
+    stack.write_text(relay.stack_file(IMAGE, relay.stack_values())[0])
+    monkeypatch.setattr(module, "STACK_FILE", str(stack))
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(module, "last_lines", lambda task: f"    log of {task}")
     return module
@@ -135,10 +142,72 @@ def test_nothing_is_rolled_when_the_migration_fails(
         return ""
 
     monkeypatch.setattr(roll, "docker", docker)
+    monkeypatch.setattr(roll, "ready_nodes", lambda: 3)
     monkeypatch.setattr("sys.argv", ["relay-roll", IMAGE])
     with pytest.raises(SystemExit, match="docker run failed"):
         roll.main()
     assert [words[0] for words in called] == ["pull", "run"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rolled", "after"),
+    [
+        (["Ready Active"] * 3, "3", []),
+        (["Down Active", "Ready Active", "Ready Active"], "2", ["relay_relay=3"]),
+        (["Ready Drain", "Ready Active", "Unknown Active"], "1", ["relay_relay=3"]),
+        (["Ready Active"] * 5, "3", []),
+    ],
+)
+def test_a_node_that_is_away_does_not_stop_a_roll(
+    roll: ModuleType, monkeypatch: pytest.MonkeyPatch, nodes: list[str], rolled: str, after: list[str]
+) -> None:
+    """Swarm would wait for its replica in the middle of the update."""
+    called: list[tuple[str, ...]] = []
+    deployed: list[str | None] = []
+
+    def docker(*words: str) -> str:
+        called.append(words)
+        if words[:2] == ("stack", "deploy"):
+            deployed.append(os.environ.get(roll.REPLICAS))
+        if words[:2] == ("service", "inspect"):
+            return service("completed", int(rolled))
+        if words[0] == "inspect":
+            return tasks(*[IMAGE] * int(rolled))
+        return "\n".join(nodes) if words[:2] == ("node", "ls") else "id"
+
+    monkeypatch.setattr(roll, "docker", docker)
+    monkeypatch.setattr("sys.argv", ["relay-roll", IMAGE])
+    monkeypatch.delenv(roll.REPLICAS, raising=False)
+    roll.main()
+    monkeypatch.delenv(roll.REPLICAS)
+    assert deployed == [rolled]
+    assert [words[-1] for words in called if words[:2] == ("service", "scale")] == after
+
+
+def test_without_a_node_nothing_is_rolled(roll: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def docker(*words: str) -> str:
+        called.append(words[0])
+        return "Down Active"
+
+    monkeypatch.setattr(roll, "docker", docker)
+    monkeypatch.setattr("sys.argv", ["relay-roll", IMAGE])
+    with pytest.raises(SystemExit, match="no relay node is ready"):
+        roll.main()
+    assert called == ["node"]
+
+
+def test_the_stack_file_says_how_many_replicas_there_are(
+    roll: ModuleType, sandbox_inventory: Inventory
+) -> None:
+    assert roll.wanted_replicas() == len(fleet.hosts("app"))
+
+
+def test_a_stack_file_without_a_number_is_named(roll: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: "replicas: 3\n")
+    with pytest.raises(SystemExit, match=r"stack.yml names no number"):
+        roll.wanted_replicas()
 
 
 class Registry:

@@ -12,8 +12,10 @@ from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.inventory import Inventory
 
+from deploys.lib import acting
 from deploys.roles import swarm
 
+APP = ("app1", "app2", "app3")
 INACTIVE = json.dumps({"LocalNodeState": "inactive", "ControlAvailable": False})
 MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})
 
@@ -56,11 +58,69 @@ def _create() -> None:
     swarm.create(name="create")
 
 
-@pytest.mark.parametrize(("host", "started"), [("app1", 1), ("app2", 0)])
-def test_only_the_first_host_starts_a_swarm(fake_role: Any, host: str, started: int) -> None:
-    outcome = fake_role(_create, host, responses={"docker info": INACTIVE})
-    assert len(commands(outcome, "swarm init")) == started
-    assert all("--advertise-addr 172.30.77.21" in line for line in commands(outcome, "swarm init"))
+@pytest.mark.parametrize(
+    ("outside", "starts"), [([], "app1"), (["app1"], "app2"), (["app1", "app2"], "app3"), (["app2"], "app1")]
+)
+def test_only_one_host_starts_a_swarm(fake_role: Any, outside: list[str], starts: str) -> None:
+    for host in {"app1", "app2", "app3"} - {*outside}:
+        outcome = fake_role(_create, host, responses={"docker info": INACTIVE}, outside=outside)
+        assert len(commands(outcome, "swarm init")) == (host == starts)
+        address = f"172.30.77.2{host[-1]}"
+        assert all(f"--advertise-addr {address}" in line for line in commands(outcome, "swarm init"))
+
+
+@pytest.mark.parametrize("state", [INACTIVE.replace("inactive", "active"), MANAGER, "pending"])
+def test_no_second_swarm_is_started_beside_one_outside_of_the_run(fake_role: Any, state: str) -> None:
+    state = json.dumps({"LocalNodeState": state}) if state == "pending" else state
+    answers = {"app1": {"docker info": state}}
+    responses = {"docker info": INACTIVE}
+    outcome = fake_role(_create, "app2", responses=responses, others=answers, outside=["app1"])
+    assert commands(outcome, "swarm init") == []
+
+
+def test_no_swarm_is_started_while_a_host_cannot_be_asked(fake_role: Any) -> None:
+    """app1 may run one."""
+    with pytest.raises(OperationError, match=r"app1 cannot be asked .* bring app1 back"):
+        fake_role(_create, "app2", responses={"docker info": INACTIVE}, dead=["app1"])
+
+
+def test_a_host_joins_without_the_dead_one(fake_role: Any) -> None:
+    answers = {"app3": {"docker info": MANAGER, "join-token": "SWMTKN-1-abc"}}
+    outcome = fake_role(
+        swarm.swarm, "app2", responses={"docker info": INACTIVE}, others=answers, dead=["app1"]
+    )
+    (join,) = commands(outcome, "swarm join --")
+    assert join.endswith("172.30.77.23:2377")
+
+
+def test_a_dead_host_keeps_its_place_and_nobody_waits_for_it(
+    fake_role: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm, "LEADER_SECONDS", 60)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited"))
+    nodes = [node("app1", state="down"), node("app2", relay="true"), node("app3", role="worker")]
+    responses = {"docker info": MANAGER, "docker node ls -q": nodes}
+    outcome = fake_role(swarm.swarm, "app2", responses=responses, dead=["app1"])
+    assert removed(outcome) == []
+    assert commands(outcome, "node promote") == ["docker node promote id-app3-ready"]
+
+
+@pytest.mark.parametrize(
+    ("manage", "acts"),
+    [(("app1", "app2"), "app1"), (("app2", "app3"), "app2"), (("app3",), "app3"), ((), "app1")],
+    ids=["the first", "the first is new", "those that shall manage are workers", "no swarm yet"],
+)
+def test_a_host_that_manages_acts(fake_role: Any, manage: tuple[str, ...], acts: str) -> None:
+    """Two shall manage: app1 and app2."""
+    answers = {name: {"docker info": MANAGER if name in manage else INACTIVE} for name in APP}
+    seen: dict[str, bool] = {}
+
+    def note() -> None:
+        seen[name] = acting.acts("app", swarm.stays_manager, swarm.manages, swarm.shall_manage)
+
+    for name in APP:
+        fake_role(note, name, responses=answers[name], others=answers, data={"swarm_managers": 2})
+    assert [name for name, does in seen.items() if does] == [acts]
 
 
 def test_a_rebuilt_first_host_starts_no_second_swarm(fake_role: Any) -> None:

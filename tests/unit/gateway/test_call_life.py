@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relay.asgi import ClientGone
 from relay.errors import ApiError
@@ -457,6 +459,42 @@ def test_retry_after_of_the_provider_is_kept(status: int, given: str, kept: str)
     result = run(answers({"error": "slow down"}, status=status, retry_after=given))
     assert isinstance(result.raised, ApiError)
     assert (result.raised.status, result.raised.headers["retry-after"]) == (503, kept)
+
+
+def failing(kind: str, retry_after: str) -> FakeReply:
+    """A provider that fails before any content, and says when to come back."""
+    if kind == "broken":
+        return says(Broken("it broke off"), retry_after=retry_after)
+    if kind == "error answer":
+        return answers({"error": {"message": "busy", "code": 529}}, retry_after=retry_after)
+    if kind == "no answer":
+        return answers(b"<html>", retry_after=retry_after)
+    return answers({"error": "busy"}, status=int(kind), retry_after=retry_after)
+
+
+OVERLOADS = ("429", "503", "529", "error answer")
+REFUSING = (*OVERLOADS, "500", "502", "401", "broken", "no answer")
+SAID_WHEN = st.one_of(st.integers(0, 5000).map(str), st.sampled_from(["", "soon", "-3", "1.5"]))
+
+
+@given(st.lists(st.tuples(st.sampled_from(REFUSING), SAID_WHEN), min_size=1, max_size=5))
+@settings(max_examples=60)
+def test_the_customer_is_told_the_soonest_moment_at_which_any_channel_may_be_asked_again(
+    failures: list[tuple[str, str]],
+) -> None:
+    """However the last one failed, and whether it said when."""
+    result = run(*(failing(kind, when) for kind, when in failures))
+    said = [min(max(int(when), 1), 3600) for _, when in failures if when.isdigit()]
+    usual = [5] if failures[-1][0] in OVERLOADS else []
+    assert isinstance(result.raised, ApiError)
+    expected = {"retry-after": str(min(said or usual))} if said or usual else {}
+    assert result.raised.headers == expected
+
+
+def test_a_channel_that_answers_makes_up_for_those_that_said_later() -> None:
+    result = run(failing("429", "30"), good(True))
+    assert (result.raised, result.status) == (None, 200)
+    assert not [name for name, _ in result.sent[0]["headers"] if name == b"retry-after"]
 
 
 # ---------------------------------------------------------------------- what must not leak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from relay.gateway.outcome import (
     Outcome,
     Refused,
     clean,
+    note_retry_after,
     outcome_of,
     retry_seconds,
     secrets_of,
@@ -46,7 +48,7 @@ def call(
 ) -> Call:
     """As much of a call as its outcome depends on."""
     facts = {"first_byte": 1.5 if begun else None, "sending": sending, "status": status, "channel": channel}
-    return cast(Call, SimpleNamespace(request=SimpleNamespace(model="mine"), **facts))
+    return cast(Call, SimpleNamespace(request=SimpleNamespace(model="mine"), ask_again_at=None, **facts))
 
 
 def told(outcome: Outcome) -> tuple[Any, ...]:
@@ -185,13 +187,13 @@ SAID = Said("too long", "messages", "context_length_exceeded", "their_type")
             ),
         ),
         (
-            Refused(429, Said("slow"), "17"),
+            Refused(429, Said("slow")),
             {},
             (
                 "provider_overloaded",
                 "status_429",
                 "rate",
-                overloaded("17"),
+                overloaded("5"),
                 "status_429, rate: slow",
                 True,
                 False,
@@ -413,9 +415,34 @@ def test_an_hour_is_the_longest_that_a_customer_is_sent_away() -> None:
 
 def test_a_date_of_the_provider_is_read_by_the_present_time() -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
-    outcome = outcome_of(call(), Refused(429, Said(), date))
+    asked = call()
+    note_retry_after(asked, date)
+    outcome = outcome_of(asked, Refused(429, Said()))
     assert isinstance(outcome.error, ApiError)
     assert 590 <= int(outcome.error.headers["retry-after"]) <= 601
+
+
+@pytest.mark.parametrize(
+    ("after", "told"), [(0.0, "30"), (0.5, "30"), (10.5, "20"), (29.9, "1"), (30.0, "1"), (90.0, "1")]
+)
+def test_what_a_provider_said_grows_old(monkeypatch: pytest.MonkeyPatch, after: float, told: str) -> None:
+    """The next one may have taken long to fail."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    asked = call()
+    note_retry_after(asked, "30")
+    clock[0] += after
+    outcome = outcome_of(asked, NotSent("refused"))
+    assert isinstance(outcome.error, ApiError)
+    assert (outcome.error.status, outcome.error.headers) == (502, {"retry-after": told})
+
+
+@pytest.mark.parametrize("failure", [Refused(400, SAID), ClientGone(), ValueError(), None], ids=repr)
+def test_when_another_try_is_of_no_use_no_time_for_it_is_told(failure: BaseException | None) -> None:
+    asked = call()
+    note_retry_after(asked, "30")
+    error = outcome_of(asked, failure).error
+    assert error is None or error.headers == {}
 
 
 # ---------------------------------------------------------------------- names and secrets

@@ -21,7 +21,7 @@ PLACES = yaml.safe_load((REPOSITORY / "monitoring/metrics.yml").read_text())
 WRITERS = [
     REPOSITORY / "templates/base/host_figures.py",
     REPOSITORY / "templates/postgres/relay_disk_watch.py",
-    REPOSITORY / "templates/failover/relay_failover_watch.py",
+    REPOSITORY / "templates/failover/relay_failover/__main__.py",
     *(
         REPOSITORY / f"backups/{name}.py"
         for name in ("host/backup", "host/check", "host/retention", "host/drill", "bucket")

@@ -1,0 +1,41 @@
+"""The sandbox's database cluster as `patronictl list` tells it, asked on whichever database host answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from typing import Any
+
+from deploys.sandbox import remote
+
+ANSWER_SECONDS = 15.0
+LEADER_SECONDS = 180.0
+
+
+def members() -> list[dict[str, Any]]:
+    """Member, Role, State and more of each member; none when no host answers."""
+    for host in remote.addresses("db"):
+        with suppress(remote.RemoteError, ValueError):
+            listed = remote.run(host, "patronictl", "list", "-f", "json", seconds=ANSWER_SECONDS)
+            return list(json.loads(listed))
+    return []
+
+
+def leader(seconds: float = LEADER_SECONDS) -> str:
+    """The primary's host, once there is one that runs; AssertionError when there is none in time."""
+    end = time.monotonic() + seconds
+    while True:
+        found = members()
+        for member in found:
+            if member["Role"] == "Leader" and member["State"] == "running":
+                return str(member["Member"])
+        assert time.monotonic() < end, f"no primary within {seconds:.0f} s: {found or 'no host answers'}"
+        time.sleep(1)
+
+
+def switch_over(primary: str, candidate: str = "") -> None:
+    """Hands over from `primary`, to `candidate` where one is named."""
+    wanted = ["--candidate", candidate] if candidate else []
+    words = ("switchover", "relay", "--leader", primary, *wanted, "--force")
+    remote.run(primary, "patronictl", *words, seconds=120)
