@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -102,7 +102,11 @@ class Machine:
 
     def cut_off(self, host: str) -> Callable[[], object]:
         """No packet between the host and its peers; clients reach it."""
-        peers = ", ".join(address for name, address in remote.addresses("db").items() if name != host)
+        return self.cut(host, [address for name, address in remote.addresses("db").items() if name != host])
+
+    def cut(self, host: str, addresses: Iterable[str]) -> Callable[[], object]:
+        """No packet between the host and these addresses."""
+        peers = ", ".join(addresses)
         chains = "".join(
             f"chain {side} {{ type filter hook {hook} priority -300; ip {end} {{ {peers} }} drop; }}\n"
             for side, hook, end in (("in", "input", "saddr"), ("out", "output", "daddr"))
@@ -148,6 +152,11 @@ def kill_replica(machine: Machine, primary: str) -> list[Callable[[], object]]:
     return [machine.kill(other(primary))]
 
 
+def cut_off_from_store(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    """No database host reaches the bucket: WAL waits on the disk, and writes go on."""
+    return [machine.cut(host, remote.addresses("vault").values()) for host in remote.addresses("db")]
+
+
 def kill_two(machine: Machine, primary: str) -> list[Callable[[], object]]:
     """Nothing can be written until one of them is back."""
     return [machine.kill(other(primary)), machine.kill(primary)]
@@ -161,6 +170,7 @@ FAULTS = (
     kill_etcd_leader,
     kill_all_etcd,
     kill_replica,
+    cut_off_from_store,
     kill_two,
 )
 
