@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from deploys.sandbox import remote
+from tests.fleet import runbook
 from tests.fleet.load import Call
 from tests.fleet.patroni import leader
 from tests.fleet.test_3_faults import Customers
@@ -107,3 +108,19 @@ def test_there_and_back_again(busy: tuple[Customers, list[Call], datetime]) -> N
     assert captured(customers.account) == before
     assert backups("status", "sandbox")["well"]
     backups("backup", "sandbox", "--yes")
+
+
+def test_the_runbooks_page_is_followed(busy: tuple[Customers, list[Call], datetime]) -> None:
+    """Look, preview a moment, go there, look whether the repository is whole: the page's commands alone."""
+    customers, _, moment = busy
+    changed = {"production": "sandbox", "2026-11-26T05:00:00Z": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}
+    before = captured(customers.account)
+    assert "all is well" in runbook.follow("1. Look", changed)
+    timeline = value("select timeline_id from pg_control_checkpoint()").strip()
+    told = runbook.follow("3. The data is wrong", changed)
+    assert "paused at" in told
+    assert_cut(before, captured(customers.account), until=moment - CLOSE, since=moment)
+    assert f"--timeline {timeline}" in told
+    over_cluster("--timeline", timeline)
+    assert captured(customers.account) == before
+    runbook.follow("5. The bucket or a backup is damaged", changed)

@@ -1,4 +1,4 @@
-"""The site is lost while customers call: one command brings cluster and relay back on new hosts.
+"""The site is lost while customers call: whoever reads only the runbook brings it back on new hosts.
 
 Here database and relay hosts are lost; tests/faults/test_site_loss.py loses every host but the one that is
 the store of another site. Acknowledged calls are counted against those that are there again.
@@ -7,7 +7,7 @@ the store of another site. Acknowledged calls are counted against those that are
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 
 from deploys.sandbox import remote
 from deploys.sandbox.remote import relayctl
+from tests.fleet import runbook
 from tests.fleet.conftest import deploys
 from tests.fleet.load import Call
 from tests.fleet.test_3_faults import Customers
-from tests.fleet.test_3_restore import NAME, backups, captured
+from tests.fleet.test_3_restore import backups, captured
 
 # WAL is archived a minute after it was written at the latest, and takes seconds to get there.
 ARCHIVED_WITHIN = timedelta(seconds=75)
@@ -37,9 +38,9 @@ def lose_and_rebuild(hosts: Sequence[str]) -> None:
         calls = running.result()
 
     began = time.monotonic()
-    words = ("rebuild", "sandbox", "--over-cluster", NAME, "--lost-at", lost_at.isoformat())
-    result = backups(*words, "--yes", "--reason", "the site is lost", seconds=1500)["result"]
-    print(f"{len(hosts)} hosts rebuilt in {time.monotonic() - began:.0f} s: {json.dumps(result)}", flush=True)
+    moment = {"production": "sandbox", "2026-11-26T05:00:00Z": lost_at.isoformat()}
+    told = runbook.follow("4. All database hosts are lost", moment)
+    print(f"{len(hosts)} hosts rebuilt in {time.monotonic() - began:.0f} s", flush=True)
 
     acknowledged = {call.request_id: call for call in calls if call.ok}
     there = captured(customers.account)
@@ -47,13 +48,20 @@ def lose_and_rebuild(hosts: Sequence[str]) -> None:
     print(
         f"acknowledged {len(acknowledged)}, found {len(there)}, lost with the site {len(missing)}", flush=True
     )
-    at = datetime.fromisoformat(result["last_transaction_at"])
+    at = datetime.fromisoformat(found(r"last transaction: (\S+)$", told))
     assert lost_at - ARCHIVED_WITHIN < at < lost_at
-    assert abs(result["gap_seconds"] - (lost_at - at).total_seconds()) < 1
+    gap = float(found(r"what was committed in the (\S+) s from then to", told))
+    assert abs(gap - (lost_at - at).total_seconds()) < 1
+    assert int(found(r"calls that ran then: (\d+),", told)) >= 0
     early = ended_by(calls, at - timedelta(seconds=1))
     assert early
     assert {call.request_id for call in early if call.ok} <= set(there)
     assert_serves(customers)
+
+
+def found(pattern: str, text: str) -> str:
+    """What the group of the pattern is in the text, the last time."""
+    return str(re.findall(pattern, text, re.MULTILINE)[-1])
 
 
 def ended_by(calls: Sequence[Call], until: datetime) -> list[Call]:
