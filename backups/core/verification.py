@@ -130,9 +130,10 @@ class Verifier:
             return empty, []
         state = state if state and state.archive_id == archive_id else wal.State(archive_id)
         archive, files = self._archive(f"archive/{stanza.name}/{archive_id}", state)
+        histories = self._histories(f"archive/{stanza.name}/{archive_id}", archive)
         found = wal.check(
             archive,
-            self._histories(f"archive/{stanza.name}/{archive_id}", archive),
+            histories,
             stanza.continuous_from(self.fulls, self.segment_bytes),
             stanza.wal_ranges(self.segment_bytes),
             timeline=self.timeline,
@@ -142,7 +143,7 @@ class Verifier:
         expected = self.system_id or stanza.databases.get(stanza.database() or 0)
         fresh = sorted(s for s in files if s.number > state.checked.get(s.timeline, -1))
         chosen = fresh if self.headers is None else fresh[max(len(fresh) - self.headers, 0) :]
-        return found, self._headers({segment: files[segment] for segment in chosen}, expected)
+        return found, self._headers({segment: files[segment] for segment in chosen}, histories, expected)
 
     def _archive(self, path: str, state: wal.State) -> tuple[wal.Archive, dict[wal.Segment, str]]:
         top = parse_listing(self._output(self.commands.list_files(path)))
@@ -169,7 +170,9 @@ class Verifier:
                 archive.strangers.append(f"{timeline:08X}.history ({error})")
         return histories
 
-    def _headers(self, paths: Mapping[wal.Segment, str], system_id: int | None) -> list[Finding]:
+    def _headers(
+        self, paths: Mapping[wal.Segment, str], histories: wal.Histories, system_id: int | None
+    ) -> list[Finding]:
         """What the segments say about themselves against their names and the cluster."""
         findings = []
         for segment, path in sorted(paths.items()):
@@ -188,7 +191,9 @@ class Verifier:
                         f"{system_id}): no restore goes past it; make a full backup, find who archived it",
                     )
                 )
-            elif header.segment() != segment or header.segment_bytes != self.segment_bytes:
+            elif header.segment_bytes != self.segment_bytes or not wal.may_hold(
+                segment, header, histories.get(segment.timeline, ())
+            ):
                 findings.append(
                     Finding("wal", f"WAL {name} holds {header.segment().name(header.segment_bytes)} instead")
                 )

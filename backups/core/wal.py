@@ -147,6 +147,20 @@ class Header:
         return segment_at(self.timeline, self.position, self.segment_bytes)
 
 
+def may_hold(segment: Segment, header: Header, history: Sequence[Switch]) -> bool:
+    """Whether a segment with this name may have this header; `history` is that of its timeline.
+
+    The segment in which a timeline begins is a copy of its parent's up to that position, and pages that were
+    copied keep the parent's number (`XLogFileCopy()` of PostgreSQL).
+    """
+    found = header.segment()
+    if found == segment:
+        return True
+    begins = history[-1].position // header.segment_bytes if history else -1
+    inherited = found.timeline in {switch.parent for switch in history}
+    return inherited and found.number == segment.number == begins
+
+
 HEADER_BYTES = 40
 
 

@@ -13,6 +13,7 @@ from backups.core.wal import (
     ArchivedFile,
     Continuity,
     Gap,
+    Header,
     Range,
     Segment,
     State,
@@ -22,6 +23,7 @@ from backups.core.wal import (
     count_missing,
     directories,
     format_lsn,
+    may_hold,
     parse_header,
     parse_history,
     parse_lsn,
@@ -101,6 +103,21 @@ def test_a_header_names_cluster_and_segment() -> None:
     for wrong in (bytes(40), page[:39], b"\x00\x00" + page[2:]):
         with pytest.raises(WalError):
             parse_header(wrong)
+
+
+def test_the_segment_in_which_a_timeline_begins_may_be_its_parents_copy() -> None:
+    history = (Switch(1, (3 << 24) + 96), Switch(5, (7 << 24) + 0x9AFF8))
+
+    def held(timeline: int, number: int) -> Header:
+        return Header(timeline, number << 24, 77, 16 * MIB)
+
+    begins = Segment(6, 7)
+    assert all(may_hold(begins, held(timeline, 7), history) for timeline in (6, 5, 1))
+    assert not may_hold(begins, held(4, 7), history)
+    assert not may_hold(begins, held(5, 6), history)
+    assert not may_hold(begins, held(5, 7), ())
+    assert may_hold(Segment(6, 8), held(6, 8), history)
+    assert not may_hold(Segment(6, 8), held(5, 8), history)
 
 
 def test_every_gap_is_named() -> None:
