@@ -89,6 +89,9 @@ patroni_loop_wait = 2
 patroni_retry_timeout = 9
 # Stop writing rather than acknowledge what only one host has, when no replica is left.
 postgres_synchronous_strict = True
+# What a new replica is built from: primary (a copy of it), or repository (the newest backup, where it is of
+# the primary's timeline; else a copy). The second spares the primary of a large database.
+postgres_replicas_from = "primary"
 # When the primary's host is dead, release its leader key at once instead of waiting for patroni_ttl. It needs
 # strict synchronous mode; how it stays safe: templates/failover/relay_failover/rules.py.
 fast_failover = True
@@ -143,6 +146,10 @@ backup_path = "/relay"
 # a new object for good (0: no lock; a bucket is given it when it is made).
 s3_noncurrent_days = 30
 s3_lock_days = 0
+# What the store asks for a gigabyte (10^9 bytes) a month, in US dollars, and what the bucket may cost a month
+# before an alert says so; 0: it is not told, or not limited.
+s3_price_usd_gb_month = 0.023
+backup_cost_limit_usd_month = 100
 # When full backups are made, as systemd writes times.
 backup_time = "*-*-* 02:15:00 UTC"
 # How far WAL may be behind: an incomplete segment is archived after so many seconds.
