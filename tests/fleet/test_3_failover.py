@@ -10,7 +10,8 @@ import pytest
 from inventories.group_data import all as defaults
 from tests.faults import failover_drill as drill
 
-AFTER_SECONDS = 25
+# Longer than Patroni's lease where the watchers must be quicker than it.
+AFTER_SECONDS, AFTER_DEATH_SECONDS = 12, 25
 FAULTS = (
     drill.kill_primary,
     drill.freeze_primary,
@@ -24,7 +25,7 @@ DEAD = (drill.kill_primary, drill.freeze_primary)
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_what_was_acknowledged_is_there(fault: drill.Fault) -> None:
-    result = drill.strike(fault, AFTER_SECONDS)
+    result = drill.strike(fault, AFTER_DEATH_SECONDS if fault in DEAD else AFTER_SECONDS)
     print(drill.row(result), flush=True)
     assert result.acknowledged
     assert result.lost == 0

@@ -88,16 +88,20 @@ def busy() -> tuple[Customers, list[Call], datetime]:
 
 
 def test_there_and_back_again(busy: tuple[Customers, list[Call], datetime]) -> None:
-    """To a second, to a transaction, then to the last one again; replicas stream each time."""
+    """By the runbook to a second, to a transaction, then to the last one again; replicas stream each time."""
     customers, calls, moment = busy
+    changed = {"production": "sandbox", "2026-11-26T05:00:00Z": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}
     before = captured(customers.account)
     assert {call.request_id for call in calls} == set(before)
+    backup = backups("list", "sandbox")["backups"][-1]["label"]
+    timeline = value("select timeline_id from pg_control_checkpoint()").strip()
 
-    over_cluster("--to-time", f"{moment:%Y-%m-%dT%H:%M:%SZ}")
+    assert "all is well" in runbook.follow("1. Look", changed)
+    told = runbook.follow("3. The data is wrong", changed)
+    assert "paused at" in told
+    assert f"--timeline {timeline}" in told
     assert_cut(before, captured(customers.account), until=moment - CLOSE, since=moment)
 
-    backup = backups("list", "sandbox")["backups"][-1]["label"]
-    timeline = str(int(value("select timeline_id from pg_control_checkpoint()")) - 1)
     later, at = [one for one in before.values() if one[1] > moment][10]
     over_cluster("--to-transaction", later, "--set", backup, "--timeline", timeline)
     to_transaction = captured(customers.account)
@@ -107,20 +111,4 @@ def test_there_and_back_again(busy: tuple[Customers, list[Call], datetime]) -> N
     over_cluster("--timeline", timeline)
     assert captured(customers.account) == before
     assert backups("status", "sandbox")["well"]
-    backups("backup", "sandbox", "--yes")
-
-
-def test_the_runbooks_page_is_followed(busy: tuple[Customers, list[Call], datetime]) -> None:
-    """Look, preview a moment, go there, look whether the repository is whole: the page's commands alone."""
-    customers, _, moment = busy
-    changed = {"production": "sandbox", "2026-11-26T05:00:00Z": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}
-    before = captured(customers.account)
-    assert "all is well" in runbook.follow("1. Look", changed)
-    timeline = value("select timeline_id from pg_control_checkpoint()").strip()
-    told = runbook.follow("3. The data is wrong", changed)
-    assert "paused at" in told
-    assert_cut(before, captured(customers.account), until=moment - CLOSE, since=moment)
-    assert f"--timeline {timeline}" in told
-    over_cluster("--timeline", timeline)
-    assert captured(customers.account) == before
     runbook.follow("5. The bucket or a backup is damaged", changed)
