@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 LOG_BYTES = 1 << 32
@@ -114,12 +115,22 @@ def parse_history(text: str) -> tuple[Switch, ...]:
         if len(fields) < 2 or not fields[0].isdecimal():
             raise WalError(f"a timeline's history has the line {line!r}: timeline and position are expected")
         switch = Switch(int(fields[0]), parse_lsn(fields[1]))
-        if switches and (switch.parent <= switches[-1].parent or switch.position < switches[-1].position):
+        if switches and switch.parent <= switches[-1].parent:
             raise WalError(f"a timeline's history goes backwards at the line {line!r}")
         switches.append(switch)
     if not switches:
         raise WalError("a timeline's history names no parent: the file is empty or cut off")
-    return tuple(switches)
+    return _effective(switches)
+
+
+def _effective(switches: Sequence[Switch]) -> tuple[Switch, ...]:
+    """The switches, none of which lies behind a later one.
+
+    A lost site may leave a timeline's history in the archive and none of its WAL. What is restored follows that
+    history, ends before the timeline began, and its own history says so: nothing of that timeline is in it.
+    """
+    positions = list(accumulate((switch.position for switch in reversed(switches)), min))
+    return tuple(Switch(switch.parent, at) for switch, at in zip(switches, reversed(positions), strict=True))
 
 
 @dataclass(frozen=True)

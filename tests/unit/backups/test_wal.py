@@ -70,9 +70,28 @@ def test_a_position_is_read_as_it_is_written(position: int) -> None:
 def test_a_history_is_read() -> None:
     text = "1\t0/3000060\tno recovery target specified\n\n# x\n2\t0/5000000\tbefore 2026-11-26\n"
     assert parse_history(text) == (Switch(1, 0x3000060), Switch(2, 0x5000000))
-    for wrong in ("", "1\n", "x\t0/1\t", "2\t0/5\tx\n1\t0/6\tx", "1\t0/5\n2\t0/4"):
+    for wrong in ("", "1\n", "x\t0/1\t", "2\t0/5\tx\n1\t0/6\tx", "1\t0/5\n1\t0/6"):
         with pytest.raises(WalError):
             parse_history(wrong)
+
+
+def test_a_timeline_that_was_lost_with_its_site_is_left_out_of_what_follows() -> None:
+    """Its history reached the archive, its WAL did not: the next one begins before it."""
+    text = "8\t0/9102FD98\tno recovery target specified\n9\t0/91000000\tno recovery target specified\n"
+    switches = parse_history(text)
+    assert switches == (Switch(8, 0x91000000), Switch(9, 0x91000000))
+    histories = {9: [Switch(8, 0x9102FD98)], 10: switches}
+    held = archive((8, range(0x80, 0x91)), (10, range(0x91, 0x95)), histories=(9, 10))
+    assert check(held, histories, Segment(8, 0x80), timeline=10).whole
+    del held.segments[Segment(8, 0x90)]
+    assert missing(check(held, histories, Segment(8, 0x80), timeline=10)) == [Segment(8, 0x90).name()]
+
+
+@given(st.lists(st.integers(1, 1 << 40), min_size=1, max_size=8))
+def test_no_switch_lies_behind_a_later_one(positions: list[int]) -> None:
+    lines = [f"{timeline}\t{format_lsn(at)}\tx" for timeline, at in enumerate(positions, 1)]
+    found = [switch.position for switch in parse_history("\n".join(lines))]
+    assert found == [min(positions[index:]) for index in range(len(positions))]
 
 
 def test_a_header_names_cluster_and_segment() -> None:
