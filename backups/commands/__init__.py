@@ -14,5 +14,7 @@ NAMES = (
     "restore",
     "rebuild",
     "drill",
+    "export",
+    "import_check",
     "bucket",
 )

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
-
 from backups.cluster import HostFailed
 from backups.command import Command
 from backups.commands.scratch import ops
 from backups.core.receipts import Kept, ReceiptError, month_of, page, parse
 from backups.danger import DONE, FAILED, Call, Outcome, Plan, Refused, Session, Step, carry_out
 from backups.host.signatures import SignatureError, verify
-from deploys.lib import fleet
+from backups.signing import public_key
 
 PATIENCE_SECONDS = 120
 
@@ -74,8 +72,7 @@ def _page(session: Session, wanted: str) -> Outcome:
         raise Refused(f"--page: {error}") from None
     command = f"relay-backups drill receipts --month {month} --json"
     found = json.loads(cluster.output(host, command, seconds=PATIENCE_SECONDS))
-    key = load_ssh_private_key(fleet.secret("drill_signing_key").encode(), password=None).public_key()
-    public = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    public = public_key()
     kept = [_kept(one, public) for one in found]
     bad = [one for one in kept if one.refused]
     data = {

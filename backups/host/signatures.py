@@ -1,12 +1,13 @@
 """Signatures of OpenSSH (`ssh-keygen -Y`): an ed25519 key, an armoured text beside what it signs.
 
-The namespace keeps a receipt's signature from being used for anything else (OpenSSH's PROTOCOL.sshsig).
+The namespace keeps a signature of one kind of text from being used for another (OpenSSH's PROTOCOL.sshsig).
 """
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 NAMESPACE = "relay-drill"
@@ -17,25 +18,35 @@ class SignatureError(Exception):
     """It cannot be signed, or the signature is not that of the text; the message says why."""
 
 
-def sign(text: str, key: Path) -> str:
-    """The signature of a text by the private key in a file that only its owner may read."""
-    command = ["ssh-keygen", "-Y", "sign", "-q", "-n", NAMESPACE, "-f", str(key), "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+def sign(content: str | Path, key: Path, namespace: str = NAMESPACE) -> str:
+    """The signature of a text, or of a file, by the private key in a file that only its owner may read."""
+    done = _ssh_keygen(["sign", "-q", "-n", namespace, "-f", str(key), "-"], content)
     if done.returncode or not done.stdout:
         raise SignatureError(f"ssh-keygen does not sign with {key}: {done.stderr.strip()}")
     return done.stdout
 
 
-def verify(text: str, signature: str, public_key: str) -> None:
-    """Raises SignatureError unless `signature` is one of `text` by the key of an OpenSSH public key line."""
+def signers(public_key: str, namespace: str = NAMESPACE) -> str:
+    """The line that lets ``ssh-keygen -Y verify`` believe an OpenSSH public key line."""
+    return f'{IDENTITY} namespaces="{namespace}" {" ".join(public_key.split()[:2])}\n'
+
+
+def verify(content: str | Path, signature: str, public_key: str, namespace: str = NAMESPACE) -> None:
+    """Raises SignatureError unless `signature` is the content's by the key of an OpenSSH public key line."""
     with tempfile.TemporaryDirectory(prefix="relay-receipt-") as directory:
-        signers, armoured = Path(directory, "signers"), Path(directory, "signature")
-        kind_and_key = " ".join(public_key.split()[:2])
-        signers.write_text(f'{IDENTITY} namespaces="{NAMESPACE}" {kind_and_key}\n')
+        believed, armoured = Path(directory, "signers"), Path(directory, "signature")
+        believed.write_text(signers(public_key, namespace))
         armoured.write_text(signature)
-        command = ["ssh-keygen", "-Y", "verify", "-n", NAMESPACE, "-I", IDENTITY]
-        command += ["-f", str(signers), "-s", str(armoured)]
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        options = ["-n", namespace, "-I", IDENTITY, "-f", str(believed), "-s", str(armoured)]
+        done = _ssh_keygen(["verify", *options], content)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise SignatureError(f"the signature is not of this text by this key: {said[-1] if said else ''}")
+
+
+def _ssh_keygen(words: Sequence[str], content: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["ssh-keygen", "-Y", *words]
+    if isinstance(content, str):
+        return subprocess.run(command, input=content, capture_output=True, text=True, check=False)
+    with content.open("rb") as stdin:
+        return subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)

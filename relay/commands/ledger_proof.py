@@ -1,4 +1,4 @@
-"""``python -m relay ledger check | sums | state``: what proves a restored database. All of it only reads.
+"""``python -m relay ledger check | sums | state | statement``: what proves a ledger. All of it only reads.
 
 They work on the primary, a standby or an instance that was restored beside the fleet: whichever
 RELAY_DATABASE_URL names, by a unix socket as well (``host=/run/scratch dbname=relay user=postgres``).
@@ -7,18 +7,27 @@ RELAY_DATABASE_URL names, by a unix socket as well (``host=/run/scratch dbname=r
 from __future__ import annotations
 
 import argparse
+import asyncio
+import hashlib
+import json
+import sys
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 from psycopg import AsyncConnection
 
 from relay.commands.command import CommandError, Failed, Subparsers, leaf, positive
 from relay.price_book.publish import moment
 from relay.pricing.errors import FieldError
 from relay.pricing.recompute import Difference, recompute
-from relay.store import audit, evidence
+from relay.settings import SettingError, Settings
+from relay.store import audit, evidence, statement
+from relay.store.connection import connected
 
 STATUS = "exit status: 0 the ledger is whole; 1 it is not, or could not be read; 2 misused"
 MOST_DIFFERENCES = 20
@@ -51,6 +60,47 @@ def register(actions: Subparsers) -> None:
     state.add_argument("--account", type=int, help="only this account, by its id")
     state.add_argument("--accounts", type=positive, default=20, help="how many (default: %(default)s)")
     state.add_argument("--entries", type=positive, default=10, help="how many (default: %(default)s)")
+    whole = leaf(actions, "statement", _state, "ledger statement --account 7 > account-7.jsonl")
+    whole.description = (
+        "Every row that names an account, at one moment, a line of JSON each. The first line says of when it "
+        "is and what is left out, the last has the rows of each table and the SHA-256 of all before. "
+        "`python -m backups export` makes a signed file of it."
+    )
+    whole.add_argument("--account", type=positive, required=True, help="its id")
+    whole.add_argument("--costs", action="store_true", help="also what its calls cost the reseller")
+    whole.set_defaults(run=_statement)
+
+
+def _statement(options: argparse.Namespace, settings: Settings) -> int:
+    try:
+        asyncio.run(_print_statement(options, settings.require("database_url")))
+    except statement.NoAccount:
+        print(f"relay: --account: {options.account} does not exist; see `account list`", file=sys.stderr)
+    except statement.Unplaced as error:
+        remedy = "use the version of the relay that made this schema"
+        print(f"relay: this version does not know whether to tell {error}: {remedy}", file=sys.stderr)
+    except (psycopg.Error, SettingError) as error:
+        print(f"relay: ledger statement: {str(error).strip()}", file=sys.stderr)
+    else:
+        return 0
+    return 1
+
+
+async def _print_statement(options: argparse.Namespace, dsn: str) -> None:
+    digest, rows = hashlib.sha256(), Counter[str]()
+    async with (
+        connected(dsn) as connection,
+        aclosing(statement.lines(connection, options.account, costs=options.costs)) as found,
+    ):
+        async for kind, content in found:
+            if kind == "statement":
+                line = json.dumps({kind: content}) + "\n"
+            else:
+                rows[kind] += 1
+                line = f'{{"{kind}": {content}}}\n'
+            digest.update(line.encode())
+            sys.stdout.write(line)
+    print(json.dumps({"end": {"rows": rows, "sha256": digest.hexdigest()}}), flush=True)
 
 
 async def _check(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:

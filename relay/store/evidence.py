@@ -48,7 +48,7 @@ where %(account)s::bigint is null or account_id = %(account)s order by id desc l
 
 
 @asynccontextmanager
-async def _reading(connection: AsyncConnection[Any]) -> AsyncIterator[AsyncCursor[DbRow]]:
+async def reading(connection: AsyncConnection[Any]) -> AsyncIterator[AsyncCursor[DbRow]]:
     """One moment of the database; times are written in UTC whatever the server's setting."""
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     await connection.set_read_only(True)
@@ -59,7 +59,7 @@ async def _reading(connection: AsyncConnection[Any]) -> AsyncIterator[AsyncCurso
 
 async def sample(connection: AsyncConnection[Any], most: int, seed: int) -> list[DbRow]:
     """``most`` usage records, picked by ``seed``: the same database and seed give the same records."""
-    async with _reading(connection) as cursor:
+    async with reading(connection) as cursor:
         await cursor.execute(_SAMPLE, {"seed": seed, "most": most})
         return await cursor.fetchall()
 
@@ -73,7 +73,7 @@ async def sums(
     for that month only.
     """
     found: dict[str, list[DbRow]] = {}
-    async with _reading(connection) as cursor:
+    async with reading(connection) as cursor:
         for table, (written, amount, columns) in APPEND_ONLY.items():
             await cursor.execute(
                 _sums_of(table, written, amount, columns, by_account), {"until": until, "month": month}
@@ -100,7 +100,7 @@ async def view(
 ) -> dict[str, Any]:
     """The accounts that moved last with their balances, the last entries, and the totals, at one moment."""
     values = {"account": account, "accounts": accounts, "entries": entries}
-    async with _reading(connection) as cursor:
+    async with reading(connection) as cursor:
         totals = await totals_of(cursor)
         await cursor.execute(_ACCOUNTS, values)
         moved = await cursor.fetchall()
