@@ -32,6 +32,7 @@ from backups.host.common import write_figures
 SERVING_SECONDS = 90
 # How stores say that they do not know a request.
 NOT_OFFERED = {"NotImplemented", "MethodNotAllowed", "NotSupported", "XNotImplemented", "501"}
+REFUSED = {"AccessDenied", "403", "Forbidden"}
 EVERYBODY = ("*", {"AWS": "*"}, {"AWS": ["*"]})
 RULE = "relay-backups"
 # A key that never exists: whether deleting it is refused tells what the account may do.
@@ -39,6 +40,11 @@ PROBE = "relay/backup/never-there"
 HELP = {
     "backup_bucket_faults": "In how many ways the bucket for backups is not as it must be.",
     "backup_bucket_check_timestamp_seconds": "When the bucket was last looked at with success.",
+    "backup_bucket_bytes": "Size of all that the bucket holds: backups, WAL, receipts.",
+    "backup_bucket_older_bytes": "Size of overwritten and deleted objects that can still be brought back.",
+    "backup_bucket_objects": "Objects in the bucket, those that can be brought back among them.",
+    "backup_bucket_cost_usd_month": "What keeping both costs a month at the price s3_price_usd_gb_month.",
+    "backup_bucket_cost_limit_usd_month": "What it may cost: backup_cost_limit_usd_month; 0: no limit.",
 }
 
 
@@ -59,6 +65,8 @@ class Settings:
     lock_days: int
     administrator: Sequence[str]
     writer: Sequence[str]
+    price_usd_gb_month: float = 0
+    cost_limit_usd_month: float = 0
 
     def client(self, keys: Sequence[str]) -> Any:
         """A client of the store with an account's keys."""
@@ -82,6 +90,19 @@ class Settings:
 def code(error: ClientError) -> str:
     """The store's word for an error."""
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How much a bucket holds, in bytes; `older` are versions that were overwritten or deleted."""
+
+    current: int
+    older: int
+    objects: int
+
+    def usd_month(self, price_usd_gb_month: float) -> float:
+        """What it costs to keep, at a price for 10^9 bytes a month."""
+        return (self.current + self.older) / 1e9 * price_usd_gb_month
 
 
 @dataclass(frozen=True)
@@ -189,10 +210,37 @@ class Bucket:
         try:
             self.writer.delete_object(Bucket=self.name, Key=PROBE)
         except ClientError as error:
-            if code(error) in ("AccessDenied", "403", "Forbidden"):
+            if code(error) in REFUSED:
                 return False
             raise BucketError(f"bucket {self.name}, as the account that writes: {error}") from None
         return True
+
+    def contents(self) -> Contents:
+        """How much it holds; without older versions where the store does not list those to this account."""
+        try:
+            versions = self._listed("list_object_versions", "Versions")
+            current = [one["Size"] for one in versions if one["IsLatest"]]
+            older = [one["Size"] for one in versions if not one["IsLatest"]]
+        except ClientError as error:
+            if code(error) not in NOT_OFFERED | REFUSED:
+                raise BucketError(f"bucket {self.name} cannot be listed: {error}") from None
+            current, older = [one["Size"] for one in self._listed("list_objects_v2", "Contents")], []
+        return Contents(sum(current), sum(older), len(current) + len(older))
+
+    def figures(self) -> dict[str, float]:
+        """How much it holds and what that costs, for Prometheus."""
+        found, price = self.contents(), self.settings.price_usd_gb_month
+        return {
+            "backup_bucket_bytes": found.current,
+            "backup_bucket_older_bytes": found.older,
+            "backup_bucket_objects": found.objects,
+            "backup_bucket_cost_usd_month": round(found.usd_month(price), 2),
+            "backup_bucket_cost_limit_usd_month": self.settings.cost_limit_usd_month,
+        }
+
+    def _listed(self, request: str, kind: str) -> list[dict[str, Any]]:
+        pages = self.admin.get_paginator(request).paginate(Bucket=self.name)
+        return [one for page in pages for one in page.get(kind, ())]
 
     def apply(self) -> None:
         """Makes what is missing; BucketError when the bucket is still not as it must be."""
@@ -330,12 +378,13 @@ def main(words: Sequence[str] | None = None) -> int:
             print("".join(f"{key}\n" for key in gone), end="")
             return 0
         found = bucket.lacks()
+        figures = bucket.figures() if options.figures and bucket.exists() else {}
     except (BucketError, BotoCoreError, ClientError) as error:
         print(error, file=sys.stdout if options.action == "check" else sys.stderr)
         return 1
     if options.figures:
-        figures = {"backup_bucket_faults": len(found), "backup_bucket_check_timestamp_seconds": time.time()}
-        write_figures("backup_bucket", figures, HELP)
+        looked = {"backup_bucket_faults": len(found), "backup_bucket_check_timestamp_seconds": time.time()}
+        write_figures("backup_bucket", looked | figures, HELP)
     print("".join(f"{line}\n" for line in found), end="")
     return 1 if found else 0
 

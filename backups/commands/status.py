@@ -183,6 +183,10 @@ def _screen(
     figures = facts["figures"]
     if "backup_wal_missing_segments" in figures:
         lines.append(f"  WAL segments missing: {figures['backup_wal_missing_segments']:.0f}")
+    if "backup_bucket_bytes" in figures:
+        held = figures["backup_bucket_bytes"] + figures.get("backup_bucket_older_bytes", 0)
+        cost = figures.get("backup_bucket_cost_usd_month", 0)
+        lines.append(f"  the bucket holds {held / 1e9:.2f} GB, older versions among it: ${cost:.2f} a month")
     drill = next((value for name, value in figures.items() if name.startswith("drill_last_success")), None)
     lines.append(
         f"  last good drill: {f'{(time.time() - drill) / 86400:.1f} days ago' if drill else 'none known'}"

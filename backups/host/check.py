@@ -28,6 +28,7 @@ HELP = {
     "backup_wal_problems": "Other faults of the archive: another cluster's WAL, timelines that do not fit.",
     "backup_archiver_failing": "Whether the archiver's last try failed (1).",
     "backup_archiver_waiting_segments": "WAL segments that wait to be archived.",
+    "backup_wal_bytes": "WAL on the primary's disk: what is to be archived, replicated or used again.",
 }
 
 
@@ -104,6 +105,7 @@ def archiving() -> dict[str, float]:
     return {
         "backup_archiver_failing": float(failing),
         "backup_archiver_waiting_segments": float(waiting),
+        "backup_wal_bytes": float(query("select coalesce(sum(size), 0) from pg_ls_waldir()")),
     }
 
 

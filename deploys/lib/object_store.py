@@ -30,6 +30,7 @@ LOOK = [
     "s3:GetBucketPublicAccessBlock",
     "s3:GetBucketAcl",
     "s3:GetBucketPolicy",
+    "s3:ListBucketVersions",
 ]
 
 
@@ -77,6 +78,10 @@ def problems() -> Iterator[str]:
         yield f"`s3_endpoint` is {found.endpoint!r}: write a host name, without scheme, port and path"
     if found.uri_style not in ("path", "host"):
         yield f"`s3_uri_style` is {found.uri_style!r}: write path or host"
+    for name in ("s3_price_usd_gb_month", "backup_cost_limit_usd_month"):
+        value = fleet.setting(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            yield f"`{name}` is {value!r}: write US dollars, such as 0.023, or 0 for none"
     if not found.path.startswith("/") or found.path.endswith("/"):
         yield f"`backup_path` is {found.path!r}: write it as /relay, with a / at its start only"
 
@@ -136,6 +141,8 @@ def bucket_settings(account: str) -> dict[str, Any]:
         "ca_file": found.ca_file,
         "noncurrent_days": fleet.setting("s3_noncurrent_days"),
         "lock_days": fleet.setting("s3_lock_days"),
+        "price_usd_gb_month": fleet.setting("s3_price_usd_gb_month"),
+        "cost_limit_usd_month": fleet.setting("backup_cost_limit_usd_month"),
         "administrator": list(keys(account)),
         "writer": list(keys(BACKUP)),
     }

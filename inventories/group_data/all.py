@@ -143,6 +143,10 @@ backup_path = "/relay"
 # a new object for good (0: no lock; a bucket is given it when it is made).
 s3_noncurrent_days = 30
 s3_lock_days = 0
+# What the store asks for a gigabyte (10^9 bytes) a month, in US dollars, and what the bucket may cost a month
+# before an alert says so; 0: it is not told, or not limited.
+s3_price_usd_gb_month = 0.023
+backup_cost_limit_usd_month = 100
 # When full backups are made, as systemd writes times.
 backup_time = "*-*-* 02:15:00 UTC"
 # How far WAL may be behind: an incomplete segment is archived after so many seconds.

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from backups import bucket
+from backups.host import common
 from deploys.lib import object_store
 from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
 
@@ -134,3 +136,40 @@ def test_what_was_deleted_comes_back_as_it_was(store: Store, made: bucket.Bucket
 def test_an_account_that_may_not_look_is_an_error(store: Store, made: bucket.Bucket) -> None:
     with pytest.raises(bucket.BucketError):
         opened(store, object_store.READER).lacks()
+
+
+def test_what_it_holds_is_measured_older_versions_too(store: Store, made: bucket.Bucket) -> None:
+    before = opened(store, object_store.RETENTION).contents()
+    store.put("relay/measured", b"x" * 1000)
+    store.put("relay/measured", b"x" * 300)
+    looked = opened(store, object_store.RETENTION)
+    found = looked.contents()
+    grown = (found.current - before.current, found.older - before.older, found.objects - before.objects)
+    assert grown == (300, 1000, 2)
+    store.delete("relay/measured")
+    assert looked.contents().current == before.current
+    assert looked.contents().older == before.older + 1300
+
+
+def test_an_account_that_may_not_see_versions_measures_what_is_current(
+    store: Store, made: bucket.Bucket
+) -> None:
+    found = opened(store, object_store.READER).contents()
+    assert (found.current, found.older) == (opened(store, object_store.RETENTION).contents().current, 0)
+
+
+def test_the_cost_is_that_of_all_that_is_kept(
+    store: Store, made: bucket.Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bucket.Contents(2_000_000_000, 500_000_000, 3).usd_month(0.023) == pytest.approx(0.0575)
+    monkeypatch.setattr(common, "FIGURES", tmp_path)
+    looked = opened(store, object_store.RETENTION, price_usd_gb_month=1e9, cost_limit_usd_month=7)
+    settings = tmp_path / "bucket.json"
+    settings.write_text(json.dumps(asdict(looked.settings)))
+    assert bucket.main(["--settings", str(settings), "check", "--figures"]) == 0
+    lines = (line.split() for line in (tmp_path / "backup_bucket.prom").read_text().splitlines())
+    told = {words[0]: float(words[1]) for words in lines if words[0] != "#"}
+    held = looked.contents()
+    assert told["backup_bucket_cost_usd_month"] == held.current + held.older > 0
+    assert (told["backup_bucket_cost_limit_usd_month"], told["backup_bucket_faults"]) == (7, 0)
+    assert told["backup_bucket_objects"] == held.objects

@@ -104,6 +104,15 @@ def test_status_tells_what_is_wrong_with_backups(
     assert wrong in call("status").out
 
 
+def test_status_tells_size_and_cost_of_the_bucket(
+    fleet: Fleet, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(fleet, monkeypatch)
+    figures = {"bytes": 1.5e9, "older_bytes": 5e8, "cost_usd_month": 0.05}
+    fleet.on("ops1", "node-exporter", "".join(f"backup_bucket_{name} {n}\n" for name, n in figures.items()))
+    assert "the bucket holds 2.00 GB, older versions among it: $0.05 a month" in call("status").out
+
+
 def test_an_old_or_missing_backup_is_told(fleet: Fleet, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     old = repository.info(repository.backup(repository.FIRST, repository.FIRST_STOP - 86400, 1, "0/4000100"))
     cluster(fleet, monkeypatch, old)

@@ -76,6 +76,8 @@ def test_another_store_is_reached_by_its_settings(fake_role: Any) -> None:
         ("s3_endpoint", "https://s3.example.test", "write a host name"),
         ("s3_uri_style", "virtual", "write path or host"),
         ("backup_path", "relay/", "write it as /relay"),
+        ("s3_price_usd_gb_month", "0.023", "write US dollars, such as 0.023"),
+        ("backup_cost_limit_usd_month", -1, "write US dollars, such as 0.023"),
         ("backup_archive_seconds", 0, "write seconds from 1 to 3600"),
         ("backup_archive_seconds", "60", "write seconds from 1 to 3600"),
     ],
