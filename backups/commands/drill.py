@@ -8,9 +8,9 @@ import json
 from backups.cluster import HostFailed
 from backups.command import Command
 from backups.commands.scratch import ops
-from backups.core.receipts import Kept, ReceiptError, month_of, page, parse
+from backups.core.receipts import ReceiptError, month_of, page
 from backups.danger import DONE, FAILED, Call, Outcome, Plan, Refused, Session, Step, carry_out
-from backups.host.signatures import SignatureError, verify
+from backups.host.drill import kept as checked
 from backups.signing import public_key
 
 PATIENCE_SECONDS = 120
@@ -73,7 +73,7 @@ def _page(session: Session, wanted: str) -> Outcome:
     command = f"relay-backups drill receipts --month {month} --json"
     found = json.loads(cluster.output(host, command, seconds=PATIENCE_SECONDS))
     public = public_key()
-    kept = [_kept(one, public) for one in found]
+    kept = [checked(one, public) for one in found]
     bad = [one for one in kept if one.refused]
     data = {
         "outcome": "failed" if bad else "done",
@@ -83,14 +83,6 @@ def _page(session: Session, wanted: str) -> Outcome:
         ],
     }
     return Outcome(FAILED if bad else DONE, data, page(cluster.environment, month, kept))
-
-
-def _kept(one: dict[str, str], public: str) -> Kept:
-    try:
-        verify(one["text"], one["signature"], public)
-        return Kept(one["name"], parse(one["text"]))
-    except (SignatureError, ReceiptError) as error:
-        return Kept(one["name"], None, str(error))
 
 
 COMMAND = Command(

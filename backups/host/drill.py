@@ -5,7 +5,7 @@
     relay-backups drill figures             # writes the metrics again
 
 The receipt says what was found, good or bad. It is signed, kept on this host, and put beside the backups; a
-store that is away gets it after the next drill.
+store that is away gets it after the next drill. Beside the receipts of a month lies its page, signed as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,25 +27,29 @@ from typing import Any
 
 from backups.core import proof
 from backups.core.pgbackrest import PgBackRest
-from backups.core.receipts import Check, Receipt, ReceiptError, month_of, parse
-from backups.core.repository import RepositoryError, archived_files, parse_listing
+from backups.core.receipts import Check, Kept, Receipt, ReceiptError, month_of, page, parse
+from backups.core.repository import RepositoryError, Stanza, archived_files, parse_listing
 from backups.core.wal import read_archive
 from backups.host import common
 from backups.host.instance import (
     SETTINGS,
     Goal,
+    NotPaused,
     Say,
     Scratch,
     ScratchError,
     Settings,
+    State,
     TargetNotReached,
+    backups_for,
     clear,
     information,
     say_on_stderr,
 )
-from backups.host.signatures import SignatureError, sign
+from backups.host.signatures import SignatureError, public_key, sign, verify
 
 NAME = "drill"
+PAGE, PAGE_NAMESPACE = "page.md", "relay-drill-page"
 HELP = {
     "drill_last_success_timestamp_seconds": "When a restore was last proven; 0: never.",
     "drill_last_run_timestamp_seconds": "When a drill last ended, however; 0: never.",
@@ -87,6 +91,9 @@ class Findings:
     checks: list[Check] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    # The moment at which the restored database stands, and what Scratch.committed told there.
+    stands_at: str = ""
+    committed: tuple[int, list[int]] | None = None
 
     def check(self, name: str, problem: str, detail: str = "") -> None:
         """Notes one proof; `problem` is empty when it holds."""
@@ -102,8 +109,11 @@ class Drill:
         self.settings, self.own, self.say = settings, own, say
         self.instance = Scratch(settings, NAME, say)
 
-    def run(self, seed: int) -> Receipt:
-        """Restores, proves, destroys; keeps the receipt. Raises ScratchError when another drill runs."""
+    def run(self, seed: int, target: str = "") -> Receipt:
+        """Restores, proves, destroys; keeps the receipt. Raises ScratchError when another drill runs.
+
+        `seed` chooses the point, where no `target` (as `scratch restore` takes it) is given.
+        """
         with self._alone():
             begun = datetime.now(UTC)
             blank = Receipt(self.own.environment, socket.gethostname(), _iso(begun), "", False, seed, "")
@@ -111,7 +121,7 @@ class Drill:
             try:
                 clear(self.settings, self.say)
                 self.instance.drop()
-                self._restore(found, seed, begun)
+                self._restore(found, seed, begun, target)
                 self._prove(found)
             except (ScratchError, RepositoryError, ValueError) as error:
                 found.problems.append(str(error))
@@ -140,10 +150,12 @@ class Drill:
                 raise ScratchError("a drill runs already: wait until it has ended") from None
             yield
 
-    def _restore(self, found: Findings, seed: int, begun: datetime) -> None:
+    def _restore(self, found: Findings, seed: int, begun: datetime, target: str) -> None:
         stanza = information(self.settings)
         archive = read_archive(archived_files(self._listing(stanza.archive_id() or "")))
         point = proof.pick(stanza, archive, seed)
+        if target:
+            point = replace(point, kind=Goal.parse(target).kind, value=Goal.parse(target).value)
         newest = proof.newest_written(archive) or begun.timestamp()
         found.receipt = replace(
             found.receipt, goal=point.goal, rpo_seconds=round(max(begun.timestamp() - newest, 0), 1)
@@ -151,17 +163,19 @@ class Drill:
         self.say(f"seed {seed}: {point.goal}, out of {_time(point.first)} to {_time(point.last)}")
         begin = time.monotonic()
         try:
-            state = self.instance.make("drill", Goal.parse(point.goal))
+            state = self._made(found, Goal.parse(point.goal))
             reached = f"stopped at {state.lsn}, last transaction {state.last_transaction_at or 'none'}"
-        except TargetNotReached:
+        except TargetNotReached as error:
             # Nothing was written between the last transaction in the archive and the point: what the archive
             # holds is what the database was then.
             self.say("no transaction is that late: the end of the archive is what the database was then")
             self.instance.drop()
             begin = time.monotonic()
-            state = self.instance.make("drill", Goal())
+            state = self._made(found, _end_of_archive(stanza, error.end))
             reached = f"no transaction after {state.last_transaction_at}, before the target, is archived"
         rto = time.monotonic() - begin
+        ended = datetime.fromtimestamp(stanza.backup(state.backup).stopped, UTC)
+        found.stands_at = state.last_transaction_at or _iso(ended)
         found.seconds |= state.seconds
         found.receipt = replace(
             found.receipt,
@@ -174,6 +188,20 @@ class Drill:
         late = point.kind == "time" and state.last_transaction_at > point.value
         found.check("restored to the target", "it holds a later transaction" if late else "", reached)
         self.say(f"restored and writable after {rto:.1f} s: {reached}")
+
+    def _made(self, found: Findings, goal: Goal) -> State:
+        """Restored, writable; on the way paused at the goal to learn what was committed there."""
+        if goal.kind != "latest":
+            try:
+                state = self.instance.make("drill", goal, pause=True)
+            except NotPaused as error:
+                self.say(str(error))
+                self.instance.drop()
+            else:
+                found.committed = self.instance.committed()
+                self.instance.promote(state)
+                return state
+        return self.instance.make("drill", goal)
 
     def _listing(self, archive_id: str) -> Any:
         repository = self.settings.repository
@@ -221,14 +249,11 @@ class Drill:
             found.check("ledger check", f"it exited {code} without naming what is wrong")
 
     def _fleet(self, found: Findings) -> None:
-        as_of = found.receipt.last_transaction_at
-        if not self.own.reference or not as_of:
-            why = "no transaction was replayed" if self.own.reference else "the settings name no database"
-            found.check("same rows as the fleet", "", f"not compared: {why}")
+        if not self.own.reference:
+            found.check("same rows as the fleet", "", "not compared: the settings name no database")
             return
-        until = datetime.fromisoformat(as_of) - timedelta(seconds=proof.SETTLED_SECONDS)
+        until, arguments, at = self._compared(found)
         reference = Path(self.own.reference).read_text().strip()
-        arguments = ("sums", "--until", until.isoformat())
         mine = self.instance.ledger(*arguments)[1]["tables"]
         try:
             theirs = self.instance.ledger(*arguments, dsn=reference)[1]["tables"]
@@ -238,10 +263,25 @@ class Drill:
             return
         unlike, skipped = proof.compare(mine, theirs)
         rows = sum(row["rows"] for table in mine.values() for row in table)
-        found.receipt = replace(found.receipt, sums={"until": until.isoformat(), "tables": mine})
+        sums = {"until": until.isoformat(), "committed": found.committed, "tables": mine}
+        found.receipt = replace(found.receipt, sums=sums)
         words = "; ".join(f"{one}{self._whose(one, arguments, reference)}" for one in unlike[:3])
-        detail = "; ".join([f"{rows} rows until {until:%Y-%m-%dT%H:%M:%SZ}", *skipped])
-        found.check("same rows as the fleet", words, detail)
+        found.check("same rows as the fleet", words, "; ".join([f"{rows} rows {at}", *skipped]))
+
+    def _compared(self, found: Findings) -> tuple[datetime, tuple[str, ...], str]:
+        """(Moment, arguments of `ledger sums`, words): which rows both databases must have.
+
+        Those of every transaction that was committed at the LSN where the restore stands: the fleet has
+        exactly the same of them. Where that is not known, those that are old enough to have been committed.
+        """
+        moment = datetime.fromisoformat(found.stands_at)
+        if found.committed is None:
+            until = moment - timedelta(seconds=proof.SETTLED_SECONDS)
+            return until, ("sums", "--until", until.isoformat()), f"until {until:%Y-%m-%dT%H:%M:%SZ}"
+        end, open_then = found.committed
+        words = ["sums", "--until", moment.isoformat(), "--before-transaction", str(end)]
+        arguments = (*words, *(f"--open={xid}" for xid in open_then))
+        return moment, arguments, f"at {found.receipt.lsn}, of all that was committed"
 
     def _whose(self, unlike: proof.Unlike, arguments: tuple[str, ...], reference: str) -> str:
         narrow = (*arguments, "--by-account", "--month", unlike.month)
@@ -270,6 +310,16 @@ class Drill:
         found.check("data checksums", problem, ", ".join(lines))
 
 
+def _end_of_archive(stanza: Stanza, end: str) -> Goal:
+    """The archive's last record as an LSN, where recovery can pause; `end` may be unknown."""
+    try:
+        goal = Goal.parse(f"lsn={end}")
+        backups_for(stanza, goal)
+    except ScratchError:
+        return Goal()
+    return goal
+
+
 def keep(instance: Scratch, own: DrillSettings, receipt: Receipt, say: Say) -> None:
     """Signs the receipt, keeps it here, writes the metrics, then puts it beside the backups."""
     name = receipt.name(secrets.token_hex(4))
@@ -280,24 +330,64 @@ def keep(instance: Scratch, own: DrillSettings, receipt: Receipt, say: Say) -> N
     _write(path.with_suffix(".json.sig"), signature)
     _write(path, text)
     write_figures(own)
-    put_receipts(instance, own, say)
+    months = put_receipts(instance, own, say)
     write_figures(own)
     say(f"receipt {name}")
+    for month in sorted(months):
+        keep_page(instance, own, month, say)
 
 
-def put_receipts(instance: Scratch, own: DrillSettings, say: Say) -> None:
-    """Puts each receipt that is on this host only beside the backups. What fails is tried again next time."""
-    repository = PgBackRest(instance.settings.stanza, own.receipts_pgbackrest)
+def put_receipts(instance: Scratch, own: DrillSettings, say: Say) -> set[str]:
+    """Puts each receipt that is on this host only beside the backups; the months of those that were put.
+
+    What fails is tried again next time.
+    """
+    months: set[str] = set()
     for path in unkept(own):
         name = str(path.relative_to(own.receipts))
         for file, remote in ((path.with_suffix(".json.sig"), f"{name}.sig"), (path, name)):
-            begin = [repository.program, f"--config={repository.config}", "repo-put", "--raw"]
-            with file.open() as content:
-                code, _, err = instance.run([*begin, "--log-level-file=off", remote], stdin=content)
-            if code:
-                say(f"receipt {name} is on this host only; the store says: {err.strip()[-300:]}")
-                return
+            if problem := _put(instance, own, file, remote):
+                say(f"receipt {name} is on this host only; the store says: {problem}")
+                return months
         _write(path.with_suffix(".kept"), "")
+        months.add(name[:7])
+    return months
+
+
+def keep_page(instance: Scratch, own: DrillSettings, month: str, say: Say) -> None:
+    """Writes a month's page of all its receipts, signed, here and beside them: MONTH/page.md, page.md.sig."""
+    try:
+        found = receipts(instance, own, month)
+    except ScratchError as error:
+        say(f"the page of {month} stays as it was: {error}")
+        return
+    key = Path(own.signing_key)
+    text = page(own.environment, month, [kept(one, public_key(key)) for one in found])
+    path = Path(own.receipts) / month / PAGE
+    for file, content in ((path, text), (path.with_name(f"{PAGE}.sig"), sign(text, key, PAGE_NAMESPACE))):
+        _write(file, content)
+        if problem := _put(instance, own, file, f"{month}/{file.name}"):
+            say(f"the page of {month} is on this host only; the store says: {problem}")
+            return
+    say(f"page {month}/{PAGE}")
+
+
+def kept(one: Mapping[str, str], public: str) -> Kept:
+    """A receipt with its signature, as `receipts` lists it, checked."""
+    try:
+        verify(one["text"], one["signature"], public)
+        return Kept(one["name"], parse(one["text"]))
+    except (SignatureError, ReceiptError) as error:
+        return Kept(one["name"], None, str(error))
+
+
+def _put(instance: Scratch, own: DrillSettings, file: Path, remote: str) -> str:
+    """Why the store did not take a file; empty when it did."""
+    repository = PgBackRest(instance.settings.stanza, own.receipts_pgbackrest)
+    begin = [repository.program, f"--config={repository.config}", "repo-put", "--raw"]
+    with file.open() as content:
+        code, _, err = instance.run([*begin, "--log-level-file=off", remote], stdin=content)
+    return (err.strip()[-300:] or f"exit code {code}") if code else ""
 
 
 def unkept(own: DrillSettings) -> list[Path]:
@@ -381,6 +471,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     now = _action(actions, "run", _run, "run --seed 7 --json")
     now.add_argument("--seed", type=int, help="chooses the point and the sample (default: a random one)")
+    now.add_argument("--target", default="", help="this point instead: time=…, lsn=…, xid=… or set=LABEL")
     listing = _action(actions, "receipts", _receipts, "receipts --month 2026-11 --json")
     listing.add_argument("--month", required=True, help="e.g. 2026-11")
     _action(actions, "figures", _figures, "figures")
@@ -418,7 +509,7 @@ def _guarded(act: Any, options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, settings: Settings, own: DrillSettings) -> int:
     """Run a drill now; 0 proven, 1 failed."""
     seed = secrets.randbits(31) if options.seed is None else options.seed
-    receipt = Drill(settings, own, say_on_stderr(time.monotonic())).run(seed)
+    receipt = Drill(settings, own, say_on_stderr(time.monotonic())).run(seed, options.target)
     text = receipt.text()
     print(json.dumps(json.loads(text)) if options.json else text, flush=True)
     return 0 if receipt.ok else 1

@@ -49,6 +49,8 @@ PAUSE_SECONDS = 0.1
 STOP_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
+# A standby that admits connections stops where the primary was given more of one of LIMITS.
+_TOO_SMALL = "insufficient parameter settings"
 _BEFORE_CONSISTENT = "requested recovery stop point is before consistent recovery point"
 Say = Callable[[str], None]
 
@@ -58,7 +60,15 @@ class ScratchError(HostError):
 
 
 class TargetNotReached(ScratchError):
-    """The archive ends before the target."""
+    """The archive ends before the target; `end` is the LSN of its last record, where the server told it."""
+
+    def __init__(self, text: str, end: str = "") -> None:
+        super().__init__(text)
+        self.end = end
+
+
+class NotPaused(ScratchError):
+    """The server did not stop where it was to pause, because nobody could have connected yet."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +301,32 @@ class Scratch:
         if not self.socket.is_symlink():
             self.socket.symlink_to("run")
 
+    def committed(self) -> tuple[int, list[int]]:
+        """While it is paused: (the number below which transactions had begun, those of them that were open).
+
+        Numbers have 64 bits. A standby's snapshot does not list what is open (pg_current_snapshot reads only
+        what a primary fills), so that each number is asked.
+        """
+        end, _, open_then = self.query(
+            "with bounds as (select pg_snapshot_xmin(now)::text::bigint as first,"
+            " pg_snapshot_xmax(now)::text::bigint as last from pg_current_snapshot() as now)"
+            " select last, (select coalesce(string_agg(xid::text, ','), '')"
+            " from generate_series(first, last - 1) as xid"
+            " where pg_xact_status(xid::text::xid8) = 'in progress') from bounds"
+        ).partition("|")
+        return int(end), [int(xid) for xid in open_then.split(",") if xid]
+
+    def promote(self, state: State) -> None:
+        """Lets a paused instance take writes."""
+        self.query("select pg_wal_replay_resume()")
+        begin = time.monotonic()
+        while self._recovery() != "writable":
+            if self.postmaster() is None or time.monotonic() - begin > STOP_SECONDS:
+                self._explain(Goal(**state.goal))
+            time.sleep(PAUSE_SECONDS)
+        state.paused = False
+        self.write(state)
+
     def position(self) -> tuple[str, str]:
         """(LSN up to which it was recovered, time of the last transaction that was, ISO 8601 or "")."""
         row = self.query(
@@ -442,12 +478,14 @@ class Scratch:
         begin = told = time.monotonic()
         while True:
             state = self._recovery()
+            if state == "paused" and _TOO_SMALL in self.log():
+                raise NotPaused(f"recovery stopped before {goal}: the primary had raised a setting by then")
             if state == wanted:
                 return
             if (
                 state == "writable"
             ):  # recovery ended though it was to pause: PostgreSQL had nothing to stop at
-                raise ScratchError(f"recovery did not pause at {goal}: the backup ends there already")
+                raise NotPaused(f"recovery did not pause at {goal}: the backup ends there already")
             if self.postmaster() is None and time.monotonic() - begin > 2:
                 self._explain(goal)
             if time.monotonic() - told > 5:
@@ -483,7 +521,8 @@ class Scratch:
         if _ENDED_EARLY in text:
             raise TargetNotReached(
                 f"the archive ends before {goal}: `relay-backups scratch restore --target latest` restores "
-                "what there is"
+                "what there is",
+                (re.findall(r"redo done at ([0-9A-F]+/[0-9A-F]+)", text) or [""])[-1],
             )
         if _BEFORE_CONSISTENT in text:
             raise ScratchError(f"{goal} is before the end of the backup: choose an earlier backup")

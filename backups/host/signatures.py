@@ -26,6 +26,14 @@ def sign(content: str | Path, key: Path, namespace: str = NAMESPACE) -> str:
     return done.stdout
 
 
+def public_key(key: Path) -> str:
+    """The public key line of a private key's file."""
+    done = subprocess.run(["ssh-keygen", "-y", "-f", str(key)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SignatureError(f"ssh-keygen does not read {key}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def signers(public_key: str, namespace: str = NAMESPACE) -> str:
     """The line that lets ``ssh-keygen -Y verify`` believe an OpenSSH public key line."""
     return f'{IDENTITY} namespaces="{namespace}" {" ".join(public_key.split()[:2])}\n'

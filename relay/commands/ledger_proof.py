@@ -53,6 +53,10 @@ def register(actions: Subparsers) -> None:
         "the same rows print the same."
     )
     sums.add_argument("--until", help="rows written before, ISO 8601 (default: now)")
+    text = "instead: rows of transactions below this number; --until says when they had ended"
+    sums.add_argument("--before-transaction", type=int, metavar="XID", help=text)
+    text = "but not of this one, which was open then; may be repeated"
+    sums.add_argument("--open", type=int, action="append", default=[], metavar="XID", help=text)
     sums.add_argument("--month", help="only this month, e.g. 2026-11")
     sums.add_argument("--by-account", action="store_true", help="a line for each account")
     state = leaf(actions, "state", _state, "ledger state --accounts 5 --entries 10 --json")
@@ -145,7 +149,11 @@ def _moment(text: str | None, option: str) -> datetime | None:
 
 async def _sums(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:
     until = _moment(options.until, "--until") or datetime.now(UTC)
-    tables = await evidence.sums(connection, until, month=options.month, by_account=options.by_account)
+    end = options.before_transaction
+    committed = None if end is None else evidence.Committed(end, options.open)
+    tables = await evidence.sums(
+        connection, until, month=options.month, by_account=options.by_account, committed=committed
+    )
     return {"until": until, "tables": tables}
 
 

@@ -5,8 +5,9 @@ Everything here only reads, so that it works on a standby and on a scratch insta
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -64,25 +65,57 @@ async def sample(connection: AsyncConnection[Any], most: int, seed: int) -> list
         return await cursor.fetchall()
 
 
+# Rows before a moment. `xmin` is the 32 low bits of the transaction that wrote a row; it precedes another one
+# modulo 2^32 (PostgreSQL's documentation, "Transactions and Identifiers"), so that it is asked only of rows
+# written within a day of the moment: far fewer than 2^31 transactions fit into that.
+_UNTIL = "{written} < %(until)s"
+_COMMITTED = """
+    ({written} < %(until)s - interval '1 day' or {written} < %(until)s + interval '1 day'
+     and (xmin::text::bigint - %(end)s::bigint %% {xids} + {xids}) %% {xids} >= {xids} / 2
+     and xmin::text::bigint <> all (%(open)s::bigint[]))
+"""
+_XIDS = 2**32
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The transactions that had committed at a point of the WAL, among those that a database knows as
+    committed: below ``end``, the first that had not begun or ended, and not among ``open``."""
+
+    end: int
+    open: Sequence[int] = ()
+
+
 async def sums(
-    connection: AsyncConnection[Any], until: datetime, *, month: str | None, by_account: bool
+    connection: AsyncConnection[Any],
+    until: datetime,
+    *,
+    month: str | None,
+    by_account: bool,
+    committed: Committed | None = None,
 ) -> dict[str, list[DbRow]]:
     """Rows, nano-dollars and a digest of each append-only table, a month (and an account), before a moment.
 
     The digest is the sum of the rows' hashes, so it does not depend on their order. ``month`` (2026-11) asks
-    for that month only.
+    for that month only. With ``committed`` it is not the time of the rows that decides, but who wrote them:
+    at the point that is meant, which was at ``until``, two databases of one history have exactly these rows,
+    however much one of them is ahead.
     """
     found: dict[str, list[DbRow]] = {}
+    within = _UNTIL if committed is None else _COMMITTED
+    values: dict[str, Any] = {"until": until, "month": month}
+    if committed is not None:
+        values |= {"end": committed.end, "open": [number % _XIDS for number in committed.open]}
     async with reading(connection) as cursor:
-        for table, (written, amount, columns) in APPEND_ONLY.items():
-            await cursor.execute(
-                _sums_of(table, written, amount, columns, by_account), {"until": until, "month": month}
-            )
+        for table in APPEND_ONLY:
+            await cursor.execute(_sums_of(table, by_account, within), values)
             found[table] = await cursor.fetchall()
     return found
 
 
-def _sums_of(table: str, written: str, amount: str, columns: str, by_account: bool) -> str:
+def _sums_of(table: str, by_account: bool, within: str) -> str:
+    written, amount, columns = APPEND_ONLY[table]
+    rows = within.format(written=written, xids=_XIDS)
     keys = "1, 2" if by_account else "1"
     account = "account_id as account, " if by_account else ""
     return f"""
@@ -90,7 +123,7 @@ def _sums_of(table: str, written: str, amount: str, columns: str, by_account: bo
                coalesce(sum({amount}), 0)::text as nanodollars,
                sum(hashtextextended(row({columns})::text, 0)::numeric)::text as digest
         from {table}
-        where {written} < %(until)s and (%(month)s::text is null or to_char({written}, 'YYYY-MM') = %(month)s)
+        where {rows} and (%(month)s::text is null or to_char({written}, 'YYYY-MM') = %(month)s)
         group by {keys} order by {keys}
     """  # noqa: S608
 

@@ -11,12 +11,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from backups.core.receipts import Check, Receipt, parse
+from backups.core.repository import parse_info
 from backups.host.signatures import SignatureError, verify
 from deploys.lib import object_store
 from tests.contract import backup_rig
@@ -215,9 +218,99 @@ def test_a_drill_ends_with_a_receipt_that_verifies(rig: Rig) -> None:
     verify(kept["text"], kept["signature"], public)
     with pytest.raises(SignatureError):
         verify(kept["text"].replace('"seed": 7', '"seed": 8'), kept["signature"], public)
+    month = receipt["started"][:7]
+    page, signature = (
+        rig.backups.store.get(f"receipts/{month}/page.md{end}").decode() for end in ("", ".sig")
+    )
+    assert page == (rig.root / "kept" / month / "page.md").read_text()
+    assert f"| {receipt['started'][:19]} | {receipt['goal']} | {receipt['backup']} |" in page
+    verify(page, signature, public, "relay-drill-page")
+    with pytest.raises(SignatureError):
+        verify(page.replace("proven", "PROVEN"), signature, public, "relay-drill-page")
     figures = (rig.root / "drill.prom").read_text()
     assert "drill_failed 0" in figures
     assert "drill_receipts_unkept 0" in figures
+
+
+def test_a_month_page_believes_no_receipt_that_was_changed(rig: Rig) -> None:
+    receipt = json.loads(rig.host("drill", "run", "--seed", "9").stdout)
+    month = receipt["started"][:7]
+    (name,) = (
+        key
+        for key in rig.backups.store.objects()
+        if key.endswith(".json") and json.loads(rig.backups.store.get(key)) == receipt
+    )
+    forged = rig.backups.store.get(name).replace(b'"seed": 9', b'"seed": 8')
+    with rig.backups.store.changed(name, forged):
+        assert rig.host("drill", "run", "--seed", "9").returncode == 0
+        page = rig.backups.store.get(f"receipts/{month}/page.md").decode()
+        assert "1 not believed" in page
+        assert f"## {month}/{name.rpartition('/')[2]}" in page
+
+
+def drilled(rig: Rig, goal: str) -> Receipt:
+    """A drill of one chosen point."""
+    return parse(rig.host("drill", "run", "--seed", "7", "--target", goal).stdout)
+
+
+def same_rows(receipt: Receipt) -> Check:
+    (check,) = (one for one in receipt.checks if one.name == "same rows as the fleet")
+    return check
+
+
+def lsn(rig: Rig) -> str:
+    return str(rig.sql("select pg_current_wal_insert_lsn()")[0][0])
+
+
+GRANT = (
+    "select * from ledger_grant((select id from accounts where name = 'acme'), 'credit', 7, 'manual', %s, 40,"
+    " null, 'why', 'test')"
+)
+
+
+def test_rows_are_compared_up_to_the_exact_lsn(rig: Rig) -> None:
+    """What was open at that point and committed later, or is written later, is no difference; a row of the
+    last second before it that the fleet lost, is."""
+    rig.grant("acme", 11, "long-before")
+    with psycopg.connect(rig.server.dsn("relay", "postgres")) as late:
+        late.execute(GRANT, ("open-then",))
+        rig.grant("globex", 12, "just-before")
+        point = lsn(rig)
+        rig.grant("globex", 13, "after")
+    rig.archive()
+    good = drilled(rig, f"lsn={point}")
+    assert (good.ok, good.problems) == (True, ())
+    assert "of all that was committed" in same_rows(good).detail
+    ((found,),) = rig.sql("select count(*) from entries where reason in ('why', 'after')")
+    assert found == 2, "what was open then is in the fleet by now"
+    # A fleet that lost a row: a copy, file by file, so that rows keep the transactions that wrote them.
+    rig.backups.sql("create database lossy template relay")
+    lossy = rig.server.dsn("lossy", "postgres")
+    with psycopg.connect(lossy) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute("delete from entries where reason = 'just-before'")
+    reference = rig.root / "reference"
+    usual = reference.read_text()
+    reference.write_text(lossy)
+    try:
+        bad = drilled(rig, f"lsn={point}")
+    finally:
+        reference.write_text(usual)
+        rig.backups.sql("drop database lossy")
+    assert not bad.ok
+    ((globex,),) = rig.sql("select id from accounts where name = 'globex'")
+    assert f"(accounts {globex})" in same_rows(bad).detail
+
+
+def test_a_backup_at_its_end_and_the_end_of_the_archive_are_compared_too(rig: Rig) -> None:
+    rig.grant("acme", 21, "last-of-all")
+    rig.archive()
+    info = rig.backups.must(rig.backups.commands.info())
+    label = parse_info(info, "relay").backups[-1].label
+    for goal in (f"set={label}", f"time={datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"):
+        receipt = drilled(rig, goal)
+        assert (receipt.ok, receipt.problems) == (True, ()), goal
+        assert "of all that was committed" in same_rows(receipt).detail
 
 
 @pytest.mark.parametrize("moment", [0.3, 1.2, 3.0])

@@ -66,7 +66,7 @@ def test_a_day_of_a_database(rig: Rig, host: Run, tmp_path: Path, capsys: pytest
     assert found["backup_wal_newest_timestamp_seconds"] > found["backup_newest_timestamp_seconds"] - 1
     archiver = figures(tmp_path, "backup_archiver")
     assert (archiver["backup_archiver_failing"], archiver["backup_archiver_waiting_segments"]) == (0, 0)
-    assert archiver["backup_wal_bytes"] % wal.SEGMENT_BYTES == 0 < archiver["backup_wal_bytes"]
+    assert archiver["backup_wal_bytes"] >= wal.SEGMENT_BYTES
     assert (tmp_path / "wal.json").exists()
     assert host("retention", "--yes", ops=True) == 0
     kept = figures(tmp_path, "backup_retention")

@@ -171,3 +171,25 @@ def test_the_reading_role_suffices(
 def test_who_is_unknown_is_told(relay: Relay) -> None:
     done = relay.run("ledger", "statement", "--account", "999999")
     assert (done.returncode, "--account: 999999 does not exist" in done.stderr, done.stdout) == (1, True, "")
+
+
+def test_sums_of_what_was_committed_go_by_transactions(
+    relay: Relay, customers: tuple[Customer, Customer]
+) -> None:
+    with psycopg.connect(relay.database.superuser_dsn) as connection:
+        (end,) = connection.execute("select txid_snapshot_xmax(txid_current_snapshot())").fetchone() or (0,)
+        writers = connection.execute("select distinct xmin::text::bigint from entries").fetchall()
+
+    def rows(*options: str) -> int:
+        tables = relay.command("ledger", "sums", *options)["tables"]
+        return sum(month["rows"] for month in tables["entries"])
+
+    whole = rows()
+    assert rows("--before-transaction", str(end)) == whole > 0
+    assert rows("--before-transaction", str(end + 5 * 2**32)) == whole, "numbers have 64 bits, rows 32"
+    assert rows("--before-transaction", str(writers[0][0])) < whole
+    (one, *others) = [str(xid) for (xid,) in writers]
+    left = rows("--before-transaction", str(end), "--open", one)
+    assert 0 < left < whole
+    assert rows("--before-transaction", str(end), *(f"--open={xid}" for xid in (one, *others))) == 0
+    assert rows("--before-transaction", str(end), "--until", "2001-01-01T00:00:00Z") == 0
