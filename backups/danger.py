@@ -157,7 +157,7 @@ class Session:
 def carry_out(session: Session, plan: Plan, *, locked: bool = True) -> Outcome:
     """Prints the plan; with --yes does it, under the environment's lock. Refused when a check fails.
 
-    `locked` is False where the steps are commands that take the lock themselves.
+    `locked` is False where the steps take the lock themselves, or change nothing of the fleet.
     """
     session.target = plan.target
     broken = [check for check in plan.checks if check.problem]

@@ -74,7 +74,7 @@ def _run(session: Session) -> Outcome:
 
     plan.steps = [Step("Read all of the account at one moment, check and sign it", [call], act, seconds=10)]
     plan.summary = lambda: _told(plan, cluster.environment, file)
-    return carry_out(session, plan)
+    return carry_out(session, plan, locked=False)
 
 
 def _database(restored: str | None) -> str:

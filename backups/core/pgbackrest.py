@@ -91,6 +91,10 @@ class PgBackRest:
         """Drops one backup, those that depend on it, and the WAL that nothing needs any more."""
         return self._command("expire", f"--set={label}", *(["--dry-run"] if dry_run else []))
 
+    def standby(self, data: str, label: str) -> list[str]:
+        """Restores a backup into the directory `data`, to follow a primary."""
+        return self._command("restore", f"--pg1-path={data}", "--type=standby", f"--set={label}", "--delta")
+
     def restore(
         self,
         data: str,

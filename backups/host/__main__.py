@@ -5,6 +5,7 @@ relay-backups backup             a full backup, checked afterwards; only the pri
 relay-backups check              archived WAL and the newest backup, as figures for Prometheus
 relay-backups retention          what would be dropped; --yes drops it (ops hosts, deleting account)
 relay-backups restore …          one host's part of a restore of the cluster (`python -m backups restore`)
+relay-backups replica DIRECTORY  the newest backup as a replica; Patroni runs it
 relay-backups drill run          restore a random point beside the fleet and prove it (ops hosts)
 relay-backups scratch restore    restore beside the fleet, to look and to step (ops hosts)
 """
@@ -21,7 +22,7 @@ from backups.core.verification import Failed
 from backups.core.wal import WalError
 from backups.host.common import HostError
 
-NOUNS = ("stanza", "backup", "check", "retention", "restore", "drill", "scratch")
+NOUNS = ("stanza", "backup", "check", "retention", "restore", "replica", "drill", "scratch")
 
 
 def main(words: Sequence[str] | None = None) -> int:

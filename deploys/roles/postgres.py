@@ -49,6 +49,9 @@ WATCHDOG_WRITABLE = (
     "{ echo 'postgres_watchdog is required, but postgres may not write /dev/watchdog: load a driver "
     "(softdog where the hardware has none), or set it to auto' >&2; false; }; }"
 )
+# What new replicas are built from.
+REPLICA_SOURCES = ("primary", "repository")
+REPLICA_WAL = "/usr/local/sbin/relay-replica-wal"
 # What Patroni calls the values of postgres_watchdog. YAML reads a bare off as false.
 WATCHDOG_MODES = {"auto": "automatic", "required": "required", "off": '"off"'}
 REQUIREMENTS = "templates/postgres/requirements.txt"
@@ -91,6 +94,8 @@ def problems() -> Iterator[str]:
     )
     if (watchdog := fleet.setting("postgres_watchdog")) not in WATCHDOG_MODES:
         yield f"`postgres_watchdog` is {watchdog!r}: write one of {', '.join(WATCHDOG_MODES)}"
+    if (chosen := fleet.setting("postgres_replicas_from")) not in REPLICA_SOURCES:
+        yield f"`postgres_replicas_from` is {chosen!r}: write one of {', '.join(REPLICA_SOURCES)}"
     connections = fleet.setting("postgres_max_connections")
     yield from postgres_tuning.misfits(smallest_host(), connections, chosen_amounts())
 
@@ -230,6 +235,7 @@ def tools() -> None:
         ConfigFile(f"{LIBRARY}/relay_patroni.py", source("postgres/relay_patroni.py"), mode="755"),
         ConfigFile("/usr/local/bin/patronictl", source("postgres/patronictl"), mode="755"),
         ConfigFile("/usr/local/sbin/relay-patroni", relay_patroni, mode="755"),
+        ConfigFile(REPLICA_WAL, source("postgres/relay-replica-wal"), mode="755"),
     )
 
 
@@ -271,6 +277,9 @@ def configuration() -> Configuration:
         version=host.data.postgres_version,
         dynamic=cluster_settings(host.data),
         watchdog=WATCHDOG_MODES[host.data.postgres_watchdog],
+        replicas_from=host.data.postgres_replicas_from,
+        backups=backup_files.COMMAND,
+        replica_wal=REPLICA_WAL,
         access=access_rules(),
         rest_password=fleet.secret("patroni_rest_password"),
         replication_password=fleet.secret("postgres_replication_password"),

@@ -89,6 +89,9 @@ patroni_loop_wait = 2
 patroni_retry_timeout = 9
 # Stop writing rather than acknowledge what only one host has, when no replica is left.
 postgres_synchronous_strict = True
+# What a new replica is built from: primary (a copy of it), or repository (the newest backup, where it is of
+# the primary's timeline; else a copy). The second spares the primary of a large database.
+postgres_replicas_from = "primary"
 # When the primary's host is dead, release its leader key at once instead of waiting for patroni_ttl. It needs
 # strict synchronous mode; how it stays safe: templates/failover/relay_failover/rules.py.
 fast_failover = True

@@ -14,7 +14,7 @@ import pytest
 from backups.core.pgbackrest import PgBackRest
 from backups.core.repository import Stanza, parse_info
 from backups.host import __main__ as command
-from backups.host import backup, check, common, retention, stanza
+from backups.host import backup, check, common, replica, retention, stanza
 
 OWN, FOREIGN = 7712334411090430888, 7712334411090430999
 
@@ -239,3 +239,33 @@ def test_retention_drops_what_no_rule_keeps(monkeypatch: pytest.MonkeyPatch) -> 
     dropped = [line for line in programs.ran if line.endswith(" expire")]
     assert dropped
     assert "20261101" not in " ".join(dropped)
+
+
+def test_a_replica_is_built_from_a_backup_of_the_primarys_timeline() -> None:
+    def on(timeline: int, label: str, stop: int, **more: Any) -> dict[str, Any]:
+        wal = f"{timeline:08X}0000000000000007"
+        return entry(label, stop, **more) | {"archive": {"start": wal, "stop": wal}}
+
+    backups = [
+        on(1, "20261124-020000F", 10),
+        on(2, "20261125-020000F", 20),
+        on(2, "20261126-020000F", 30),
+        on(2, "20261126-030000F", 40, error=True),
+        on(1, "20261126-040000F", 50),
+    ]
+    held = found(0, *backups)
+    assert replica.newest_of(held, 2).label == "20261126-020000F"
+    assert replica.newest_of(held, 1).label == "20261126-040000F"
+    for other in (found(0, *backups), found(2)):
+        with pytest.raises(common.HostError, match="the primary is copied instead"):
+            replica.newest_of(other, 3)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [[], [{"role": "replica", "timeline": 2}], [{"role": "leader"}], [{"role": "leader", "timeline": "2"}]],
+)
+def test_without_a_primary_no_replica_is_built(members: list[dict[str, Any]]) -> None:
+    assert replica.timeline_of({"members": [*members, {"role": "leader", "timeline": 4}]}) == 4
+    with pytest.raises(common.HostError, match="no primary"):
+        replica.timeline_of({"members": members})

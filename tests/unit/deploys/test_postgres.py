@@ -42,6 +42,25 @@ def test_what_is_acknowledged_is_on_two_hosts(configuration: Any) -> None:
     assert "statement_timeout" not in parameters
 
 
+def test_replicas_are_built_from_what_the_setting_says(configuration: Any, fake_role: Any) -> None:
+    usual = configuration["postgresql"]
+    assert {"create_replica_methods", "pgbackrest", "recovery_conf"} & usual.keys() == set()
+    outcome = fake_role(postgres.postgres, "db2", data={"postgres_replicas_from": "repository"})
+    found = yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])["postgresql"]
+    # In this order: what fails is followed by a copy of the primary.
+    assert found["create_replica_methods"] == ["pgbackrest", "basebackup"]
+    command = f"/usr/local/sbin/relay-backups replica {found['data_dir']}"
+    assert found["pgbackrest"] == {"command": command, "no_params": True}
+    assert found["recovery_conf"] == {"restore_command": "/usr/local/sbin/relay-replica-wal %f %p"}
+    assert found["basebackup"] == usual["basebackup"] == [{"checkpoint": "fast"}]
+    assert outcome.files["/usr/local/sbin/relay-replica-wal"].startswith("#!/bin/sh")
+
+
+def test_an_unknown_source_of_replicas_is_refused(sandbox_inventory: Any) -> None:
+    sandbox_inventory.override_data |= {"postgres_replicas_from": "backup"}
+    assert [p for p in postgres.problems() if "write one of primary, repository" in p]
+
+
 def test_a_dead_primary_is_replaced_within_its_lease(configuration: Any) -> None:
     cluster = configuration["bootstrap"]["dcs"]
     assert (cluster["ttl"], cluster["loop_wait"], cluster["retry_timeout"]) == (20, 2, 9)
