@@ -40,7 +40,8 @@ from deploys.lib.errors import DeployError
 # A restore needs room for the data, and for the WAL that is replayed.
 ROOM = 1.2
 BYTES_PER_SECOND = 100e6
-RESTORE_PATIENCE, JOIN_PATIENCE = 6 * 3600, 6 * 3600
+# A large database takes as long as it takes; a restore that fails is seen at once.
+RESTORE_PATIENCE, JOIN_PATIENCE = 7 * 86400, 7 * 86400
 CHECK_SECONDS = 180
 
 

@@ -60,7 +60,14 @@ def view_of(instance: Scratch, account: int | None = None) -> dict[str, Any]:
 
 
 def step(instance: Scratch, *, forward: bool, seconds: float | None = None) -> State:
-    """Moves it by one transaction, or by `seconds`."""
+    """Moves it by one transaction, or by `seconds`. Where a move was interrupted, that one is finished."""
+    if (state := _interrupted(instance)) is not None:
+        goal = Goal(**state.goal)
+        instance.say(f"a command was interrupted on the way to {goal}: finishing it")
+        instance.restore(
+            state, goal, backups_for(information(instance.settings), goal)[0], pause=True, delta=True
+        )
+        return state
     state = _ready(instance)
     if not instance.take():
         raise ScratchError(f"another command works on {instance.name}: wait for it")
@@ -72,6 +79,16 @@ def step(instance: Scratch, *, forward: bool, seconds: float | None = None) -> S
     else:
         backup = backups_for(information(instance.settings), goal)[0]
         instance.restore(state, goal, backup, pause=True, delta=True)
+    return state
+
+
+def _interrupted(instance: Scratch) -> State | None:
+    """The state of a preview whose command was killed; nobody else works on it then."""
+    state = instance.state()
+    if not instance.exists or state.kind != "preview" or state.phase == "ready":
+        return None
+    if not instance.take():
+        raise ScratchError(f"another command works on {instance.name}: wait for it")
     return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def _restore(options: argparse.Namespace, settings: Settings, say: Any) -> Any:
     parsed = Goal.parse(options.target)
     goal = Goal(parsed.kind, parsed.value, options.exclusive and parsed.kind not in ("latest", "set"))
     instance = Scratch(settings, options.name, say)
+    if _is_there(instance, goal, pause=options.pause):
+        say(f"{options.name} is there already, at {goal}")
+        return _told(instance, pause=options.pause)
     if instance.exists:
         raise ScratchError(
             f"there is a scratch instance {options.name} already: "
@@ -94,8 +98,18 @@ def _restore(options: argparse.Namespace, settings: Settings, say: Any) -> Any:
     except BaseException:
         instance.drop()
         raise
-    answer = dict(shown(instance))
-    return answer | ({"show": preview.show(instance)} if options.pause else {})
+    return _told(instance, pause=options.pause)
+
+
+def _is_there(instance: Scratch, goal: Goal, *, pause: bool) -> bool:
+    """Whether the same command has made it before. `latest` is never the same."""
+    state = instance.state()
+    same = state.goal == asdict(goal) and state.paused == pause and goal.kind != "latest"
+    return same and state.phase == "ready" and instance.postmaster() is not None
+
+
+def _told(instance: Scratch, *, pause: bool) -> dict[str, Any]:
+    return dict(shown(instance)) | ({"show": preview.show(instance)} if pause else {})
 
 
 def _list(_: argparse.Namespace, settings: Settings, __: Any) -> Any:

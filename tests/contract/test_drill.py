@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,8 +119,9 @@ def _configure(root: Path, backups: backup_rig.Rig) -> Path:
     return settings
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
+@contextmanager
+def running_drill_rig() -> Iterator[Rig]:
+    """All of it, with two accounts and a first backup; removed afterwards."""
     root = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
     root.chmod(0o755)
     with backup_rig.running_rig() as backups:
@@ -135,6 +137,12 @@ def rig() -> Iterator[Rig]:
         finally:
             subprocess.run(found.command("scratch", "clear"), cwd=REPOSITORY, capture_output=True)
             shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with running_drill_rig() as found:
+        yield found
 
 
 @pytest.fixture
@@ -324,6 +332,24 @@ def test_a_drill_that_is_killed_leaves_nothing_to_the_next(rig: Rig, moment: flo
     done = rig.host("drill", "run", "--seed", "3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (rig.leftovers(), rig.processes()) == ([], [])
+
+
+def test_a_drill_and_a_restore_beside_leave_nothing_in_the_archive(rig: Rig, instance: str) -> None:
+    """No WAL and no timeline of theirs: the next restore of the cluster would follow it."""
+    rig.grant("acme", 1, "archive")
+    rig.archive()
+    before = {key for key in rig.backups.store.objects() if not key.startswith("receipts/")}
+    assert rig.host("drill", "run", "--seed", "5").returncode == 0
+    rig.answer("scratch", "restore", "--name", instance)
+    socket = rig.answer("scratch", "list")[0]["socket"]
+    write = (
+        "create table left_over (); select pg_switch_wal(); select timeline_id from pg_control_checkpoint()"
+    )
+    command = [*rig.server.prefix, "psql", "-h", socket, "-U", "postgres", "-d", "relay", "-Atc", write]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert int(done.stdout.split()[-1]) >= 1, done.stderr
+    time.sleep(2)
+    assert {key for key in rig.backups.store.objects() if not key.startswith("receipts/")} == before
 
 
 def test_a_wrong_row_fails_the_drill_and_names_its_account(rig: Rig) -> None:

@@ -207,6 +207,19 @@ def test_a_restore_that_fails_says_what_patroni_said(hosts: Hosts, call: Call) -
     assert ("db1", "join") not in hosts.actions()
 
 
+def test_a_restore_that_takes_many_hours_is_waited_for(
+    hosts: Hosts, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Patroni restores, no time-out of ours ends it: a large database takes as long as it takes."""
+    looked = itertools.count()
+    hosts.fleet.on("db2", "/primary", lambda _: Answer(0 if next(looked) > 20 else 22))
+    clock = itertools.count(step=3600)
+    monkeypatch.setattr("backups.danger.time.monotonic", lambda: float(next(clock)))
+    result = call("restore", *DO)
+    assert result.code == 0, result.err
+    assert hosts.actions() == ALL
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
