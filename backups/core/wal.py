@@ -126,8 +126,9 @@ def parse_history(text: str) -> tuple[Switch, ...]:
 def _effective(switches: Sequence[Switch]) -> tuple[Switch, ...]:
     """The switches, none of which lies behind a later one.
 
-    A lost site may leave a timeline's history in the archive and none of its WAL. What is restored follows that
-    history, ends before the timeline began, and its own history says so: nothing of that timeline is in it.
+    A lost site may leave a timeline's history in the archive and none of its WAL. What is restored follows
+    that history, ends before the timeline began, and its own history says so: nothing of that timeline is
+    in it.
     """
     positions = list(accumulate((switch.position for switch in reversed(switches)), min))
     return tuple(Switch(switch.parent, at) for switch, at in zip(switches, reversed(positions), strict=True))

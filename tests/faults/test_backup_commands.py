@@ -26,7 +26,8 @@ from backups.commands import NAMES as COMMANDS
 from deploys.sandbox import remote
 from deploys.sandbox.remote import relayctl
 from tests.contract.killing import MOMENTS, killed, moments, seconds_of
-from tests.fleet.test_3_backups import ARCHIVED_SECONDS, primary, query
+from tests.fleet.patroni import leader as primary
+from tests.fleet.test_3_backups import ARCHIVED_SECONDS, query
 from tests.fleet.test_3_restore import value
 
 ROOT = Path(__file__).resolve().parents[2]
