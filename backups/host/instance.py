@@ -274,9 +274,8 @@ class Scratch:
 
     def restore(self, state: State, goal: Goal, backup: Backup, *, pause: bool, delta: bool) -> None:
         """Puts a backup's files in place of the instance's and recovers to the goal."""
-        self.stop()
-        state.phase, state.backup, state.goal = "restoring", backup.label, asdict(goal)
-        self.write(state)
+        state.backup = backup.label
+        self.retire(state, "restoring", goal)
         self.say(f"restoring backup {backup.label} ({backup.size / 1e6:.0f} MB) to reach {goal}")
         begin = time.monotonic()
         command = self.settings.repository.restore(str(self.data), Target(), label=backup.label, delta=delta)
@@ -288,8 +287,8 @@ class Scratch:
 
     def recover(self, state: State, goal: Goal, *, pause: bool) -> None:
         """Starts the server, which recovers to the goal. The instance is ready when it has arrived."""
-        state.phase, state.goal, state.paused = "recovering", asdict(goal), pause
-        self.write(state)
+        state.paused = pause
+        self.retire(state, "recovering", goal)
         begin = time.monotonic()
         self._configure(goal, pause)
         self._start()
@@ -325,6 +324,14 @@ class Scratch:
             time.sleep(PAUSE_SECONDS)
         state.paused = False
         self.write(state)
+
+    def retire(self, state: State, phase: str, goal: Goal) -> None:
+        """Stops the server for another goal; in this order a kill leaves nothing that looks ready."""
+        with contextlib.suppress(FileNotFoundError):
+            self.socket.unlink()
+        state.phase, state.goal = phase, asdict(goal)
+        self.write(state)
+        self.stop()
 
     def position(self) -> tuple[str, str]:
         """(LSN up to which it was recovered, time of the last transaction that was, ISO 8601 or "")."""

@@ -74,7 +74,6 @@ def step(instance: Scratch, *, forward: bool, seconds: float | None = None) -> S
     goal = _by_time(state, forward, seconds) if seconds else _by_transaction(instance, state, forward)
     instance.say(f"moving {'forward' if forward else 'back'} to {goal}")
     if forward:
-        instance.stop()
         instance.recover(state, goal, pause=True)
     else:
         backup = backups_for(information(instance.settings), goal)[0]

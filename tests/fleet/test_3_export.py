@@ -9,7 +9,15 @@ from pathlib import Path
 from backups.commands.export import NAMESPACE
 from deploys.sandbox import remote
 from deploys.sandbox.remote import relayctl
+from tests.fleet.runbook import follow
 from tests.fleet.test_3_restore import backups, value
+
+
+def test_the_runbooks_page_is_followed(tmp_path: Path) -> None:
+    """A customer or a court asks for an account's data."""
+    account = value("select account_id from usage group by 1 order by count(*) desc limit 1").strip()
+    changed = {"production": "sandbox", "acme.jsonl": str(tmp_path / "a.jsonl"), "acme": account}
+    assert "add up" in follow("6.", changed)
 
 
 def test_an_account_is_exported_and_proven(tmp_path: Path) -> None:
