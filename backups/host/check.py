@@ -10,7 +10,17 @@ from dataclasses import replace
 from backups.core import wal
 from backups.core.repository import Stanza
 from backups.core.verification import Verifier, wal_findings
-from backups.host.common import STATE, HostError, Settings, is_primary, query, verifier, write_figures
+from backups.host.backup import HELP as RUN_HELP
+from backups.host.common import (
+    STATE,
+    HostError,
+    Settings,
+    figures_there,
+    is_primary,
+    query,
+    verifier,
+    write_figures,
+)
 
 # A host that has just become the primary has checked nothing before, and reading all headers takes long.
 HEADERS = 16
@@ -49,6 +59,9 @@ def run(options: argparse.Namespace) -> int:
         write_figures("backup_run", {}, HELP)
         return 0
     write_figures("backup_archiver", archiving(), HELP)
+    if not figures_there("backup_run"):
+        # It has become the primary, and has tried no backup that could have failed.
+        write_figures("backup_run", {"backup_run_failed": 0}, RUN_HELP)
     repository = replace(own(settings), headers=None if options.whole else HEADERS)
     # Where this fails, the other figures stay as they were: what the alerts look at is their age.
     found = repository.stanza()

@@ -105,6 +105,11 @@ def _outcome(command: Sequence[str]) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def figures_there(name: str) -> bool:
+    """Whether there is a file of that name for the node exporter."""
+    return (FIGURES / f"{name}.prom").exists()
+
+
 def write_figures(
     name: str, figures: Mapping[str, float], texts: Mapping[str, str], directory: Path | None = None
 ) -> None:

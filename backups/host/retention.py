@@ -25,7 +25,7 @@ from backups.host.common import (
 
 # A backup that runs writes objects all the time; one without any for so long has ended.
 QUIET_SECONDS = 1800
-# The timer runs every hour; what the last verification found counts for so long.
+# The timer runs every hour; a repository that was whole counts as that for so long.
 VERIFIED_SECONDS = 23 * 3600
 HELP = {
     "backup_retention_refused": "Whether the last retention refused to drop anything (1).",
@@ -106,7 +106,8 @@ def verification(repository: Verifier, *, anew: bool, remember: bool) -> tuple[f
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
         kept = {"at": 0, "problems": []}
-    due = remember and time.time() - kept["at"] > VERIFIED_SECONDS
+    # What was damaged may have been mended since.
+    due = remember and (kept["problems"] or time.time() - kept["at"] > VERIFIED_SECONDS)
     if not due and not anew:
         return kept["at"], kept["problems"]
     now = time.time()

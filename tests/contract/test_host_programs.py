@@ -60,7 +60,10 @@ def test_a_day_of_a_database(rig: Rig, host: Run, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == ""
     for _ in range(3):
         rig.archive()
+    # As on a host that has just become the primary.
+    (tmp_path / "backup_run.prom").unlink()
     assert host("check") == 0
+    assert figures(tmp_path, "backup_run") == {"backup_run_failed": 0}
     found = figures(tmp_path, "backup")
     assert (found["backup_count"], found["backup_damaged_count"]) == (1, 0)
     assert found["backup_wal_newest_timestamp_seconds"] > found["backup_newest_timestamp_seconds"] - 1
