@@ -6,20 +6,26 @@ The certificate comes from the fleet's own CA where the environment says so; els
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from ipaddress import ip_network
+from pathlib import PurePosixPath
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, files
 
-from deploys.lib import fleet, pki
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
+from deploys.lib import fleet, pki, waf_exceptions
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
+from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
-from deploys.lib.timing import relation
+from deploys.lib.timing import relation, seconds
+from deploys.lib.waf_exceptions import WafException
 from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
+WAF_PACKAGES = ["libnginx-mod-http-modsecurity", "modsecurity-crs"]
 
 CONFIG = "/etc/nginx"
 EXPORTER_PORT = 9113
@@ -30,8 +36,52 @@ UPSTREAM_IDLE_SECONDS, IDLE_MARGIN_SECONDS = 3, 1
 # For so long nothing is sent to a relay that has refused twice. It is over before the next one is replaced.
 FAIL_SECONDS = ROLL_PAUSE_SECONDS - 1
 STATUS = "127.0.0.1:8080"
+# By how much the first hop outlasts the second, whose answer wins.
+HOP_MARGIN_SECONDS = 5
+SOCKETS = "/run/relay-edge"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
-TEMPLATES = ("tls", "limits", "log", "errors", "headers", "upstream", "proxy", "servers")
+TEMPLATES = (
+    "slow_clients",
+    "client_address",
+    "credentials",
+    "limit_zones",
+    "limit_calls",
+    "limit_address",
+    "access_log",
+    "errors",
+    "security_txt",
+    "own_answers",
+    "headers",
+    "headers_of_pages",
+    "tls",
+    "certificates",
+    "upstream",
+    "to_waf",
+    "to_relay",
+    "trail",
+    "server_strangers",
+    "server_redirect",
+    "server_api",
+    "server_console",
+    "server_status_page",
+    "server_tools",
+    "server_waf",
+    "server_counters",
+)
+# What the second hop inspects calls by.
+WAF_MODES = ("on", "detect", "off")
+WAF_TEMPLATES = ("rules", "model_calls", "engine", "core_rule_set", "exceptions")
+CRS_SETUP = "/etc/modsecurity/crs/crs-setup.conf"
+CRS_RULES = "/usr/share/modsecurity-crs/rules"
+# What ModSecurity writes for relay-waf-log, in memory, and what it may need to set aside.
+WAF_LOG = "/run/relay-waf/matches.json"
+WAF_TMP = "/var/lib/nginx/waf"
+WAF_LOGGER = "/usr/local/sbin/relay-waf-log"
+# Paths of the API that take files, as multipart forms.
+UPLOAD_PATHS = (
+    "^/v1/(?:audio/(?:transcriptions|translations)|images/(?:edits|variations)|files"
+    "|uploads/[A-Za-z0-9_-]+/parts)$"
+)
 
 
 def public_certificates() -> list[pki.Subject]:
@@ -57,12 +107,49 @@ def problems() -> Iterator[str]:
         {"edge_connect_timeout": 3},
         "a call that meets two relays that are away would not be tried on a third one",
     )
+    yield from _what_nginx_would_misread()
     yield from relation(
         "relay_drain_seconds",
         {},
         "a relay that stops would close connections that the edge still uses",
         more=UPSTREAM_IDLE_SECONDS + IDLE_MARGIN_SECONDS,
     )
+
+
+def _what_nginx_would_misread() -> Iterator[str]:
+    """Settings that nginx would refuse on the host, or worse, take for something else."""
+    yield from _networks()
+    yield from _sizes()
+    if fleet.setting("edge_waf") not in WAF_MODES:
+        yield f"`edge_waf` is {fleet.setting('edge_waf')!r}: write one of {', '.join(WAF_MODES)}"
+    if fleet.setting("edge_waf_paranoia") not in (1, 2, 3, 4):
+        yield "`edge_waf_paranoia` is a number from 1 to 4; above 1 usual clients are refused"
+    if fleet.setting("edge_tools") and not fleet.setting("edge_tools_allowed_from"):
+        yield "`edge_tools` would be there for nobody: say in `edge_tools_allowed_from` who may use them"
+    contact = fleet.setting("edge_security_contact")
+    if contact and not re.fullmatch(r"(?:mailto:|https://|tel:)[^\s\"'$;\\\\]+", contact):
+        yield f"`edge_security_contact` is no address: {contact!r}; write mailto:…, https://… or tel:…"
+    try:
+        exceptions()
+    except DeployError as error:
+        yield str(error)
+
+
+def _networks() -> Iterator[str]:
+    for name in ("edge_trusted_proxies", "edge_tools_allowed_from"):
+        for network in fleet.setting(name):
+            try:
+                ip_network(network)
+            except ValueError as error:
+                yield f"`{name}`: {error}: write a CIDR block such as 192.0.2.0/24"
+
+
+def _sizes() -> Iterator[str]:
+    for name in ("edge_body_max", "edge_upload_max", "edge_form_max"):
+        try:
+            size_in_bytes(fleet.setting(name))
+        except DeployError as error:
+            yield f"`{name}`: {error}"
 
 
 ROLE = Role(
@@ -90,7 +177,9 @@ ROLE = Role(
 class EdgeSettings:
     """What the templates of templates/edge need.
 
-    Upstreams are ``host:port``; rates are requests a second; times and sizes are written as nginx does.
+    Upstreams and `tools` (by name) are ``host:port``; rates are requests a second; times and sizes are
+    written as nginx does; networks are CIDR blocks. `waf` is on, detect (nothing is refused) or off. A server
+    whose names or addresses are empty does not exist.
     """
 
     names: list[str]
@@ -103,57 +192,136 @@ class EdgeSettings:
     body_max: str
     read_timeout: str
     drain_timeout: str
+    client_connections: int = 256
+    upload_max: str = "26m"
+    form_max: str = "1m"
     connect_timeout: str = "1s"
     retry_timeout: str = "5s"
+    hop_timeout: str = "1h"
     upstream_idle: str = f"{UPSTREAM_IDLE_SECONDS}s"
     fail_timeout: str = f"{FAIL_SECONDS}s"
+    trusted_proxies: list[str] = field(default_factory=list)
+    waf: str = "on"
+    waf_paranoia: int = 1
+    waf_exceptions: list[WafException] = field(default_factory=list)
+    crs_setup: str = CRS_SETUP
+    crs_rules: str = CRS_RULES
+    console_names: list[str] = field(default_factory=list)
+    status_page_names: list[str] = field(default_factory=list)
+    status_page: str = ""
+    tools_names: list[str] = field(default_factory=list)
+    tools: dict[str, str] = field(default_factory=dict)
+    tools_allowed_from: list[str] = field(default_factory=list)
+    security_contact: str = ""
+    certificates: list[str] = field(default_factory=lambda: ["edge"])
     http_listen: str = "80"
     https_listen: str = "443"
     status_listen: str = STATUS
     user: str = "www-data"
     pid_file: str = "/run/nginx.pid"
     log_dir: str = "/var/log/nginx"
+    config_dir: str = CONFIG
+    socket_dir: str = SOCKETS
+    modules: str = "/usr/lib/nginx/modules"
+    waf_log: str = WAF_LOG
+    waf_tmp: str = WAF_TMP
 
 
 def render_edge(settings: EdgeSettings) -> dict[str, str]:
     """The nginx configuration: text by path below the configuration's directory."""
-    values = asdict(settings)
-    included = {f"relay/{name}.conf": render(f"edge/{name}.conf.j2", **values) for name in TEMPLATES}
+    values = asdict(settings) | {
+        "upload_paths": UPLOAD_PATHS,
+        "exceptions": settings.waf_exceptions,
+        "inspected_max": max(map(size_in_bytes, (settings.body_max, settings.upload_max, settings.form_max))),
+    }
+    names = [*TEMPLATES, *(f"waf/{name}" for name in WAF_TEMPLATES if settings.waf != "off")]
+    included = {f"relay/{name}.conf": render(f"edge/{name}.conf.j2", **values) for name in names}
     return included | {"nginx.conf": render("edge/nginx.conf.j2", **values)}
+
+
+def size_in_bytes(text: str) -> int:
+    """A size as nginx writes it, such as 20m. Raises DeployError."""
+    match = re.fullmatch(r"(\d+)([kmgKMG]?)", text)
+    if not match:
+        raise DeployError(f"not a size as nginx writes it: {text!r}; write for instance 20m or 512k")
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
 
 
 def settings() -> EdgeSettings:
     """The settings of the current environment."""
+    domain = fleet.domain()
+    console, tools = fleet.setting("edge_console"), fleet.setting("edge_tools")
     return EdgeSettings(
-        names=[f"api.{fleet.domain()}"],
+        names=[f"api.{domain}"],
+        console_names=[f"console.{domain}"] if console else [],
+        status_page=fleet.setting("edge_status_page"),
+        status_page_names=[f"status.{domain}"] if fleet.setting("edge_status_page") else [],
+        tools=tools,
+        tools_names=[f"tools.{domain}"] if tools else [],
+        tools_allowed_from=fleet.setting("edge_tools_allowed_from"),
+        trusted_proxies=fleet.setting("edge_trusted_proxies"),
         upstreams=[f"{node.address}:{API_PORT}" for node in fleet.hosts("app")],
         client_rate=fleet.setting("edge_client_rate"),
         client_burst=fleet.setting("edge_client_burst"),
+        client_connections=fleet.setting("edge_client_connections"),
         address_rate=fleet.setting("edge_address_rate"),
         address_burst=fleet.setting("edge_address_burst"),
         address_connections=fleet.setting("edge_address_connections"),
         body_max=fleet.setting("edge_body_max"),
+        upload_max=fleet.setting("edge_upload_max"),
+        form_max=fleet.setting("edge_form_max"),
         read_timeout=fleet.setting("edge_read_timeout"),
+        hop_timeout=f"{seconds('edge_read_timeout') + HOP_MARGIN_SECONDS:g}s",
         drain_timeout=fleet.setting("edge_drain_timeout"),
         connect_timeout=fleet.setting("edge_connect_timeout"),
         retry_timeout=fleet.setting("edge_retry_timeout"),
+        waf=fleet.setting("edge_waf"),
+        waf_paranoia=fleet.setting("edge_waf_paranoia"),
+        waf_exceptions=exceptions(),
+        crs_setup=fleet.setting("edge_crs_setup"),
+        crs_rules=fleet.setting("edge_crs_rules"),
+        security_contact=fleet.setting("edge_security_contact"),
     )
+
+
+def exceptions() -> list[WafException]:
+    """What the environment excepts from the WAF's rules."""
+    return waf_exceptions.read(fleet.REPOSITORY / fleet.setting("edge_waf_exceptions"))
 
 
 @deploy("Edge")
 def edge() -> None:
     """The edge role, for hosts of the group `edge`."""
-    apt.packages(name="Install nginx", packages=PACKAGES, no_recommends=True)
+    waf = WAF_PACKAGES if fleet.setting("edge_waf") != "off" else []
+    apt.packages(name="Install nginx", packages=[*PACKAGES, *waf], no_recommends=True)
     directories()
     dead_peers()
     nginx()
     exporter()
+    if waf:
+        waf_log()
 
 
 def directories() -> None:
     """Where the configuration lies; keys are out of other accounts' reach from their first byte on."""
-    for path, mode in host.loop([(f"{CONFIG}/relay", "755"), (f"{CONFIG}/relay/tls", "700")]):
+    for path, mode in host.loop(
+        [(f"{CONFIG}/relay", "755"), (f"{CONFIG}/relay/waf", "755"), (f"{CONFIG}/relay/tls", "700")]
+    ):
         files.directory(name=f"Make {path}", path=path, user="root", group="root", mode=mode)
+    path = "/etc/tmpfiles.d/relay-edge.conf"
+    text = render(
+        "edge/tmpfiles.conf.j2",
+        sockets=SOCKETS,
+        waf_log_directory=str(PurePosixPath(WAF_LOG).parent),
+        waf_tmp=WAF_TMP,
+    )
+    Configuration(
+        "systemd-tmpfiles-setup",
+        [ConfigFile(path, text)],
+        check=f"systemd-tmpfiles --create {path}",
+        action="true",
+        label="edge-directories",
+    ).keep(run=False)
 
 
 def dead_peers() -> None:
@@ -169,8 +337,20 @@ def nginx() -> None:
     """The configuration, tested before it is used, and the service, which comes back by itself."""
     texts = render_edge(settings())
     config = [ConfigFile(f"{CONFIG}/{path}", text) for path, text in texts.items()]
-    restart = ConfigFile(f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2"))
+    restart = ConfigFile(
+        f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2", sockets=SOCKETS)
+    )
     Configuration("nginx", [*certificate(), *config, restart], check="nginx -t", action="reload").keep()
+
+
+def waf_log() -> None:
+    """Which rules matched which calls, for operators and Prometheus, without what the calls held."""
+    unit = "relay-waf-log.service"
+    files = [
+        ConfigFile(WAF_LOGGER, source("edge/relay_waf_log.py"), mode="755"),
+        ConfigFile(f"{SYSTEMD_UNITS}{unit}", render("edge/relay-waf-log.service.j2", command=WAF_LOGGER)),
+    ]
+    Configuration(unit, files, check=f"{WAF_LOGGER} --help >/dev/null").keep()
 
 
 def certificate() -> list[ConfigFile]:

@@ -44,16 +44,21 @@ journal_max_retention = "30day"
 certificate_days_left = 30
 
 # --- edge ------------------------------------------------------------------------------------------------
-# Requests a second, and the burst above it, that one client may make; a client is a bearer token or, without
-# one, an address.
+# Requests a second, the burst above it, and calls at a time that one client may make; a client is a key or,
+# without one, an address.
 edge_client_rate = 10
 edge_client_burst = 20
-# The wider limit of one address, whatever tokens it shows, and its connections at a time.
+edge_client_connections = 256
+# The wider limit of one address, whatever keys it shows, and its connections at a time.
 edge_address_rate = 200
 edge_address_burst = 400
 edge_address_connections = 512
-# Largest request body, as nginx writes sizes.
+# Load balancers and the like (CIDR) that may say which client they pass on, in X-Forwarded-For.
+edge_trusted_proxies: list[str] = []
+# Largest request body, as nginx writes sizes: of a call, of one with files, and of forms.
 edge_body_max = "20m"
+edge_upload_max = "26m"
+edge_form_max = "1m"
 # How long the relay may be silent within one call, as nginx writes times; above the time-out for providers
 # and the time to settle, so that the relay's answer wins.
 edge_read_timeout = "670s"
@@ -62,6 +67,25 @@ edge_connect_timeout = "1s"
 edge_retry_timeout = "5s"
 # How long a reload lets running calls end: longer than the longest stream.
 edge_drain_timeout = "1h"
+
+# The web application firewall: on, detect (nothing is refused, all is logged) or off.
+edge_waf = "on"
+# How strict the core rule set is, 1 to 4; from 2 on it refuses usual clients.
+edge_waf_paranoia = 1
+# What its rules must not refuse, relative to the repository.
+edge_waf_exceptions = "inventories/waf_exceptions.yml"
+# Where the core rule set lies on the host: the distribution's, or a newer one that you put there.
+edge_crs_setup = "/etc/modsecurity/crs/crs-setup.conf"
+edge_crs_rules = "/usr/share/modsecurity-crs/rules"
+# Whether console.domain passes on the relay's web pages.
+edge_console = False
+# host:port of what answers as status.domain; empty: that name does not exist.
+edge_status_page = ""
+# Operators' tools as tools.domain/NAME/: {"grafana": "10.0.0.41:3000"}; and who may see them (CIDR).
+edge_tools: dict[str, str] = {}
+edge_tools_allowed_from: list[str] = []
+# Where people report weaknesses (security.txt): mailto:, https: or tel:. Empty: no such file.
+edge_security_contact = ""
 
 # --- monitoring ------------------------------------------------------------------------------------------
 # Whether alerts must have somewhere to go; only a fleet that nobody depends on may do without.

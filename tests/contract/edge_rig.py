@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -22,6 +23,9 @@ from deploys.roles.edge import EdgeSettings, render_edge
 from tests.contract.conftest import free_port
 
 NAME = "api.edge.test"
+CONSOLE, STATUS_PAGE, TOOLS = "console.edge.test", "status.edge.test", "tools.edge.test"
+JSON = {"Host": NAME, "Content-Type": "application/json"}
+OWN_NAMES = [NAME, CONSOLE, STATUS_PAGE, TOOLS]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -36,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
         relay.calls.append({"path": self.path, "headers": dict(self.headers), "body": body, "port": port})
         getattr(self, f"_{relay.behave}")()
 
-    do_POST = do_GET
+    do_POST = do_DELETE = do_OPTIONS = do_PUT = do_GET
 
     def _ok(self) -> None:
         content = b'{"ok":true}'
@@ -44,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("X-Request-Id", "the-relay's-own")
         self.send_header("Content-Length", str(len(content)))
+        for name, value in self.server.relay.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 
@@ -82,6 +88,7 @@ class FakeRelay:
 
     behave: str = "ok"
     calls: list[dict[str, Any]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
     release: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -145,11 +152,22 @@ class Edge:
             server_hostname=NAME,
             assert_hostname=NAME,
             ca_certs=str(self.ca_file),
-            headers={"Host": NAME},
+            headers=JSON,
             maxsize=20,
             retries=False,
             timeout=30,
         )
+
+    def raw(self, request: bytes, name: str = NAME, seconds: float = 15) -> bytes:
+        """What is answered to the bytes of a request, over TLS, until the edge closes."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        host, _, port = self.settings.https_listen.rpartition(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=seconds) as plain,
+            context.wrap_socket(plain, server_hostname=name) as connection,
+        ):
+            connection.sendall(request)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def access_log(self, entries: int) -> list[dict[str, str]]:
         """The access log, oldest first, once it has that many entries: nginx writes them after the answer."""
@@ -184,6 +202,11 @@ def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Itera
         "https_listen": f"127.0.0.1:{free_port()}",
         "status_listen": f"127.0.0.1:{free_port()}",
         "user": "root",
+        "config_dir": str(directory),
+        "socket_dir": str(directory),
+        "waf_log": str(directory / "waf-matches.json"),
+        "waf_tmp": str(directory),
+        "hop_timeout": "30s",
         "pid_file": str(directory / "nginx.pid"),
         "log_dir": str(directory),
     }
@@ -200,11 +223,13 @@ def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Itera
 
 def write_config(directory: Path, settings: EdgeSettings) -> Path:
     """Writes the configuration and a certificate for NAME; returns the CA's file."""
-    (directory / "relay/tls").mkdir(parents=True, exist_ok=True)
+    for name in ("relay/tls", "relay/waf"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy("/etc/nginx/unicode.mapping", directory)
     for name, text in render_edge(settings).items():
         (directory / name).write_text(text)
     ca_cert, ca_key = pki.new_authority("Test CA")
-    certificate, key = pki.issue(pki.Subject("edge", (NAME,)), ca_cert, ca_key)
+    certificate, key = pki.issue(pki.Subject("edge", tuple(OWN_NAMES)), ca_cert, ca_key)
     (directory / "relay/tls/edge.crt").write_text(certificate)
     (directory / "relay/tls/edge.key").write_text(key)
     ca_file = directory / "ca.crt"

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 from relay.identity.tokens import mint
 from tests.contract.conftest import free_port
-from tests.contract.edge_rig import NAME, DeadHost, Edge, FakeRelay, nginx_program, running_edge
+from tests.contract.edge_rig import (
+    CONSOLE,
+    JSON,
+    NAME,
+    OWN_NAMES,
+    STATUS_PAGE,
+    TOOLS,
+    DeadHost,
+    Edge,
+    FakeRelay,
+    nginx_program,
+    running_edge,
+)
 
 CHAT = "/v1/chat/completions"
 SECURITY_HEADERS = {
@@ -69,7 +86,7 @@ def raw_request(listen: str, request: bytes) -> bytes:
 
 
 def test_replaces_what_a_client_says_about_itself(edge: Edge, relay: FakeRelay) -> None:
-    forged = {"Host": NAME, "X-Forwarded-For": "203.0.113.9", "X-Request-Id": "forged", "Forwarded": "for=x"}
+    forged = JSON | {"X-Forwarded-For": "203.0.113.9", "X-Request-Id": "forged", "Forwarded": "for=x"}
     answer = edge.client().request("POST", CHAT, body=b"{}", headers=forged)
     assert answer.status == 200
     headers = relay.calls[0]["headers"]
@@ -183,14 +200,14 @@ def strict_edge(tmp_path: Path, relay: FakeRelay) -> Iterator[Edge]:
 
 def test_a_client_over_its_rate_gets_429_and_others_are_served(strict_edge: Edge) -> None:
     client = strict_edge.client()
-    eager = {"Host": NAME, "Authorization": "Bearer eager"}
+    eager = JSON | {"Authorization": "Bearer eager"}
     answers = [client.request("POST", CHAT, body=b"{}", headers=eager) for _ in range(40)]
     refused = [answer for answer in answers if answer.status == 429]
     assert 10 <= len(refused) <= 19
     assert error_of(refused[0])["code"] == "rate_limit_exceeded"
     assert refused[0].headers["Retry-After"] == "1"
     assert refused[0].headers["Strict-Transport-Security"]
-    calm = {"Host": NAME, "Authorization": "bearer calm"}
+    calm = JSON | {"Authorization": "bearer calm"}
     assert client.request("POST", CHAT, body=b"{}", headers=calm).status == 200
 
 
@@ -268,17 +285,19 @@ def test_a_call_that_was_sent_is_never_sent_again(
 
 def test_no_connection_is_reused_after_three_idle_seconds(edge: Edge, relay: FakeRelay) -> None:
     client = edge.client()
-    client.request("POST", CHAT, body=b"{}")
-    client.request("POST", CHAT, body=b"{}")
+    # Each of nginx's workers keeps connections of its own.
+    for _ in range(12):
+        client.request("POST", CHAT, body=b"{}")
     time.sleep(3.3)
     client.request("POST", CHAT, body=b"{}")
     ports = [call["port"] for call in relay.calls]
-    assert ports[0] == ports[1] != ports[2]
+    assert len(set(ports[:-1])) < 12
+    assert ports[-1] not in ports[:-1]
 
 
 def test_logs_hold_no_secret(tmp_path: Path, dead_host: DeadHost) -> None:
     with running_edge(tmp_path, [dead_host.address, f"127.0.0.1:{free_port()}"]) as edge:
-        headers = {"Host": NAME, "Authorization": "Bearer sk-canary-header"}
+        headers = JSON | {"Authorization": "Bearer sk-canary-header"}
         for _ in range(40):
             edge.client().request("POST", CHAT + "?key=sk-canary-query", body=b"canary-body", headers=headers)
         entry = edge.access_log(40)[0]
@@ -291,7 +310,7 @@ def test_logs_hold_no_secret(tmp_path: Path, dead_host: DeadHost) -> None:
 
 def test_the_log_shows_of_a_token_what_the_relay_calls_public(edge: Edge) -> None:
     token = mint()
-    headers = {"Host": NAME, "Authorization": f"bearer {token.clear}"}
+    headers = JSON | {"Authorization": f"bearer {token.clear}"}
     edge.client().request("POST", CHAT, body=b"{}", headers=headers)
     assert edge.access_log(1)[0]["key_prefix"] == token.prefix
     assert token.clear[len(token.prefix) :] not in edge.log_text()
@@ -309,3 +328,313 @@ def test_a_broken_configuration_does_not_pass_the_test(edge: Edge) -> None:
 def test_counters_for_the_exporter(edge: Edge) -> None:
     answer = urllib3.request("GET", f"http://{edge.settings.status_listen}/stub_status")
     assert b"Active connections" in answer.data
+
+
+API_PATHS = {
+    "openai": "/v1/chat/completions",
+    "anthropic": "/v1/messages",
+    "gemini": "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+}
+
+
+def shape_of(answer: bytes, status: int, request_id: str) -> str:
+    """Which API's clients can parse an error; all of them find its status and the request id in it."""
+    body = json.loads(answer)
+    assert request_id in json.dumps(body)
+    assert len(body["error"]["message"]) > 20
+    if body.get("type") == "error":
+        assert set(body) == {"type", "error", "request_id"}
+        assert set(body["error"]) == {"type", "message"}
+        return "anthropic"
+    if set(body["error"]) == {"message", "type", "param", "code"}:
+        return "openai"
+    assert set(body["error"]) == {"code", "message", "status", "details"}
+    assert body["error"]["code"] == status
+    return "gemini"
+
+
+def split_answer(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    return int(lines[0].split()[1]), headers, body
+
+
+def bad_requests(path: str) -> dict[int, bytes]:
+    """Requests that the edge itself answers, by the status that it gives."""
+    head = f"HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n"
+    typed = f"{head}Content-Type: application/json\r\nContent-Length: 2\r\n"
+    join = "&" if "?" in path else "?"
+    return {
+        400: f"POST {path}{join}x=%3Cscript%3E {typed}\r\n{{}}".encode(),
+        403: f"POST {path} {typed}X: ${{jndi:ldap://x}}\r\n\r\n{{}}".encode(),
+        413: f"POST {path} {head}Content-Type: application/json\r\nContent-Length: 99999999\r\n\r\n".encode(),
+        414: f"GET {path}{join}x={'a' * 20_000} {head}\r\n".encode(),
+        415: f"POST {path} {head}Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{{}}".encode(),
+        431: f"GET {path} {head}X: {'a' * 20_000}\r\n\r\n".encode(),
+    }
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 415, 431])
+@pytest.mark.parametrize("api", API_PATHS)
+def test_errors_have_the_shape_of_the_api(edge: Edge, api: str, status: int) -> None:
+    answered, headers, body = split_answer(edge.raw(bad_requests(API_PATHS[api])[status]))
+    assert answered == status
+    assert headers["content-type"] == "application/json"
+    assert headers["strict-transport-security"] == SECURITY_HEADERS["Strict-Transport-Security"]
+    assert shape_of(body, status, headers["x-request-id"]) == api
+    logged = edge.access_log(1)[0]
+    assert (logged["status"], logged["edge_request_id"]) == (str(status), headers["x-request-id"])
+    assert logged["refused_by"] == ("waf" if status in (400, 403, 415) else "")
+    assert logged["method"] in ("GET", "POST")
+
+
+def test_a_path_that_is_too_long_has_an_error_too(edge: Edge) -> None:
+    answered, headers, body = split_answer(edge.raw(bad_requests(CHAT)[414]))
+    assert answered == 414
+    assert shape_of(body, 414, headers["x-request-id"]) == "openai"
+
+
+@pytest.mark.parametrize("api", API_PATHS)
+def test_no_relay_too_many_calls_and_silence_have_the_shape_of_the_api(
+    tmp_path: Path, relay: FakeRelay, api: str
+) -> None:
+    relay.behave = "silent"
+    upstreams = [f"127.0.0.1:{free_port()}"]
+    with running_edge(tmp_path / "down", upstreams) as edge:
+        _shaped(edge, api, 502, retry_after="1")
+    with running_edge(
+        tmp_path / "slow", [relay.address], read_timeout="1s", client_rate=1, client_burst=1
+    ) as edge:
+        _shaped(edge, api, 504, retry_after=None)
+        edge.client().request("POST", API_PATHS[api], body=b"{}", headers=JSON | {"x-api-key": "a"})
+        _shaped(edge, api, 429, retry_after="1", times=9)
+
+
+def _shaped(edge: Edge, api: str, status: int, retry_after: str | None, times: int = 1) -> None:
+    """One of so many calls at once is answered so."""
+    with ThreadPoolExecutor(times) as pool:
+        answers = list(
+            pool.map(lambda _: edge.client().request("POST", API_PATHS[api], body=b"{}"), range(times))
+        )
+    answer = next(one for one in answers if one.status == status)
+    assert shape_of(answer.data, status, answer.headers["X-Request-Id"]) == api
+    assert answer.headers.get("Retry-After") == retry_after
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "api"),
+    [
+        ("/v1/models", {"anthropic-version": "2023-06-01"}, "anthropic"),
+        ("/v1/models/m:generateContent", {}, "gemini"),
+        ("/v1/models", {"x-goog-api-key": "k"}, "gemini"),
+        ("/v1/models", {}, "openai"),
+        ("/v1/messages/batches", {}, "anthropic"),
+        ("/v1/messagesx", {}, "openai"),
+        ("/nothing", {}, "openai"),
+        ("/v1beta", {}, "gemini"),
+    ],
+)
+def test_the_api_is_told_by_path_or_header(
+    tmp_path: Path, path: str, headers: dict[str, str], api: str
+) -> None:
+    with running_edge(tmp_path, [f"127.0.0.1:{free_port()}"]) as edge:
+        answer = edge.client().request("GET", path, headers={"Host": NAME} | headers)
+    assert answer.status in (404, 502)
+    assert shape_of(answer.data, answer.status, answer.headers["X-Request-Id"]) == api
+
+
+CREDENTIALS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "bearer": lambda key: {"headers": JSON | {"Authorization": f"Bearer {key}"}},
+    "without_bearer": lambda key: {"headers": JSON | {"Authorization": key}},
+    "x_api_key": lambda key: {"headers": JSON | {"x-api-key": key}},
+    "x_goog_api_key": lambda key: {"headers": JSON | {"x-goog-api-key": key}},
+    "query_key": lambda key: {"fields": {"key": key}},
+}
+
+
+@pytest.mark.parametrize("way", CREDENTIALS)
+def test_each_way_to_show_a_key_is_limited_and_none_in_the_log(
+    strict_edge: Edge, relay: FakeRelay, way: str
+) -> None:
+    client = strict_edge.client()
+    token = mint()
+
+    def status(key: str, **more: str) -> int:
+        options = CREDENTIALS[way](key)
+        target = "/v1/models" + (f"?key={options.pop('fields')['key']}" if "fields" in options else "")
+        headers = options.get("headers", JSON) | more
+        return int(client.request("GET", target, headers=headers).status)
+
+    statuses = [status(token.clear) for _ in range(40)]
+    assert 10 <= statuses.count(429) <= 19
+    assert status("sk-another") == 200
+    # A made-up key beside the real one does not make a new client of it.
+    other = "x-api-key" if way != "x_api_key" else "Authorization"
+    assert [status(token.clear, **{other: f"made-up-{n}"}) for n in range(5)].count(429) >= 3
+    assert token.clear[len(token.prefix) :] not in strict_edge.log_text()
+    assert strict_edge.access_log(46)[0]["key_prefix"] == token.prefix
+    assert strict_edge.access_log(46)[39]["refused_by"] == "rate"
+
+
+def test_calls_of_one_key_at_a_time_are_limited(tmp_path: Path, relay: FakeRelay) -> None:
+    relay.behave = "silent"
+    with running_edge(tmp_path, [relay.address], client_connections=3, read_timeout="20s") as edge:
+        with ThreadPoolExecutor(6) as pool:
+            headers = JSON | {"x-api-key": "sk-one"}
+            calls = [
+                pool.submit(edge.client().request, "POST", CHAT, body=b"{}", headers=headers)
+                for _ in range(6)
+            ]
+            refused = [call for call in as_completed(calls, timeout=15) if call.result().status == 429][:3]
+            relay.release.set()
+        assert len(refused) == 3
+        assert {entry["refused_by"] for entry in edge.access_log(6) if entry["status"] == "429"} == {
+            "connections"
+        }
+
+
+@pytest.mark.parametrize(
+    ("path", "largest"),
+    [
+        (CHAT, 1024 * 1024),
+        ("/v1/messages", 1024 * 1024),
+        ("/api/pricing/quote", 64 * 1024),
+        ("/v1/audio/transcriptions", 2 * 1024 * 1024),
+    ],
+)
+def test_body_sizes_by_path(tmp_path: Path, relay: FakeRelay, path: str, largest: int) -> None:
+    sizes = {"body_max": "1m", "upload_max": "2m", "form_max": "64k"}
+    quiet = {"waf": "off"}
+    with running_edge(tmp_path, [relay.address], **sizes, **quiet) as edge:
+        for size, status in ((largest, 200), (largest + 1, 413)):
+            assert edge.client().request("POST", path, body=b"x" * size).status == status
+    assert len(relay.calls) == 1
+
+
+def test_only_trusted_proxies_say_who_the_client_is(tmp_path: Path, relay: FakeRelay) -> None:
+    told = JSON | {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
+    for networks, client in (
+        ([], "127.0.0.1"),
+        (["127.0.0.0/8"], "203.0.113.9"),
+        (["10.0.0.0/8"], "127.0.0.1"),
+    ):
+        with running_edge(
+            tmp_path / client / str(len(networks)), [relay.address], trusted_proxies=networks
+        ) as edge:
+            edge.client().request("POST", CHAT, body=b"{}", headers=told)
+            assert edge.access_log(1)[0]["client"] == client
+            assert relay.calls[-1]["headers"]["X-Forwarded-For"] == client
+            assert relay.calls[-1]["headers"]["X-Real-IP"] == client
+
+
+def test_a_relay_does_not_steer_the_edge(edge: Edge, relay: FakeRelay) -> None:
+    relay.headers = {
+        "X-Accel-Redirect": "/stub_status",
+        "X-Edge-Refused": "waf",
+        "X-Frame-Options": "ALLOWALL",
+    }
+    answer = edge.client().request("POST", CHAT, body=b"{}")
+    assert (answer.status, answer.data) == (200, b'{"ok":true}')
+    assert answer.headers.getlist("X-Frame-Options") == ["DENY"]
+    assert not [name for name in answer.headers if name.lower().startswith(("x-edge", "x-accel"))]
+    assert edge.access_log(1)[0]["refused_by"] == ""
+
+
+def served(edge: Edge, name: str, path: str) -> tuple[int, dict[str, str], bytes]:
+    return split_answer(
+        edge.raw(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode(), name)
+    )
+
+
+def test_each_name_serves_what_is_its_own(tmp_path: Path, relay: FakeRelay, second_relay: FakeRelay) -> None:
+    ours = {
+        "console_names": [CONSOLE],
+        "status_page_names": [STATUS_PAGE],
+        "status_page": second_relay.address,
+        "tools_names": [TOOLS],
+        "tools": {"grafana": second_relay.address},
+        "tools_allowed_from": ["127.0.0.0/8"],
+        "security_contact": "mailto:security@edge.test",
+    }
+    with running_edge(tmp_path, [relay.address], **ours) as edge:
+        assert served(edge, CONSOLE, "/console/")[0] == 200
+        assert served(edge, CONSOLE, "/v1/models")[0] == 404
+        assert len(relay.calls) == 1
+        assert served(edge, STATUS_PAGE, "/")[0] == 200
+        assert served(edge, TOOLS, "/grafana/d/1")[0] == 200
+        assert served(edge, TOOLS, "/other")[0] == 404
+        assert [call["path"] for call in second_relay.calls] == ["/", "/d/1"]
+        for name in OWN_NAMES:
+            status, headers, body = served(edge, name, "/.well-known/security.txt")
+            assert status == 200
+            assert "strict-transport-security" in headers
+            fields = dict(line.split(": ", 1) for line in body.decode().splitlines())
+            assert fields["Contact"] == "mailto:security@edge.test"
+            ahead = datetime.fromisoformat(fields["Expires"]) - datetime.now(UTC)
+            assert timedelta() < ahead < timedelta(days=366)
+        _, headers, _ = served(edge, CONSOLE, "/console/")
+        assert "'self'" in headers["content-security-policy"]
+
+
+def test_tools_are_not_there_for_others(tmp_path: Path, relay: FakeRelay) -> None:
+    ours = {
+        "tools_names": [TOOLS],
+        "tools": {"grafana": relay.address},
+        "tools_allowed_from": ["192.0.2.0/24"],
+    }
+    with running_edge(tmp_path, [relay.address], **ours) as edge:
+        assert served(edge, TOOLS, "/grafana/")[0] == 404
+        assert "192.0.2" not in served(edge, TOOLS, "/grafana/")[2].decode()
+    assert relay.calls == []
+
+
+def test_a_strangers_name_on_our_connection_is_421(edge: Edge, relay: FakeRelay) -> None:
+    status, headers, body = split_answer(
+        edge.raw(b"GET /v1/models HTTP/1.1\r\nHost: other.test\r\nConnection: close\r\n\r\n")
+    )
+    assert status == 421
+    assert shape_of(body, 421, headers["x-request-id"]) == "openai"
+    assert relay.calls == []
+
+
+@pytest.mark.parametrize("sent", ["", "G", f"POST {CHAT} HTTP/1.1\r\nHost: {NAME}\r\n", "body"])
+def test_clients_that_stand_still_are_cut(edge: Edge, sent: str) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {NAME}\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+    started = time.monotonic()
+    answer = edge.raw((f"{head}\r\n{{" if sent == "body" else sent).encode(), seconds=20)
+    assert time.monotonic() - started < 15
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400"))
+
+
+def test_a_stream_survives_reloads_and_no_call_fails(tmp_path: Path, relay: FakeRelay) -> None:
+    with running_edge(tmp_path, [relay.address], read_timeout="30s", client_rate=1000) as edge:
+        _stream_over_reloads(edge, relay)
+
+
+def _stream_over_reloads(edge: Edge, relay: FakeRelay) -> None:
+    relay.behave = "events"
+    stream = edge.client().request("POST", CHAT, body=b"{}", preload_content=False)
+    assert stream.read1() == b"data: first\n\n"
+    relay.behave = "ok"
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def call_on() -> None:
+        while not over.is_set():
+            # A new connection each time: one that is kept may be closed by a reload as it is used again.
+            headers = JSON | {"Connection": "close"}
+            statuses.append(edge.client().request("GET", "/healthz", headers=headers).status)
+            time.sleep(0.02)
+
+    caller = threading.Thread(target=call_on)
+    caller.start()
+    for _ in range(3):
+        edge.process.send_signal(signal.SIGHUP)
+        time.sleep(1.5)
+    over.set()
+    caller.join()
+    relay.release.set()
+    assert stream.read() == b"data: [DONE]\n\n"
+    assert set(statuses) == {200}
+    assert len(statuses) > 50

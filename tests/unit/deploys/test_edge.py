@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from deploys.roles import edge
 
 
@@ -17,7 +19,7 @@ def test_a_call_that_was_sent_is_never_repeated(fake_role: Any) -> None:
     files = fake_role(edge.edge, "edge1").files
     directives = [line.strip() for text in files.values() for line in text.splitlines()]
     retries = [line for line in directives if line.startswith("proxy_next_upstream ")]
-    assert retries == ["proxy_next_upstream error timeout;"]
+    assert retries == ["proxy_next_upstream off;", "proxy_next_upstream error timeout;"]
 
 
 def test_settings_reach_the_configuration(fake_role: Any) -> None:
@@ -28,10 +30,11 @@ def test_settings_reach_the_configuration(fake_role: Any) -> None:
         "edge_read_timeout": "9s",
     }
     files = fake_role(edge.edge, "edge1", data=settings).files
-    assert "zone=client:20m rate=7r/s" in files["/etc/nginx/relay/limits.conf"]
-    assert "zone=client burst=13 nodelay" in files["/etc/nginx/relay/servers.conf"]
-    assert "client_max_body_size 3m" in files["/etc/nginx/nginx.conf"]
-    assert "proxy_read_timeout 9s" in files["/etc/nginx/relay/proxy.conf"]
+    assert "zone=bearer:10m rate=7r/s" in files["/etc/nginx/relay/limit_zones.conf"]
+    assert "zone=bearer burst=13 nodelay" in files["/etc/nginx/relay/limit_calls.conf"]
+    assert "client_max_body_size 3m" in files["/etc/nginx/relay/server_api.conf"]
+    assert "proxy_read_timeout 9s" in files["/etc/nginx/relay/to_relay.conf"]
+    assert "proxy_read_timeout 14s" in files["/etc/nginx/relay/to_waf.conf"]
 
 
 def test_nginx_tests_its_configuration_before_the_reload(fake_role: Any) -> None:
@@ -56,3 +59,67 @@ def test_without_the_fleets_ca_the_certificate_is_left_to_the_host(fake_role: An
 def test_no_secret_in_the_names_of_operations(fake_role: Any) -> None:
     operations = " ".join(fake_role(edge.edge, "edge1").operations)
     assert "BEGIN" not in operations
+
+
+def test_without_the_waf_nothing_of_it_is_installed(fake_role: Any) -> None:
+    outcome = fake_role(edge.edge, "edge1", data={"edge_waf": "off"})
+    assert not [path for path in outcome.files if "/waf/" in path or "waf-log" in path]
+    assert "load_module" not in outcome.files["/etc/nginx/nginx.conf"]
+    assert not [line for line in outcome.commands if "modsecurity" in line]
+
+
+def test_the_waf_only_detects_where_the_environment_says_so(fake_role: Any) -> None:
+    path = "/etc/nginx/relay/waf/engine.conf"
+    assert "SecRuleEngine On\n" in fake_role(edge.edge, "edge1").files[path]
+    detecting = fake_role(edge.edge, "edge1", data={"edge_waf": "detect"}).files[path]
+    assert "SecRuleEngine DetectionOnly\n" in detecting
+
+
+def test_exceptions_become_rules(fake_role: Any) -> None:
+    rules = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/waf/exceptions.conf"]
+    assert "ctl:ruleRemoveTargetByTag=OWASP_CRS;ARGS:prompt" in rules
+
+
+def test_what_the_waf_matched_is_for_root_alone(fake_role: Any) -> None:
+    outcome = fake_role(edge.edge, "edge1")
+    directories = outcome.files["/etc/tmpfiles.d/relay-edge.conf"]
+    assert "d /run/relay-waf 0700 root root -" in directories
+    assert "d /run/relay-edge 0750 root www-data -" in directories
+    create = next(n for n, line in enumerate(outcome.commands) if "systemd-tmpfiles --create" in line)
+    tested = next(n for n, line in enumerate(outcome.commands) if "nginx -t" in line)
+    assert create < tested
+
+
+def test_only_names_that_are_wanted_are_served(fake_role: Any) -> None:
+    main = "/etc/nginx/nginx.conf"
+    assert "server_console" not in fake_role(edge.edge, "edge1").files[main]
+    wanted = {
+        "edge_console": True,
+        "edge_tools": {"grafana": "172.30.77.41:3000"},
+        "edge_tools_allowed_from": ["10.0.0.0/8"],
+    }
+    files = fake_role(edge.edge, "edge1", data=wanted).files
+    assert "server_console" in files[main]
+    assert "proxy_pass http://172.30.77.41:3000/;" in files["/etc/nginx/relay/server_tools.conf"]
+    assert "10.0.0.0/8 yes;" in files["/etc/nginx/relay/client_address.conf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("edge_waf", "of"),
+        ("edge_waf_paranoia", 5),
+        ("edge_trusted_proxies", ["10.0.0.1/8"]),
+        ("edge_tools_allowed_from", ["everybody"]),
+        ("edge_tools", {"grafana": "x:1"}),
+        ("edge_security_contact", "security@edge.test"),
+        ("edge_security_contact", 'mailto:a"; return 200 "x'),
+        ("edge_upload_max", "26 MB"),
+        ("edge_waf_exceptions", "inventories/none.yml"),
+    ],
+)
+def test_settings_that_nginx_would_misread_are_named(sandbox_inventory: Any, name: str, value: Any) -> None:
+    assert list(edge.problems()) == []
+    sandbox_inventory.override_data[name] = value
+    (problem,) = edge.problems()
+    assert (value if name == "edge_waf_exceptions" else name) in problem

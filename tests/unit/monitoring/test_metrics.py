@@ -26,6 +26,7 @@ WRITERS = [
         REPOSITORY / f"backups/{name}.py"
         for name in ("host/backup", "host/check", "host/retention", "host/drill", "bucket")
     ),
+    REPOSITORY / "templates/edge/relay_waf_log.py",
 ]
 QUERIES = REPOSITORY / "templates/postgres/queries.yml"
 

@@ -1,0 +1,1 @@
+"""What the WAF must let pass and what it must refuse."""
