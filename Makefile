@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers chaos bench fuzz mutation tools lock clean
+.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers chaos bench bench-edge fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ fuzz: .venv/ready tools ## What a provider may send, through the relay: CASES=10
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench.ledger_bench
+
+bench-edge: .venv/ready tools ## Print what the edge costs: CPU a request with and without the WAF, delay of events
+	@$(PY) -m tests.bench.edge_bench
 
 mutation: .venv/ready ## Change the code of money, failover and limits; fail on changes that no test notices
 	@rm -rf mutants

@@ -123,6 +123,22 @@ def test_rate_limit(host: Any) -> None:
     assert "retry-after: 1" in shown.lower()
 
 
+def test_waf(host: Any) -> None:
+    """The WAF refuses an attack, lets a prompt about one pass, and says which rule matched."""
+    if fleet.setting("edge_waf") == "off":
+        return
+    assert host.service("relay-waf-log").is_running
+    call = "-o /dev/null -w '%{http_code}' -H 'content-type: application/json'"
+    attack = "-H 'x-test: () { :;}; /bin/bash -c id'"
+    message = '{"role": "user", "content": "<script> OR 1=1; cat /etc/passwd"}'
+    prompt = f"""-d '{{"model": "m", "messages": [{message}]}}'"""
+    assert curl(host, f"{call} {prompt}", "/v1/chat/completions") == "401"
+    refused = curl(host, f"{call} {attack} -d '{{}}'", "/v1/chat/completions")
+    assert refused == ("403" if fleet.setting("edge_waf") == "on" else "401")
+    assert host.run("sleep 3; tail -n 20 /var/log/nginx/waf.log | grep -q 932170").rc == 0
+    assert oct(host.file("/run/relay-waf").mode) == "0o700"
+
+
 def test_logs_hold_no_secret(host: Any) -> None:
     """Neither keys nor query strings get into nginx's logs."""
     curl(host, "-H 'authorization: Bearer sk-canary-in-header' -d '{}'", "/v1/models?key=sk-canary-in-query")

@@ -637,4 +637,4 @@ def _stream_over_reloads(edge: Edge, relay: FakeRelay) -> None:
     relay.release.set()
     assert stream.read() == b"data: [DONE]\n\n"
     assert set(statuses) == {200}
-    assert len(statuses) > 50
+    assert len(statuses) >= 10
