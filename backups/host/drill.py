@@ -258,8 +258,7 @@ class Drill:
         try:
             theirs = self.instance.ledger(*arguments, dsn=reference)[1]["tables"]
         except ScratchError as error:
-            # The fleet may be what has failed; the restore is judged by what it holds.
-            found.check("same rows as the fleet", "", f"not compared, the fleet does not answer: {error}")
+            found.check("same rows as the fleet", f"not compared, the fleet does not answer: {error}")
             return
         unlike, skipped = proof.compare(mine, theirs)
         rows = sum(row["rows"] for table in mine.values() for row in table)
