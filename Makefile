@@ -63,7 +63,7 @@ coverage: .venv/ready tools ## The unit tests, and which lines of relay, deploys
 	@.venv/bin/pytest tests/unit -n 2 --cov --cov-report=term
 
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
-	@.venv/bin/pytest tests/contract -n 2 --dist loadfile
+	@.venv/bin/pytest tests/contract
 
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
 	@.venv/bin/pytest tests/fleet -v --show-capture=no
