@@ -58,14 +58,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done: `calls` one after the other (`together`: at once), or `act` where waiting or
-    choosing is more than that; then `calls` only show what `act` runs. `seconds` is the estimate."""
+    """Something that is done: `calls` one after the other, or `act` where waiting or choosing is more than
+    that; then `calls` only show what `act` runs. `seconds` is the estimate."""
 
     what: str
     calls: Sequence[Call] = ()
     act: Callable[[], None] | None = None
     seconds: float = 1
-    together: bool = False
 
 
 @dataclass
@@ -131,8 +130,6 @@ class Session:
         """Does what a step says."""
         if step.act is not None:
             step.act()
-        elif step.together:
-            self.calls(step.calls)
         else:
             for call in step.calls:
                 self.call(call)
