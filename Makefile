@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers chaos bench bench-edge fuzz mutation tools lock clean
+.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers kills chaos bench bench-edge fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox tha
 
 failovers: .venv/ready ## Break the sandbox's database RUNS=20 times while a writer writes; a table of outages and losses
 	@$(PY) -m tests.faults.failover_drill $(addprefix --runs ,$(RUNS))
+
+kills: .venv/ready tools ## Kill what restores beside the fleet at ten moments each, and run it again
+	@RELAY_KILLS=10 .venv/bin/pytest tests/contract/test_killed_commands.py
 
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos

@@ -108,6 +108,11 @@ class Member:
         )
 
 
+def leader_of(members: Iterable[Member]) -> Member | None:
+    """The primary among them, or None."""
+    return next((member for member in members if member.leads), None)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Hosts by group, and a shell on each of them."""
@@ -174,7 +179,15 @@ class Cluster:
 
     def leader(self) -> Member | None:
         """The primary, or None."""
-        return next((member for member in self.members() if member.leads), None)
+        return leader_of(self.members())
+
+    def streams(self, name: str) -> bool:
+        """Whether Patroni says that the member streams."""
+        return any(member.name == name and member.state == "streaming" for member in self.members())
+
+    def takes_writes(self, host: str, seconds: float = 10) -> bool:
+        """Whether Patroni on `host` says that it is the primary and takes writes."""
+        return self.run(host, self.rest(host, "primary") + " --fail --output /dev/null", seconds=seconds).ok
 
     def lines(self, host: str, command: str) -> Iterator[str]:
         """The output of a command, line by line."""

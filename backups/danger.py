@@ -58,14 +58,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done: `calls` one after the other (`together`: at once), or `act` where waiting or
-    choosing is more than that; then `calls` only show what `act` runs. `seconds` is the estimate."""
+    """Something that is done: `calls` one after the other, or `act` where waiting or choosing is more than
+    that; then `calls` only show what `act` runs. `seconds` is the estimate."""
 
     what: str
     calls: Sequence[Call] = ()
     act: Callable[[], None] | None = None
     seconds: float = 1
-    together: bool = False
 
 
 @dataclass
@@ -126,6 +125,14 @@ class Session:
     def calls(self, calls: Sequence[Call]) -> None:
         """Runs calls at once; HostFailed when one fails, after the others have ended."""
         self.cluster.everywhere([str(n) for n in range(len(calls))], lambda n: self.call(calls[int(n)]))
+
+    def perform(self, step: Step) -> None:
+        """Does what a step says."""
+        if step.act is not None:
+            step.act()
+        else:
+            for call in step.calls:
+                self.call(call)
 
     def wait(self, what: str, seconds: float, ready: Callable[[], bool], every: float = 10) -> float:
         """Waits until `ready`, with a line now and then; returns how long. Late after `seconds`."""
@@ -251,13 +258,7 @@ def _run(session: Session, plan: Plan) -> None:
     for number, step in enumerate(plan.steps, 1):
         session.progress(f"{number}/{len(plan.steps)} {step.what} (about {left:.0f} s left)")
         left -= step.seconds
-        if step.act is not None:
-            step.act()
-        elif step.together:
-            session.calls(step.calls)
-        else:
-            for call in step.calls:
-                session.call(call)
+        session.perform(step)
 
 
 def _answer(session: Session, plan: Plan, outcome: str, finished: int) -> dict[str, Any]:

@@ -18,8 +18,13 @@ INFO_SECONDS = 120
 
 
 def as_postgres(command: Sequence[str]) -> str:
-    """The shell command that runs pgBackRest as its account; newer versions refuse root."""
+    """The shell command that runs a program as the account postgres; newer pgBackRest refuses root."""
     return shlex.join(["runuser", "-u", "postgres", "--", *command])
+
+
+def psql(statement: str, *database: str) -> str:
+    """The shell command that asks the local server as its superuser; in `database`, where it is named."""
+    return as_postgres(["psql", "-XAtqc", statement, *database])
 
 
 def stanza(cluster: Cluster, host: str) -> Stanza:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from backups.cluster import SCOPE
 from backups.command import Command
-from backups.core.wal import parse_lsn
+from backups.core.wal import format_lsn
 from backups.danger import Call, Check, Outcome, Plan, Session, Step, carry_out
 
 FORCE = "I accept that acknowledged writes may be lost"
@@ -28,7 +29,8 @@ def _run(session: Session) -> Outcome:
     leader = cluster.leader()
     asked = cluster.everywhere(cluster.db, lambda host: _state(session, host))
     states = {host: found for host, found in asked.items() if found}
-    confirmed = _confirmed(session, list(states))
+    sync = _sync(session, list(states))
+    confirmed = _confirmed(sync)
     may = [host for host in states if host in confirmed]
     best = max(may or states, key=lambda host: states[host]["lsn"], default="")
     chosen = options.to or best
@@ -56,15 +58,14 @@ def _run(session: Session) -> Outcome:
         Check(
             "every member that may have confirmed a write answers",
             ""
-            if forced or set(confirmed) <= set(states) | {_old_leader(session, list(states))}
+            if forced or set(confirmed) <= set(states) | {_old_leader(sync)}
             else f"silent: {', '.join(sorted(set(confirmed) - set(states)))}; start it, or see --force",
         ),
     ]
     command = f"patronictl failover {SCOPE} --candidate {shlex.quote(chosen)} --force"
 
     def wait() -> None:
-        ask = cluster.rest(chosen, "primary") + " --fail --output /dev/null"
-        session.wait(f"{chosen} takes writes", WAIT_SECONDS, lambda: cluster.run(chosen, ask, seconds=10).ok)
+        session.wait(f"{chosen} takes writes", WAIT_SECONDS, lambda: cluster.takes_writes(chosen))
 
     lost = "; ".join(f"{host} {state['text']}" for host, state in sorted(states.items())) or "none is known"
     plan = Plan(
@@ -96,12 +97,11 @@ def _state(session: Session, host: str) -> dict[str, Any] | None:
     ]
     if not found:
         return None
-    high, low = divmod(max(found), 1 << 32)
-    text = f"{high:X}/{low:X}"
-    return {"lsn": parse_lsn(text), "text": text}
+    return {"lsn": max(found), "text": format_lsn(max(found))}
 
 
 def _sync(session: Session, hosts: list[str]) -> dict[str, Any]:
+    """What Patroni's key /sync names: the old primary, and whose confirmation counts."""
     for host in hosts or list(session.cluster.db):
         answer = session.cluster.run(host, "relay-etcdctl get --print-value-only /db/relay/sync", seconds=20)
         if answer.ok and answer.out.strip():
@@ -109,15 +109,14 @@ def _sync(session: Session, hosts: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _confirmed(session: Session, hosts: list[str]) -> list[str]:
+def _confirmed(said: Mapping[str, Any]) -> list[str]:
     """Members whose confirmation Patroni counts, the old primary among them."""
-    said = _sync(session, hosts)
-    names = [str(said.get("leader") or ""), *str(said.get("sync_standby") or "").split(",")]
+    names = [_old_leader(said), *str(said.get("sync_standby") or "").split(",")]
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _old_leader(session: Session, hosts: list[str]) -> str:
-    return str(_sync(session, hosts).get("leader") or "")
+def _old_leader(said: Mapping[str, Any]) -> str:
+    return str(said.get("leader") or "")
 
 
 COMMAND = Command(

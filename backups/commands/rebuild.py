@@ -11,7 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ from backups.cluster import Cluster, HostFailed
 from backups.command import Command
 from backups.commands import restore
 from backups.danger import Check, Outcome, Plan, Session, Step, carry_out, exact_name, moment
+from backups.host.stanza import FOREIGN
+from backups.repository import psql
 
 ANSWER_SECONDS = 20
 STANZA_SECONDS = 180
@@ -119,17 +121,14 @@ def _is_restored(cluster: Cluster) -> bool:
         return False
     asked = cluster.run(leader.name, "relay-backups stanza --check", seconds=STANZA_SECONDS)
     journal = _journal(cluster)
-    return asked.ok and "another cluster" not in asked.out and (journal is None or journal["finished"])
+    return asked.ok and FOREIGN not in asked.out and (journal is None or journal["finished"])
 
 
-def _journal(cluster: Cluster) -> dict[str, Any] | None:
+def _journal(cluster: Cluster) -> Mapping[str, Any] | None:
     """The newest restore that a database host remembers."""
     look = restore.part("look", cluster.data_directory)
-    found = []
-    for answer in cluster.everywhere(cluster.db, lambda host: cluster.run(host, look)).values():
-        journal = json.loads(answer.out)["journal"] if answer.ok else None
-        found += [journal] if journal else []
-    return max(found, key=lambda journal: str(journal["identity"]), default=None)
+    answers = cluster.everywhere(cluster.db, lambda host: cluster.run(host, look)).values()
+    return restore.newest_journal(json.loads(answer.out) for answer in answers if answer.ok)
 
 
 def _lost(cluster: Cluster, lost_at: datetime) -> dict[str, Any]:
@@ -139,8 +138,7 @@ def _lost(cluster: Cluster, lost_at: datetime) -> dict[str, Any]:
         raise HostFailed("no database host is primary: see `python -m backups status`")
     at = restore.last_transaction(cluster, journal["first"], journal["identity"]) if journal else None
     gap = round((lost_at - datetime.fromisoformat(at)).total_seconds(), 1) if at else None
-    ask = f"runuser -u postgres -- psql -XAtq -d relay -c {shlex.quote(HELD)}"
-    calls, amount = cluster.output(leader.name, ask).split()
+    calls, amount = cluster.output(leader.name, psql(HELD, "relay")).split()
     return {
         "last_transaction_at": at,
         "lost_at": lost_at.isoformat(timespec="seconds"),

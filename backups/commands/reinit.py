@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from backups.cluster import SCOPE, Cluster, Member
+from backups.cluster import SCOPE, Cluster, Member, leader_of
 from backups.command import Command
 from backups.danger import Call, Check, Outcome, Plan, Session, Step, carry_out
 
@@ -31,7 +31,7 @@ def _run(session: Session) -> Outcome:
 
 def checks(members: list[Member], name: str) -> list[Check]:
     """What must hold before a member's data may be thrown away."""
-    leader = next((member for member in members if member.leads), None)
+    leader = leader_of(members)
     others = [member.name for member in members if member.name != name and member.well]
     known = ", ".join(member.name for member in members) or "none"
     found = next((member for member in members if member.name == name), None)
@@ -51,11 +51,8 @@ def steps(session: Session, cluster: Cluster, name: str) -> list[Step]:
     command = f"patronictl reinit {SCOPE} {shlex.quote(name)} --force --wait"
     call = Call(host, command, seconds=PATIENCE_SECONDS)
 
-    def streams() -> bool:
-        return any(member.name == name and member.state == "streaming" for member in cluster.members())
-
     def wait() -> None:
-        session.wait(f"{name} streams", 300, streams)
+        session.wait(f"{name} streams", 300, lambda: cluster.streams(name))
 
     return [
         Step(f"Make {name} anew from the primary", [call], seconds=20),

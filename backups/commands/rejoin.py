@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from backups.cluster import Member
+from backups.cluster import Member, leader_of
 from backups.command import Command
 from backups.commands import reinit
 from backups.danger import Call, Check, Late, Outcome, Plan, Session, Step, carry_out
@@ -33,7 +33,7 @@ def _run(session: Session) -> Outcome:
 
 def _checks(session: Session, members: list[Member], name: str) -> list[Check]:
     cluster = session.cluster
-    leader = next((member for member in members if member.leads), None)
+    leader = leader_of(members)
     known = name in cluster.db
     wrong = "" if known else f"database hosts are: {', '.join(cluster.db)}"
     if leader and leader.name == name:
@@ -56,19 +56,13 @@ def _checks(session: Session, members: list[Member], name: str) -> list[Check]:
 def _steps(session: Session, name: str) -> list[Step]:
     cluster = session.cluster
 
-    def streams() -> bool:
-        return any(member.name == name and member.state == "streaming" for member in cluster.members())
-
     def come_back() -> None:
         try:
-            session.wait(f"{name} rewinds and streams", REWIND_SECONDS, streams)
+            session.wait(f"{name} rewinds and streams", REWIND_SECONDS, lambda: cluster.streams(name))
         except Late:
             session.progress(f"  {name} does not rewind: making it anew")
             for step in reinit.steps(session, cluster, name):
-                for call in step.calls:
-                    session.call(call)
-                if step.act:
-                    step.act()
+                session.perform(step)
 
     start = "systemctl reset-failed patroni.service; systemctl restart patroni.service"
     return [

@@ -12,12 +12,12 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from backups.cluster import Answer, Cluster, HostFailed
+from backups.cluster import Cluster, HostFailed, leader_of
 from backups.command import Command
 from backups.commands import scratch
 from backups.core import recovery
@@ -34,7 +34,7 @@ from backups.danger import (
     exact_name,
 )
 from backups.host.restore import IDENTITY
-from backups.repository import PROGRAM, histories, stanza
+from backups.repository import PROGRAM, as_postgres, histories, psql, stanza
 from deploys.lib.errors import DeployError
 
 # A restore needs room for the data, and for the WAL that is replayed.
@@ -48,6 +48,12 @@ CHECK_SECONDS = 180
 def part(*words: str) -> str:
     """The command line of one host's part, which backups/host/restore.py does there."""
     return shlex.join(["relay-backups", "restore", *words])
+
+
+def newest_journal(looks: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The newest restore that hosts remember, of what `look` said there; None: they know of none."""
+    journals = [look["journal"] for look in looks if look.get("journal")]
+    return max(journals, key=lambda journal: str(journal["identity"]), default=None)
 
 
 def last_transaction(cluster: Cluster, first: str, identity: str) -> str | None:
@@ -161,7 +167,7 @@ class Restore:
         self.seen = {host: found for host, found in asked.items() if found is not None}
         self.silent = [host for host in self.hosts if host not in self.seen]
         self.members = self.cluster.members() if self.seen else []
-        self.leader = next((member for member in self.members if member.leads), None)
+        self.leader = leader_of(self.members)
         self.unfinished = self._unfinished()
         self.work = self._work()
         self.backup: Backup | None = None
@@ -178,8 +184,7 @@ class Restore:
         return dict(json.loads(answer.out))
 
     def _unfinished(self) -> Mapping[str, Any] | None:
-        journals = [seen["journal"] for seen in self.seen.values() if seen.get("journal")]
-        newest = max(journals, key=lambda journal: str(journal["identity"]), default=None)
+        newest = newest_journal(self.seen.values())
         return None if newest is None or newest["finished"] else newest
 
     def _work(self) -> Work:
@@ -395,21 +400,16 @@ class Restore:
     def _first(self, seconds: float) -> Callable[[], None]:
         def act() -> None:
             first, session = self.work.first, self.session
-            if not self._primary(first).ok:
+            if not self.cluster.takes_writes(first, seconds=15):
                 for call in self._first_calls():
                     session.call(call)
             session.wait(f"{first} is primary", RESTORE_PATIENCE, self._restored)
 
         return act
 
-    def _primary(self, host: str) -> Answer:
-        return self.cluster.run(
-            host, self.cluster.rest(host, "primary") + " --fail --output /dev/null", seconds=15
-        )
-
     def _restored(self) -> bool:
         first = self.work.first
-        if self._primary(first).ok:
+        if self.cluster.takes_writes(first, seconds=15):
             return True
         answer = self.cluster.run(first, part("watch", self.data), seconds=120)
         if answer.ok:
@@ -468,9 +468,8 @@ class Restore:
         def act() -> None:
             first = self.work.first
             write = "select pg_logical_emit_message(true, 'restore', '')"
-            self.cluster.output(first, f"runuser -u postgres -- psql -XAtqc {shlex.quote(write)}", seconds=60)
-            check = shlex.join(["runuser", "-u", "postgres", "--", *PROGRAM.check()])
-            self.cluster.output(first, check, seconds=CHECK_SECONDS)
+            self.cluster.output(first, psql(write), seconds=60)
+            self.cluster.output(first, as_postgres(PROGRAM.check()), seconds=CHECK_SECONDS)
             leader = self.cluster.leader()
             plan.result.update({"timeline": leader.timeline if leader else None, "finished_at": time.time()})
             plan.result.update(self._lost() | self._paces())

@@ -10,6 +10,7 @@ from typing import Any
 from backups.cluster import Cluster, HostFailed
 from backups.core import recovery
 from backups.danger import DONE, Call, Late, Outcome, Plan, Refused, Session, Step, carry_out
+from backups.repository import psql
 from deploys.lib.errors import DeployError
 
 PATIENCE_SECONDS = 24 * 3600
@@ -79,8 +80,8 @@ def _archiving(session: Session) -> list[Step]:
     leader = session.cluster.leader()
     if leader is None:
         return []
-    switch = Call(leader.name, _as_postgres("select pg_walfile_name(pg_switch_wal())"))
-    archived = _as_postgres("select coalesce(last_archived_wal, '') from pg_stat_archiver")
+    switch = Call(leader.name, psql("select pg_walfile_name(pg_switch_wal())"))
+    archived = psql("select coalesce(last_archived_wal, '') from pg_stat_archiver")
 
     def act() -> None:
         segment = session.call(switch).out.strip()
@@ -94,10 +95,6 @@ def _archiving(session: Session) -> list[Step]:
             session.progress(f"  {late}: the archive may end before the target")
 
     return [Step("Archive what the primary wrote last", [switch], act, seconds=5)]
-
-
-def _as_postgres(statement: str) -> str:
-    return shlex.join(["runuser", "-u", "postgres", "--", "psql", "-XAtqc", statement])
 
 
 def drop(session: Session) -> Outcome:

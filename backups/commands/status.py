@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from backups.cluster import SCOPE, Cluster, Member
+from backups.cluster import SCOPE, Cluster, Member, leader_of
 from backups.command import Command
 from backups.core.repository import Stanza
 from backups.danger import FAILED, Outcome, Session
-from backups.repository import stanza
+from backups.repository import psql, stanza
 from deploys.lib.errors import DeployError
 
 BACKUP_AGE_SECONDS = 26 * 3600
@@ -33,7 +32,7 @@ def _run(session: Session) -> Outcome:
     silent = [host for host, answer in held.items() if not answer.reached]
     holds = [host for host, answer in held.items() if answer.reached and answer.out.strip()]
     members = cluster.members() if len(silent) < len(cluster.db) else []
-    leader = next((member for member in members if member.leads), None)
+    leader = leader_of(members)
     asked = next((host for host in cluster.db if host not in silent), None)
     repository, problem = _repository(cluster, leader.name if leader else asked)
     archiver = _archiver(cluster, leader)
@@ -71,8 +70,7 @@ def _last(found: Stanza | None) -> dict[str, Any] | None:
 def _archiver(cluster: Cluster, leader: Member | None) -> dict[str, Any]:
     if leader is None:
         return {}
-    command = f"runuser -u postgres -- psql -XAtqc {shlex.quote(ARCHIVER)}"
-    answer = cluster.run(leader.name, command, seconds=20)
+    answer = cluster.run(leader.name, psql(ARCHIVER), seconds=20)
     try:
         return dict(json.loads(answer.out)) if answer.ok else {}
     except ValueError:
@@ -103,7 +101,7 @@ def _todo(
         return {"wrong": wrong, "command": command}
 
     own = f"python -m backups {{}} {environment}".format
-    leader = next((member for member in members if member.leads), None)
+    leader = leader_of(members)
     if facts["held"]:
         hosts = ", ".join(facts["held"])
         yield say(

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
-from backups.cluster import SCOPE, Member
+from backups.cluster import SCOPE, Member, leader_of
 from backups.command import Command
 from backups.danger import Call, Check, Outcome, Plan, Session, Step, carry_out
 
@@ -23,7 +23,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(session: Session) -> Outcome:
     members = session.cluster.members()
-    leader = next((member for member in members if member.leads), None)
+    leader = leader_of(members)
     candidate = _candidate(members, session.options.to)
     old = leader.name if leader else "nobody"
     new = candidate.name if candidate else session.options.to or "nobody"
@@ -82,8 +82,7 @@ def _steps(session: Session, plan: Plan, old: str, new: str) -> list[Step]:
     def act() -> None:
         begin = time.monotonic()
         session.call(hand_over)
-        ask = cluster.rest(new, "primary") + " --fail --output /dev/null"
-        session.wait(f"{new} takes writes", WAIT_SECONDS, lambda: cluster.run(new, ask, seconds=10).ok)
+        session.wait(f"{new} takes writes", WAIT_SECONDS, lambda: cluster.takes_writes(new))
         plan.result["switched_seconds"] = round(time.monotonic() - begin, 1)
 
     def rest() -> None:

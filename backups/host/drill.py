@@ -31,8 +31,8 @@ from backups.core.receipts import Check, Kept, Receipt, ReceiptError, month_of, 
 from backups.core.repository import RepositoryError, Stanza, archived_files, parse_listing
 from backups.core.wal import read_archive
 from backups.host import common
+from backups.host.actions import action, chosen
 from backups.host.instance import (
-    SETTINGS,
     Goal,
     NotPaused,
     Say,
@@ -258,8 +258,7 @@ class Drill:
         try:
             theirs = self.instance.ledger(*arguments, dsn=reference)[1]["tables"]
         except ScratchError as error:
-            # The fleet may be what has failed; the restore is judged by what it holds.
-            found.check("same rows as the fleet", "", f"not compared, the fleet does not answer: {error}")
+            found.check("same rows as the fleet", f"not compared, the fleet does not answer: {error}")
             return
         unlike, skipped = proof.compare(mine, theirs)
         rows = sum(row["rows"] for table in mine.values() for row in table)
@@ -469,30 +468,15 @@ def _time(seconds: float) -> str:
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the actions."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    now = _action(actions, "run", _run, "run --seed 7 --json")
+    now = action(actions, _run, _guarded, "drill run --seed 7 --json")
     now.add_argument("--seed", type=int, help="chooses the point and the sample (default: a random one)")
     now.add_argument("--target", default="", help="this point instead: time=…, lsn=…, xid=… or set=LABEL")
-    listing = _action(actions, "receipts", _receipts, "receipts --month 2026-11 --json")
+    listing = action(actions, _receipts, _guarded, "drill receipts --month 2026-11 --json")
     listing.add_argument("--month", required=True, help="e.g. 2026-11")
-    _action(actions, "figures", _figures, "figures")
+    action(actions, _figures, _guarded, "drill figures")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the chosen action; 0 done, 1 failed."""
-    return int(options.action(options))
-
-
-def _action(actions: Any, name: str, act: Any, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name,
-        description=(act.__doc__ or "").strip(),
-        epilog=f"example:\n  relay-backups drill {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    parser.add_argument("--settings", type=Path, default=SETTINGS, help=argparse.SUPPRESS)
-    parser.set_defaults(action=lambda options: _guarded(act, options))
-    return parser
+run = chosen
 
 
 def _guarded(act: Any, options: argparse.Namespace) -> int:

@@ -6,12 +6,11 @@ import argparse
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from backups.host import preview
+from backups.host.actions import action, chosen
 from backups.host.instance import (
-    SETTINGS,
     Goal,
     Scratch,
     ScratchError,
@@ -26,7 +25,9 @@ from backups.host.instance import (
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the actions."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    restore = _action(actions, "restore", _restore, "restore --target time=2026-11-26T04:00:00Z --pause")
+    restore = action(
+        actions, _restore, _guarded, "scratch restore --target time=2026-11-26T04:00:00Z --pause"
+    )
     restore.add_argument("--name", default="restore", help="of the instance (default: %(default)s)")
     restore.add_argument(
         "--target",
@@ -35,37 +36,22 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     restore.add_argument("--exclusive", action="store_true", help="stop just before the target")
     restore.add_argument("--pause", action="store_true", help="stay paused there, to look and to step")
-    _action(actions, "list", _list, "list --json")
-    show = _action(actions, "show", _show, "show restore --json")
+    action(actions, _list, _guarded, "scratch list --json")
+    show = action(actions, _show, _guarded, "scratch show restore --json")
     show.add_argument("name")
     show.add_argument("--account", type=int, help="only this account, by its id")
-    step = _action(actions, "step", _step, "step restore --forward")
+    step = action(actions, _step, _guarded, "scratch step restore --forward")
     step.add_argument("name")
     way = step.add_mutually_exclusive_group(required=True)
     way.add_argument("--forward", action="store_true", help="one transaction further")
     way.add_argument("--back", action="store_true", help="one transaction back")
     step.add_argument("--seconds", type=float, help="by so much time instead of one transaction")
-    drop = _action(actions, "drop", _drop, "drop restore")
+    drop = action(actions, _drop, _guarded, "scratch drop restore")
     drop.add_argument("name")
-    _action(actions, "clear", _clear, "clear")
+    action(actions, _clear, _guarded, "scratch clear")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the chosen action; 0 done, 1 failed."""
-    return int(options.action(options))
-
-
-def _action(actions: Any, name: str, act: Any, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name,
-        description=(act.__doc__ or "").strip(),
-        epilog=f"example:\n  relay-backups scratch {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    parser.add_argument("--settings", type=Path, default=SETTINGS, help=argparse.SUPPRESS)
-    parser.set_defaults(action=lambda options: _guarded(act, options))
-    return parser
+run = chosen
 
 
 def _guarded(act: Any, options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from backups.core.repository import Stanza, parse_info
 from backups.host.common import HostError, Settings, is_primary, output, query, run_as_account
 
 MISSING = 1
+FOREIGN = "the repository holds the backups of another cluster"
 # Pushes of WAL that wait for the stanza hold the lock that its creation needs.
 TRIES, PAUSE_SECONDS = 30, 2
 UPGRADE = "sudo relay-backups stanza --upgrade"
@@ -68,7 +69,7 @@ def stranger(found: Stanza, own: int) -> str:
     if current in (None, own):
         return ""
     return (
-        f"the repository holds the backups of another cluster (system identifier {current}, ours {own}). "
+        f"{FOREIGN} (system identifier {current}, ours {own}). "
         "If those are the data, restore them: python -m backups restore. If this is a new cluster, or of a "
         f"new major version, that shall go on there, then on the primary: {UPGRADE}"
     )

@@ -16,17 +16,16 @@ from pyinfra.api.deploy import deploy
 from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.facts.files import Sha256File
-from pyinfra.operations import apt
 
 from deploys.lib import backup_files, fleet, object_store, pgbackrest, relay_image
-from deploys.lib.config_files import ConfigFile, place, source
+from deploys.lib.config_files import ConfigFile, place
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import Role
 from deploys.lib.secrets import Secret, signing_key
 from deploys.lib.venv import virtualenv
 from deploys.roles.backup import timer
 from deploys.roles.base import UPLOADS
-from deploys.roles.postgres import DEFAULT_VERSION, READER, dsn
+from deploys.roles.postgres import DEFAULT_VERSION, READER, dsn, install
 
 # "openssh-client" signs receipts.
 PACKAGES = [
@@ -79,7 +78,7 @@ def proofs(version: str) -> Generator[StringCommand | FileUploadCommand, None, N
 @deploy("Restore drills")
 def drill() -> None:
     """PostgreSQL's programs, two accounts of the store, what proves, and the timer."""
-    packages()
+    install("what drills need", PACKAGES)
     virtualenv(
         name=f"Install what the relay's programs need ({RELAY}/requirements.txt)",
         path=RELAY,
@@ -95,19 +94,6 @@ def drill() -> None:
         ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n"),
     )
     timer("relay-drill", calendar=host.data.drill_time).keep()
-
-
-def packages() -> None:
-    """PostgreSQL of the distribution, without the cluster that its package would start."""
-    version = host.data.postgres_version
-    names = [name for name in PACKAGES if name != f"postgresql-{DEFAULT_VERSION}"]
-    apt.packages(name="Install what drills need (/var/lib/dpkg/status)", packages=names, no_recommends=True)
-    place(ConfigFile("/etc/postgresql-common/createcluster.conf", source("postgres/createcluster.conf")))
-    apt.packages(
-        name="Install PostgreSQL (/var/lib/dpkg/status)",
-        packages=[f"postgresql-{version}"],
-        no_recommends=True,
-    )
 
 
 def settings() -> dict[str, object]:

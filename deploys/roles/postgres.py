@@ -7,7 +7,7 @@ transaction is acknowledged when a replica has it on disk; with no replica left,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pyinfra.api.deploy import deploy
@@ -157,7 +157,7 @@ def dsn(user: str) -> str:
 def postgres() -> None:
     """A member of the cluster, on each host of group `db`; etcd runs there already."""
     was_running = running(UNIT)
-    packages()
+    install("PostgreSQL's tools", PACKAGES)
     virtualenv(
         name=f"Install Patroni ({VENV}/requirements.txt)",
         path=VENV,
@@ -207,11 +207,15 @@ def data_directory() -> str:
     return f"/var/lib/postgresql/{host.data.postgres_version}/relay"
 
 
-def packages() -> None:
-    """PostgreSQL of the distribution, without the cluster that its package would start."""
+def install(what: str, packages: Sequence[str]) -> None:
+    """PostgreSQL of the distribution, without the cluster that its package would start, and `packages` first.
+
+    `what` says what these are. A role's PACKAGES may name PostgreSQL of the default version; it comes as the
+    setting says.
+    """
     version = host.data.postgres_version
-    names = [name for name in PACKAGES if name != f"postgresql-{DEFAULT_VERSION}"]
-    apt.packages(name="Install PostgreSQL's tools (/var/lib/dpkg/status)", packages=names, no_recommends=True)
+    names = [name for name in packages if name != f"postgresql-{DEFAULT_VERSION}"]
+    apt.packages(name=f"Install {what} (/var/lib/dpkg/status)", packages=names, no_recommends=True)
     settings = source("postgres/createcluster.conf")
     place(ConfigFile("/etc/postgresql-common/createcluster.conf", settings))
     apt.packages(

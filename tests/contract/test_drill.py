@@ -24,7 +24,7 @@ from backups.core.repository import parse_info
 from backups.host.signatures import SignatureError, verify
 from deploys.lib import object_store
 from tests.contract import backup_rig
-from tests.contract.postgres import REPOSITORY, PostgresServer, prepare
+from tests.contract.postgres import REPOSITORY, PostgresServer, free_port, prepare
 
 ACCOUNTS = ("acme", "globex")
 
@@ -299,12 +299,16 @@ def test_rows_are_compared_up_to_the_exact_lsn(rig: Rig) -> None:
         connection.execute("delete from entries where reason = 'just-before'")
     reference = rig.root / "reference"
     usual = reference.read_text()
-    reference.write_text(lossy)
     try:
+        reference.write_text(lossy)
         bad = drilled(rig, f"lsn={point}")
+        reference.write_text(f"host=127.0.0.1 port={free_port()} dbname=relay connect_timeout=2")
+        silent = drilled(rig, f"lsn={point}")
     finally:
         reference.write_text(usual)
         rig.backups.sql("drop database lossy")
+    assert not silent.ok
+    assert "not compared, the fleet does not answer" in same_rows(silent).detail
     assert not bad.ok
     ((globex,),) = rig.sql("select id from accounts where name = 'globex'")
     assert f"(accounts {globex})" in same_rows(bad).detail

@@ -230,6 +230,8 @@ def test_a_customer_that_does_not_read_is_cut_pays_what_it_got_and_frees_its_slo
         )
         head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
+        # It has the slot before the other call asks for it.
+        assert connection.recv(12) == b"HTTP/1.1 200"
         eventually(lambda: customer.post(BODY).status_code == 429, 2)
         record = eventually(lambda: relay.usage(customer.account), 12)[0]
         provider.control()

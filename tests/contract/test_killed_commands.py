@@ -1,20 +1,22 @@
-"""kill -9 of what restores beside the fleet, at ten moments each: run again it ends well, and nothing that is
-half restored can be found by anybody.
+"""kill -9 of what restores beside the fleet: run again it ends well, and nothing that is half restored can be
+found by anybody. At three moments each; `make kills` takes ten.
 
 tests/faults/test_backup_commands.py does the same with every command of `python -m backups` on the sandbox.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.contract.killing import MOMENTS, killed, moments, seconds_of
+from tests.contract.killing import killed, moments, seconds_of
 from tests.contract.postgres import REPOSITORY
 from tests.contract.test_drill import Rig, running_drill_rig
 
 NAME = "killed"
+MOMENTS = int(os.environ.get("RELAY_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +51,14 @@ def assert_nothing_half_made_serves(rig: Rig) -> None:
 
 
 def strike(rig: Rig, words: tuple[str, ...], reset: Callable[[], object]) -> int:
-    """Kills the command at ten moments, and runs it again to its end; how often it was hit running."""
+    """Kills the command at some moments, and runs it again to its end; how often it was hit running."""
     command = rig.command(*words)
     durations = []
     for _ in range(2):
         reset()
         durations.append(seconds_of(lambda: rig.answer(*words)))
     duration, hits = min(durations), 0
-    for after, group in moments(duration):
+    for after, group in moments(duration, MOMENTS):
         reset()
         hits += killed(command, after, REPOSITORY, group=group)
         assert_nothing_half_made_serves(rig)

@@ -21,7 +21,7 @@ from deploys.lib.config_files import TLS
 from deploys.roles import failover, postgres
 from deploys.run import environment
 from deploys.sandbox import engine, hosts, remote, settings
-from tests.fleet.patroni import leader, members
+from tests.fleet.patroni import leader, members, query
 from tests.fleet.writer import TABLE
 
 BEFORE_SECONDS, AFTER_SECONDS = 4.0, 32.0
@@ -180,12 +180,6 @@ def dsn() -> str:
     with environment.use("sandbox"):
         text = postgres.dsn("relay_owner")
     return text.replace(f"{TLS}/ca.crt", str(remote.CA_FILE))
-
-
-def query(statement: str) -> str:
-    """Asks the primary as its superuser, in database relay: access rules let clients into no other."""
-    command = ("runuser", "-u", "postgres", "--", "psql", "-XAtqc", statement, "relay")
-    return remote.run(leader(), *command)
 
 
 @contextmanager

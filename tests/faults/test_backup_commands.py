@@ -26,9 +26,8 @@ from backups.commands import NAMES as COMMANDS
 from deploys.sandbox import remote
 from deploys.sandbox.remote import relayctl
 from tests.contract.killing import MOMENTS, killed, moments, seconds_of
-from tests.fleet.patroni import leader
-from tests.fleet.test_3_backups import ARCHIVED_SECONDS, query
-from tests.fleet.test_3_restore import value
+from tests.fleet.patroni import leader, query
+from tests.fleet.test_3_backups import ARCHIVED_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE, REFUSED = 0, 2
@@ -71,13 +70,13 @@ def well() -> dict[str, Any]:
 def entries() -> int:
     """The ledger's entries, once all of them are archived."""
     host = leader()
-    segment = query(host, "select pg_walfile_name(pg_logical_emit_message(true, 'killed', ''))")
-    query(host, "select pg_switch_wal()")
+    segment = query("select pg_walfile_name(pg_logical_emit_message(true, 'killed', ''))", host)
+    query("select pg_switch_wal()", host)
     end = time.monotonic() + ARCHIVED_SECONDS
-    while query(host, "select coalesce(last_archived_wal, '') from pg_stat_archiver") < segment:
+    while query("select coalesce(last_archived_wal, '') from pg_stat_archiver", host) < segment:
         assert time.monotonic() < end, f"{segment} was not archived"
         time.sleep(1)
-    return int(value("select count(*) from entries"))
+    return int(query("select count(*) from entries"))
 
 
 def scratch() -> list[dict[str, Any]]:

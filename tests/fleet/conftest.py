@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,14 @@ def make(*arguments: str) -> Run:
 def deploys(*arguments: str) -> Run:
     """Run `python -m deploys`, whose exit codes make would hide (make's own is 2 for any failure)."""
     return _finish(start(sys.executable, "-m", "deploys", *arguments))
+
+
+def backups(*words: str, seconds: float = 300) -> dict[str, Any]:
+    """What `python -m backups … --json` answers; AssertionError with its words when it fails."""
+    command = [sys.executable, "-m", "backups", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
 
 
 def _finish(process: subprocess.Popen[str]) -> Run:

@@ -34,6 +34,15 @@ def leader(seconds: float = LEADER_SECONDS) -> str:
         time.sleep(1)
 
 
+def query(statement: str, host: str = "") -> str:
+    """What the server of a host answers, the primary's by default, as its superuser in database relay.
+
+    Access rules let clients into no other database.
+    """
+    command = ("runuser", "-u", "postgres", "--", "psql", "-XAtqc", statement, "relay")
+    return remote.run(host or leader(), *command).strip()
+
+
 def switch_over(primary: str, candidate: str = "") -> None:
     """Hands over from `primary`, to `candidate` where one is named."""
     wanted = ["--candidate", candidate] if candidate else []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,18 +10,14 @@ from datetime import UTC, datetime
 import pytest
 
 from deploys.sandbox import remote
-from tests.fleet.patroni import leader
+from tests.fleet.conftest import backups
+from tests.fleet.patroni import leader, query
 
 AS_POSTGRES = ("runuser", "-u", "postgres", "--")
 PGBACKREST = (*AS_POSTGRES, "pgbackrest", "--stanza=relay")
 DELETING = (*AS_POSTGRES, "pgbackrest", "--config=/etc/pgbackrest/retention.conf", "--stanza=relay")
 # An incomplete segment is closed after a minute; then it is compressed and sent.
 ARCHIVED_SECONDS = 75
-
-
-def query(host: str, statement: str) -> str:
-    """One value of the local server."""
-    return remote.run(host, "sh", "-c", f'cd / && runuser -u postgres -- psql -XAtqc "{statement}"').strip()
 
 
 def test_the_deploy_left_a_backup_that_is_whole() -> None:
@@ -34,9 +28,9 @@ def test_the_deploy_left_a_backup_that_is_whole() -> None:
 
 def test_what_is_written_is_in_the_repository_within_a_minute() -> None:
     host = leader()
-    written = query(host, "select pg_walfile_name(pg_logical_emit_message(true, 'fleet', ''))")
+    written = query("select pg_walfile_name(pg_logical_emit_message(true, 'fleet', ''))", host)
     begin = time.monotonic()
-    while query(host, "select coalesce(last_archived_wal, '') from pg_stat_archiver") < written:
+    while query("select coalesce(last_archived_wal, '') from pg_stat_archiver", host) < written:
         assert time.monotonic() - begin < ARCHIVED_SECONDS, f"{written} was not archived"
         time.sleep(1)
     print(f"WAL reached the repository after {time.monotonic() - begin:.0f} s")
@@ -65,17 +59,7 @@ def deleted() -> Iterator[str]:
     taken = min(name for name in listed if name[:24] > needed)
     remote.run("ops1", *DELETING, "repo-rm", f"{place}/{directory}/{taken}")
     yield taken[:24]
-    command = [
-        "-m",
-        "backups",
-        "bucket",
-        "sandbox",
-        "--undelete",
-        "relay/archive",
-        "--since",
-        began.isoformat(),
-    ]
-    subprocess.run([sys.executable, *command, "--yes"], check=True)
+    backups("bucket", "sandbox", "--undelete", "relay/archive", "--since", began.isoformat(), "--yes")
     remote.run(leader(), "relay-backups", "check", "--whole")
 
 

@@ -9,20 +9,21 @@ from pathlib import Path
 from backups.commands.export import NAMESPACE
 from deploys.sandbox import remote
 from deploys.sandbox.remote import relayctl
+from tests.fleet.conftest import backups
+from tests.fleet.patroni import query
 from tests.fleet.runbook import follow
-from tests.fleet.test_3_restore import backups, value
 
 
 def test_the_runbooks_page_is_followed(tmp_path: Path) -> None:
     """A customer or a court asks for an account's data."""
-    account = value("select account_id from usage group by 1 order by count(*) desc limit 1").strip()
+    account = query("select account_id from usage group by 1 order by count(*) desc limit 1")
     changed = {"production": "sandbox", "acme.jsonl": str(tmp_path / "a.jsonl"), "acme": account}
     assert "add up" in follow("6.", changed)
 
 
 def test_an_account_is_exported_and_proven(tmp_path: Path) -> None:
     file = tmp_path / "account.jsonl"
-    account = value("select account_id from usage group by 1 order by count(*) desc limit 1").strip()
+    account = query("select account_id from usage group by 1 order by count(*) desc limit 1")
     words = ("export", "sandbox", "--account", account, "--to", str(file), "--yes", "--reason", "fleet test")
     exported = backups(*words)["result"]
     assert exported["problems"] == []

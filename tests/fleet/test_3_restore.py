@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -15,8 +12,9 @@ import pytest
 
 from deploys.sandbox import remote
 from tests.fleet import runbook
+from tests.fleet.conftest import backups
 from tests.fleet.load import Call
-from tests.fleet.patroni import leader
+from tests.fleet.patroni import query
 from tests.fleet.test_3_faults import Customers
 
 BUSY_SECONDS = 20
@@ -25,14 +23,6 @@ NAME = "sandbox/relay"
 Captured = dict[str, tuple[str, datetime]]
 # From a transaction's begin to its commit.
 CLOSE = timedelta(milliseconds=100)
-
-
-def backups(*words: str, seconds: float = 300) -> dict[str, Any]:
-    """A command's answer; AssertionError with its words when it fails."""
-    command = [sys.executable, "-m", "backups", *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout))
 
 
 def over_cluster(*target: str) -> dict[str, Any]:
@@ -47,15 +37,10 @@ def over_cluster(*target: str) -> dict[str, Any]:
     return result
 
 
-def value(statement: str) -> str:
-    """What the primary answers."""
-    return remote.run(leader(), "runuser", "-u", "postgres", "--", "psql", "-XAtqd", "relay", "-c", statement)
-
-
 def captured(account: int) -> Captured:
     """Each captured call of the account."""
     columns = "request_id, xmin, created_at"
-    rows = value(
+    rows = query(
         f"select {columns} from entries where kind = 'capture' and account_id = {account} order by id"  # noqa: S608 - a number
     )
     found = [line.split("|") for line in rows.splitlines()]
@@ -94,7 +79,7 @@ def test_there_and_back_again(busy: tuple[Customers, list[Call], datetime]) -> N
     before = captured(customers.account)
     assert {call.request_id for call in calls} == set(before)
     backup = backups("list", "sandbox")["backups"][-1]["label"]
-    timeline = value("select timeline_id from pg_control_checkpoint()").strip()
+    timeline = query("select timeline_id from pg_control_checkpoint()")
 
     assert "all is well" in runbook.follow("1. Look", changed)
     told = runbook.follow("3. The data is wrong", changed)

@@ -52,7 +52,7 @@ def plan(fleet: Fleet, **settings: object) -> Plan:
     fleet.on(".*", "touch")
     steps = [
         Step("One", [HostCall("db1", "touch one")]),
-        Step("Two", [HostCall(host, "touch two") for host in ("db1", "db2")], together=True),
+        Step("Two", [HostCall(host, "touch two") for host in ("db1", "db2")]),
     ]
     given: dict[str, object] = {
         "target": "it",

@@ -82,6 +82,21 @@ def test_all_of_it_in_order_and_what_was_lost(site: Site, call: Call) -> None:
     assert [line["result"] for line in site.fleet.audit()] == ["begun", "done"]
 
 
+def test_held_calls_are_counted_before_the_relay_can_end_them(site: Site, call: Call) -> None:
+    applied: list[int] = []
+
+    def count(_: str) -> str:
+        applied.append(site.commands().count(APPLY))
+        return "3 42000\n"
+
+    site.journal(finished=True)
+    site.fleet.on("db1", "psql .*from holds", count)
+    site.journal = lambda **_: None  # type: ignore[method-assign]
+    assert call("rebuild", *DO).code == 0
+    assert applied == [1]
+    assert site.commands().count(APPLY) == 2
+
+
 def test_without_yes_nothing_is_run(site: Site, call: Call) -> None:
     result = call("rebuild", *DO[:2])
     assert result.code == 0
