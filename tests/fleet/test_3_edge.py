@@ -1,0 +1,78 @@
+"""The edge under way: streams survive its reloads, a killed nginx comes back, what is refused is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from deploys.sandbox import firstcall, remote
+from tests.fleet import streams
+from tests.fleet.test_3_faults import Customers
+
+STREAM_SECONDS = 60
+RELOADS, RELOAD_EVERY_SECONDS = 3, 15
+# One event each quarter of a second: what a reload may add to it.
+PAUSE_SECONDS = 2.0
+BACK_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def customers() -> Customers:
+    return Customers()
+
+
+def read_while(customers: Customers, seconds: float, act: Callable[[], object]) -> list[streams.Stream]:
+    """Streams through every edge while `act` runs."""
+    return streams.read_while(
+        remote.addresses("edge"),
+        customers.tokens,
+        seconds,
+        act,
+        domain=remote.DOMAIN,
+        ca_file=str(remote.CA_FILE),
+        model=firstcall.MODEL,
+    )
+
+
+def whole(read: list[streams.Stream]) -> None:
+    """Every stream came to its end, and no event was late."""
+    assert read
+    assert [stream for stream in read if stream.detail or not stream.done] == []
+    longest = max(stream.longest_pause for stream in read)
+    print(f"{len(read)} streams, longest pause {longest:.2f} s", flush=True)
+    assert longest < PAUSE_SECONDS
+
+
+def test_streams_survive_reloads(customers: Customers) -> None:
+    def reload() -> None:
+        for _ in range(RELOADS):
+            for edge in remote.addresses("edge"):
+                remote.run(edge, "systemctl", "reload", "nginx")
+            time.sleep(RELOAD_EVERY_SECONDS)
+
+    whole(read_while(customers, STREAM_SECONDS, reload))
+
+
+def test_a_killed_nginx_serves_again(customers: Customers) -> None:
+    """The sockets that it left do not keep the next one from starting."""
+    edge, address = next(iter(remote.addresses("edge").items()))
+    remote.run(edge, "systemctl", "kill", "--signal=KILL", "nginx")
+    deadline = time.monotonic() + BACK_SECONDS
+    while True:
+        time.sleep(1)
+        read = streams.read_while(
+            {edge: address},
+            customers.tokens,
+            1,
+            lambda: None,
+            domain=remote.DOMAIN,
+            ca_file=str(remote.CA_FILE),
+            model=firstcall.MODEL,
+            each=1,
+            after=0,
+        )
+        if read[0].done:
+            return
+        assert time.monotonic() < deadline, read[0].detail
