@@ -33,6 +33,8 @@ HELP = {
 }
 # Rules that only add up what others found.
 SUMS = ("949", "959", "980")
+# The rule that refuses by the sum. Counted as 0, for who has refused nothing is not who is not measured.
+NOTHING_YET = "949110"
 PAUSE_SECONDS = 1.0
 # Of one call and of one name: an attacker chooses both.
 MOST_RULES, LONGEST_NAME, LONGEST_PATH = 40, 64, 256
@@ -114,8 +116,8 @@ class Counts:
     """Refused and matched calls by rule, since this program was started."""
 
     def __init__(self) -> None:
-        self.refused: Counter[str] = Counter()
-        self.matched: Counter[str] = Counter()
+        self.refused = Counter({NOTHING_YET: 0})
+        self.matched = Counter({NOTHING_YET: 0})
 
     def add(self, entry: dict[str, Any]) -> None:
         for rule in {rule["rule"] for rule in entry["rules"]}:

@@ -84,6 +84,7 @@ def test_lines_are_taken_once_and_halves_wait(program: ModuleType, tmp_path: Pat
     text = counts.text(1.5)
     assert 'relay_waf_refused_total{rule="942100"} 2' in text
     assert 'relay_waf_matched_total{rule="942100"} 3' in text
+    assert 'relay_waf_refused_total{rule="949110"} 0' in text, "measured before anything is refused"
     assert "relay_waf_log_timestamp_seconds 1.5" in text
 
 
