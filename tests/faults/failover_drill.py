@@ -1,7 +1,9 @@
 """Faults of the database while a writer writes: how long no write is committed, and whether one is lost.
 
-Each run is one fault out of FAULTS in turn. Prints a table; exit 1 when an acknowledged write is lost or the
-old primary does not stream again by itself. Needs root: the writer runs in an application host's network.
+Each run is one fault out of FAULTS in turn, beside paid calls through the edge. Prints a table, then compares
+the provider's books, usage, ledger and balance call by call. Exit 1 when an acknowledged write is lost, a
+charge is lost or doubled, or the old primary does not stream again by itself. Needs root: the writer runs in
+an application host's network.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from deploys.lib.config_files import TLS
 from deploys.roles import failover, postgres
 from deploys.run import environment
 from deploys.sandbox import engine, hosts, remote, settings
-from tests.fleet.patroni import leader, members, query
+from tests.faults import small_disk
+from tests.fleet.customers import Customers, assert_books_agree
+from tests.fleet.patroni import leader, members, query, switch_over
 from tests.fleet.writer import TABLE
 
 BEFORE_SECONDS, AFTER_SECONDS = 4.0, 32.0
@@ -162,6 +166,23 @@ def kill_two(machine: Machine, primary: str) -> list[Callable[[], object]]:
     return [machine.kill(other(primary)), machine.kill(primary)]
 
 
+def fill_disk(machine: Machine, primary: str) -> list[Callable[[], object]]:
+    """The primary hands over and stays a replica, which streams again once there is room."""
+    small_disk.sh(primary, small_disk.FILL)
+    return [lambda: small_disk.sh(primary, small_disk.EMPTY)]
+
+
+@contextmanager
+def small_primary() -> Iterator[None]:
+    """The primary is a host whose disk can be filled."""
+    host = other(leader())
+    with small_disk.small_disk(host):
+        whole()
+        switch_over(leader(), host)
+        yield
+    whole()
+
+
 FAULTS = (
     kill_primary,
     freeze_primary,
@@ -172,7 +193,10 @@ FAULTS = (
     kill_replica,
     cut_off_from_store,
     kill_two,
+    fill_disk,
 )
+# What a fault needs before the writer begins.
+PREPARED: dict[Fault, Callable[[], AbstractContextManager[None]]] = {fill_disk: small_primary}
 
 
 def dsn() -> str:
@@ -215,11 +239,11 @@ def writing(sandbox: settings.Sandbox, running: engine.Engine, seconds: float) -
 
 
 def strike(fault: Fault, after: float = AFTER_SECONDS) -> Result:
-    """One run: a writer, the fault, its end, and the books."""
+    """One run: a writer, the fault, its end, and what is there."""
     sandbox = settings.load()
     machine = Machine(sandbox, engine.require(sandbox))
     whole()
-    with table():
+    with PREPARED.get(fault, nullcontext)(), table():
         primary = leader()
         writer = writing(sandbox, machine.engine, BEFORE_SECONDS + after)
         time.sleep(BEFORE_SECONDS)
@@ -243,12 +267,13 @@ def row(result: Result) -> str:
     )
 
 
-def drill(runs: int, faults: Sequence[Fault]) -> list[Result]:
-    """Runs the faults in turn, a line for each."""
+def drill(runs: int, faults: Sequence[Fault], customers: Customers) -> list[Result]:
+    """Runs the faults in turn, a line for each, while the customers call."""
     print(f"{'fault':<18}{'outage s':>9}{'acknowledged':>14}{'found':>8}{'lost':>6}  old primary streams")
     results = []
     for fault in itertools.islice(itertools.cycle(faults), runs):
-        results.append(strike(fault))
+        with customers.calling(remote.addresses("edge")):
+            results.append(strike(fault))
         print(row(results[-1]), flush=True)
     return results
 
@@ -265,10 +290,14 @@ def main() -> int:
     parser.add_argument("--only", choices=names, action="append", help="these faults only")
     options = parser.parse_args()
     chosen = [fault for fault in FAULTS if not options.only or fault.__name__ in options.only]
-    results = drill(options.runs, chosen)
+    customers = Customers()
+    results = drill(options.runs, chosen, customers)
     dead = [result.outage for result in results if result.fault == kill_primary.__name__]
     if dead:
         print(f"the primary's host killed: median {statistics.median(dead):.1f} s of {len(dead)}")
+    print(f"{len(customers.acknowledged)} calls acknowledged; comparing the books ...", flush=True)
+    assert_books_agree(customers)
+    print("every charge is exact, none lost, none doubled")
     bad = [result for result in results if result.lost or result.back != "by itself"]
     return 1 if bad else 0
 

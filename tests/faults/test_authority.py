@@ -10,8 +10,8 @@ import pytest
 
 from deploys.sandbox import platform, remote
 from tests.fleet.conftest import deploys
+from tests.fleet.customers import Customers
 from tests.fleet.load import Call
-from tests.fleet.test_3_faults import Customers
 
 SLICE_SECONDS = 10
 SECRETS = remote.STATE / "secrets.age"

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.fleet.customers import Customers
+
 ROOT = Path(__file__).resolve().parents[2]
 LOG = ROOT / ".sandbox" / "logs"
 UP_LIMIT_SECONDS = 15 * 60
@@ -116,3 +118,9 @@ def clean_machine() -> Iterator[None]:
     make("down").ended_well()
     yield
     make("down").ended_well()
+
+
+@pytest.fixture(scope="session")
+def customers() -> Customers:
+    """Their calls run beside the faults; the last test of test_3_faults compares all with the books."""
+    return Customers()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,14 +47,16 @@ class Load:
     calls: list[Call] = field(default_factory=list)
     _pending: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def run(self, seconds: float) -> list[Call]:
-        """Call for `seconds`, wait for the last answer, return all calls in order of their beginning."""
+    async def run(self, seconds: float = math.inf, stop: threading.Event | None = None) -> list[Call]:
+        """Call for `seconds` or until `stop` is set, wait for the last answer, return all calls in order."""
         context = ssl.create_default_context(cafile=self.ca_file)
         sessions = {edge: self._session(address, context) for edge, address in self.edges.items()}
         turns = zip(itertools.cycle(self.edges), itertools.cycle(self.tokens), strict=False)
         started = time.monotonic()
         try:
-            for number in range(int(seconds * self.rate)):
+            for number in itertools.takewhile(lambda number: number < seconds * self.rate, itertools.count()):
+                if stop and stop.is_set():
+                    break
                 await asyncio.sleep(max(0.0, started + number / self.rate - time.monotonic()))
                 edge, token = next(turns)
                 task = asyncio.create_task(self._call(sessions[edge], edge, token))

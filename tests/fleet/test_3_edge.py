@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import pytest
-
 from deploys.sandbox import firstcall, remote
 from inventories.group_data import sandbox
 from tests.fleet import streams
-from tests.fleet.test_3_faults import Customers
+from tests.fleet.customers import Customers
 
 # As long as the sandbox's relay lets a provider take, less what a busy machine adds.
 STREAM_SECONDS = sandbox.relay_provider_timeout_seconds - 5
@@ -18,11 +16,6 @@ RELOADS, RELOAD_EVERY_SECONDS = 3, 6
 # One event each quarter of a second: what a reload may add to it.
 PAUSE_SECONDS = 2.0
 BACK_SECONDS = 20
-
-
-@pytest.fixture(scope="module")
-def customers() -> Customers:
-    return Customers()
 
 
 def read_while(customers: Customers, seconds: float, act: Callable[[], object]) -> list[streams.Stream]:

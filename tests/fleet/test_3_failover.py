@@ -1,14 +1,16 @@
-"""Faults of the database while a writer writes: what was acknowledged is there afterwards, without a person.
+"""Faults of the database while a writer writes and customers call: what was acknowledged is there afterwards.
 
-The long form is `make failovers RUNS=20`.
+test_3_faults compares the books with these calls too. The long form is `make failovers RUNS=20`.
 """
 
 from __future__ import annotations
 
 import pytest
 
+from deploys.sandbox import remote
 from inventories.group_data import all as defaults
 from tests.faults import failover_drill as drill
+from tests.fleet.customers import Customers
 
 # Longer than Patroni's lease where the watchers must be quicker than it.
 AFTER_SECONDS, AFTER_DEATH_SECONDS = 12, 25
@@ -24,8 +26,9 @@ DEAD = (drill.kill_primary, drill.freeze_primary)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_what_was_acknowledged_is_there(fault: drill.Fault) -> None:
-    result = drill.strike(fault, AFTER_DEATH_SECONDS if fault in DEAD else AFTER_SECONDS)
+def test_what_was_acknowledged_is_there(customers: Customers, fault: drill.Fault) -> None:
+    with customers.calling(remote.addresses("edge")):
+        result = drill.strike(fault, AFTER_DEATH_SECONDS if fault in DEAD else AFTER_SECONDS)
     print(drill.row(result), flush=True)
     assert result.acknowledged
     assert result.lost == 0

@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
+from collections.abc import Iterator
 
 import pytest
 
-from deploys.sandbox import firstcall, remote
-from deploys.sandbox.remote import relayctl
+from deploys.sandbox import remote
 from tests.fleet.conftest import deploys
-from tests.fleet.load import Call, Load
+from tests.fleet.customers import RATE, Customers, assert_books_agree, call_while, failures
 from tests.fleet.patroni import leader, members, switch_over
 
-TOKENS = 4  # each stays below the edge's 10 calls a second
-RATE = 20.0
 FORGIVEN_SECONDS = 5
 OUTAGE_SECONDS = 40
-
-
-class Customers:
-    """One account whose tokens make the calls; knows what it was granted."""
-
-    def __init__(self) -> None:
-        firstcall.open_channel()
-        self.name = f"faults-{time.strftime('%H%M%S')}"
-        first = firstcall.register(self.name, Decimal(100))
-        self.account = first.account
-        self.tokens = [first.token]
-        self.acknowledged: list[Call] = []
-        for number in range(1, TOKENS):
-            created = relayctl(
-                *("token", "create", "--account", str(self.account), "--name", f"{self.name}-{number}")
-            )
-            self.tokens.append(created["token"])
-
-    def load(self, edges: dict[str, str]) -> Load:
-        """Calls of this customer through `edges`."""
-        ca_file = str(remote.CA_FILE)
-        return Load(edges, remote.DOMAIN, ca_file, self.tokens, firstcall.MODEL, RATE)
-
-
-@pytest.fixture(scope="module")
-def customers() -> Customers:
-    return Customers()
-
-
-def call_while(
-    customers: Customers, edges: dict[str, str], seconds: float, strike: Callable[[], object], at: float = 5
-) -> tuple[list[Call], float]:
-    """Call for `seconds`, run `strike` beside it after `at` of them; return calls and the strike's moment."""
-    load = customers.load(edges)
-    struck: list[float] = []
-
-    def strike_later() -> None:
-        time.sleep(at)
-        strike()
-        struck.append(time.monotonic())
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(strike_later)
-        calls = asyncio.run(load.run(seconds))
-        waiting.result()
-    customers.acknowledged += [call for call in calls if call.ok]
-    return calls, struck[0]
 
 
 def kill(host: str) -> None:
     """Take the power from a host."""
     deploys("sandbox", "kill", host).ended_well()
-
-
-def failures(calls: list[Call]) -> list[Call]:
-    return [call for call in calls if not call.ok]
 
 
 @pytest.fixture
@@ -157,28 +100,5 @@ def test_a_setting_that_needs_a_restart_costs_no_call(customers: Customers) -> N
     assert not [member["Member"] for member in found if member.get("Pending restart")]
 
 
-def settled(account: int, seconds: float = 300) -> dict[str, int]:
-    """The account, once no hold is open: the sweeper ends those of calls that died with their host."""
-    deadline = time.monotonic() + seconds
-    while (shown := relayctl("account", "show", str(account)))["held_nanodollars"]:
-        assert time.monotonic() < deadline, f"holds stay open: {shown}"
-        time.sleep(5)
-    return dict(shown)
-
-
 def test_the_books_agree_afterwards(customers: Customers) -> None:
-    """Provider's books, usage, ledger and balance, call by call, once the sweeper has ended what crashed."""
-    account = settled(customers.account)
-    served = {call["request_id"]: call for call in remote.provider("/books")["calls"]}
-    records = relayctl("usage", "list", "--account", str(customers.account), "--limit", "100000")
-    usage = {str(row["request_id"]): row for row in records}
-    for call in customers.acknowledged:
-        books = served[call.request_id]
-        charge = firstcall.expected_charge(books["prompt_tokens"], books["completion_tokens"])
-        assert usage[call.request_id]["charge"] == charge, f"acknowledged call {call.request_id}"
-    charged = sum(row["charge"] for row in usage.values())
-    entries = relayctl("ledger", "list", "--account", str(customers.account), "--limit", "100000")
-    assert account["balance_nanodollars"] == sum(entry["amount"] for entry in entries)
-    assert account["balance_nanodollars"] == 100 * firstcall.NANO - charged
-    assert relayctl("audit", "conserve")["ok"]
-    assert relayctl("audit", "recompute")["ok"]
+    assert_books_agree(customers)

@@ -13,9 +13,9 @@ import pytest
 from deploys.sandbox import remote
 from tests.fleet import runbook
 from tests.fleet.conftest import backups
+from tests.fleet.customers import Customers
 from tests.fleet.load import Call
 from tests.fleet.patroni import query
-from tests.fleet.test_3_faults import Customers
 
 BUSY_SECONDS = 20
 NAME = "sandbox/relay"

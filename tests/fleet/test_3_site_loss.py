@@ -17,8 +17,8 @@ from deploys.sandbox import remote
 from deploys.sandbox.remote import relayctl
 from tests.fleet import runbook
 from tests.fleet.conftest import backups, deploys
+from tests.fleet.customers import Customers
 from tests.fleet.load import Call
-from tests.fleet.test_3_faults import Customers
 from tests.fleet.test_3_restore import captured
 
 # WAL is archived a minute after it was written at the latest, and takes seconds to get there.
