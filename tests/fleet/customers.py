@@ -40,16 +40,17 @@ class Customers:
         return Load(edges, remote.DOMAIN, ca_file, self.tokens, firstcall.MODEL, RATE)
 
     @contextmanager
-    def calling(self, edges: dict[str, str]) -> Iterator[None]:
-        """Call for as long as the block runs, and remember what was acknowledged."""
-        stop = threading.Event()
+    def calling(self, edges: dict[str, str]) -> Iterator[list[Call]]:
+        """Call for as long as the block runs; the list has all calls afterwards."""
+        stop, calls = threading.Event(), list[Call]()
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(lambda: asyncio.run(self.load(edges).run(stop=stop)))
             try:
-                yield
+                yield calls
             finally:
                 stop.set()
-                self.acknowledged += [call for call in running.result() if call.ok]
+                calls += running.result()
+                self.acknowledged += [call for call in calls if call.ok]
 
 
 def call_while(
