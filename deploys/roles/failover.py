@@ -26,7 +26,8 @@ FENCE = "/var/lib/relay/failover/fence.json"
 FIGURES = "/var/lib/prometheus/node-exporter/failover_watch.prom"
 # What Patroni does before PostgreSQL starts.
 PATRONI = f"{SYSTEMD_UNITS}patroni.service.d/relay-failover.conf"
-RUNS = f"systemctl is-active --quiet {UNIT}"
+# systemd calls it active before it has looked at anything; it writes its figures every second or two.
+RUNS = f"systemctl is-active --quiet {UNIT} && find {FIGURES} -newermt '-15 seconds' | grep -q ."
 REMOVE = f"""if [ -e {FENCE} ]; then
     echo 'this host is fenced against a dead primary, and only the watcher can lift that safely: bring' >&2
     echo 'the cluster back first (patronictl list), see monitoring/runbooks/FailoverFenceStays.md' >&2
@@ -64,7 +65,7 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "dead primaries are watched for",
-            f"[ ! -e {SYSTEMD_UNITS}{UNIT} ] || {RUNS}",
+            f"[ ! -e {SYSTEMD_UNITS}{UNIT} ] || {{ {RUNS}; }}",
             units=(UNIT,),
             mend="`sudo systemctl start relay-failover-watch`; its log says what it lacks",
         ),

@@ -45,7 +45,10 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "Prometheus runs",
-            "systemctl is-active prometheus prometheus-alertmanager",
+            # systemd calls them active before they have their ports.
+            " && ".join(
+                f"curl -fsS --max-time 5 -o /dev/null http://127.0.0.1:{port}/-/healthy" for _, port in LOCAL
+            ),
             first=True,
             units=(
                 "prometheus.service",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -117,3 +118,13 @@ def test_every_role_says_which_units_and_what_mends_them(name: str) -> None:
     for check in role.health_checks:
         assert check.units
         assert check.mend
+
+
+# Their own programs tell systemd when they have their ports; of others it only knows that they were started.
+TELL_THEMSELVES = {"systemctl is-active nginx", "systemctl is-active redis-server"}
+
+
+@pytest.mark.parametrize("command", [check.command for role in roles.table() for check in role.health_checks])
+def test_a_service_that_crashes_at_its_port_is_never_healthy(command: str) -> None:
+    asked = re.sub(r"systemctl is-active [^&|;]*", "", command)
+    assert command in TELL_THEMSELVES or re.search(r"[a-z]{3}", asked), command
