@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from decimal import Decimal
 
 from deploys.sandbox import firstcall, remote
+from inventories.group_data import all as defaults
 from inventories.group_data import sandbox
 from tests.fleet import streams
-from tests.fleet.customers import Customers
+from tests.fleet.customers import Customers, failures
+from tests.fleet.flood import flood
+from tests.fleet.load import Call
 
 # As long as the sandbox's relay lets a provider take, less what a busy machine adds.
 STREAM_SECONDS = sandbox.relay_provider_timeout_seconds - 5
@@ -16,6 +20,9 @@ RELOADS, RELOAD_EVERY_SECONDS = 3, 6
 # One event each quarter of a second: what a reload may add to it.
 PAUSE_SECONDS = 2.0
 BACK_SECONDS = 20
+FLOOD_RATE, FLOOD_SECONDS = 5000, 10
+# Of one call beside the flood, on a machine that makes the flood too.
+SERVED_SECONDS = 1.0
 
 
 def read_while(customers: Customers, seconds: float, act: Callable[[], object]) -> list[streams.Stream]:
@@ -71,3 +78,26 @@ def test_a_killed_nginx_serves_again(customers: Customers) -> None:
         if read[0].done:
             return
         assert time.monotonic() < deadline, read[0].detail
+
+
+def p99(calls: list[Call]) -> float:
+    """The time in seconds within which 99 of 100 calls were answered."""
+    took = sorted(call.ended - call.began for call in calls)
+    return took[len(took) * 99 // 100]
+
+
+def test_a_flood_from_one_key_leaves_the_others_served(customers: Customers) -> None:
+    """It is refused at the edge for next to nothing. Times are printed: this machine makes the flood too."""
+    edge, address = next(iter(remote.addresses("edge").items()))
+    flooder = firstcall.register(f"flood-{time.strftime('%H%M%S')}", Decimal(1))
+    with customers.calling({edge: address}) as usual:
+        time.sleep(FLOOD_SECONDS)
+    with customers.calling({edge: address}) as beside:
+        found = flood(address, flooder.token, FLOOD_RATE, FLOOD_SECONDS, "provider1")
+    others = f"p99 of the others {1000 * p99(beside):.0f} ms, without it {1000 * p99(usual):.0f} ms"
+    print(f"flood of {found.rate:.0f} a second: {found.answers}; {others}", flush=True)
+    assert found.rate > FLOOD_RATE / 2
+    assert found.answers["2xx"] < FLOOD_SECONDS * defaults.edge_client_rate + 2 * defaults.edge_client_burst
+    assert found.answers["5xx"] == 0
+    assert failures(usual) + failures(beside) == []
+    assert p99(beside) < SERVED_SECONDS
