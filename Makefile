@@ -63,10 +63,10 @@ coverage: .venv/ready tools ## The unit tests, and which lines of relay, deploys
 	@.venv/bin/pytest tests/unit -n 2 --cov --cov-report=term
 
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
-	@.venv/bin/pytest tests/contract
+	@.venv/bin/pytest tests/contract -n 2 --dist loadfile --durations=15
 
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
-	@.venv/bin/pytest tests/fleet -v --show-capture=no
+	@.venv/bin/pytest tests/fleet -v --show-capture=no --durations=30
 
 fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox that `make up` built (about an hour)
 	@.venv/bin/pytest tests/faults -v --show-capture=no

@@ -156,8 +156,21 @@ def _backups(own: Any, facts: Mapping[str, Any], leader: Member | None) -> Itera
     if facts["figures"].get("backup_wal_missing_segments"):
         missing = facts["figures"]["backup_wal_missing_segments"]
         yield {"wrong": f"the archive lacks {missing:.0f} WAL segments", "command": f"{own('backup')} --yes"}
-    if facts["figures"].get("drill_failed"):
+    figures = facts["figures"]
+    if figures.get("drill_failed"):
         yield {"wrong": "the last restore drill failed", "command": own("drill")}
+    elif (days := _unproven_days(figures)) is not None:
+        yield {"wrong": f"no restore drill has succeeded for {days:.0f} days", "command": own("drill")}
+
+
+def _unproven_days(figures: Mapping[str, float]) -> float | None:
+    """Days since the last good drill, or since drills were set up; None while they are few enough."""
+    since = max(
+        figures.get("drill_last_success_timestamp_seconds", 0),
+        figures.get("drill_installed_timestamp_seconds", 0),
+    )
+    late = since and time.time() - since > figures.get("drill_max_age_seconds", float("inf"))
+    return (time.time() - since) / 86400 if late else None
 
 
 def _screen(
@@ -189,7 +202,8 @@ def _screen(
     lines.append(
         f"  last good drill: {f'{(time.time() - drill) / 86400:.1f} days ago' if drill else 'none known'}"
     )
-    lines += ["what to do next:"] if todo else ["all is well: nothing to do"]
+    well = "all is well: nothing to do" + ("" if drill else "; a drill would prove that a restore works")
+    lines += ["what to do next:"] if todo else [well]
     for number, one in enumerate(todo, 1):
         lines += [f"  {number}. {one['wrong']}", f"     {one['command']}"]
     return "\n".join(lines)

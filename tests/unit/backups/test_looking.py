@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -102,6 +103,27 @@ def test_status_tells_what_is_wrong_with_backups(
     cluster(fleet, monkeypatch)
     fleet.on("db.", pattern, reply)
     assert wrong in call("status").out
+
+
+@pytest.mark.parametrize(
+    ("success", "installed", "told"),
+    [
+        (9, 30, "no restore drill has succeeded for 9 days"),
+        (None, 9, "no restore drill has succeeded for 9 days"),
+        (7, 30, "all is well: nothing to do\n"),
+        (None, 7, "all is well: nothing to do; a drill would prove that a restore works"),
+    ],
+)
+def test_status_tells_that_no_drill_proves_a_restore(
+    fleet: Fleet, call: Call, monkeypatch: pytest.MonkeyPatch, success: int | None, installed: int, told: str
+) -> None:
+    cluster(fleet, monkeypatch)
+    figures = {"max_age_seconds": 8 * 86400.0}
+    for name, days in (("last_success", success), ("installed", installed)):
+        if days is not None:
+            figures[f"{name}_timestamp_seconds"] = time.time() - days * 86400 - 60
+    fleet.on("ops1", "node-exporter", "".join(f"drill_{name} {n}\n" for name, n in figures.items()))
+    assert told in call("status").out + "\n"
 
 
 def test_status_tells_size_and_cost_of_the_bucket(
