@@ -37,8 +37,9 @@ def docker(*words: str) -> list[str]:
 
 def swarm_amiss() -> str:
     """The first node or service that is not as it should be, as a manager sees it."""
-    shape = "{{.Hostname}} {{.Status}} {{.Availability}}"
-    nodes = [line.split() for line in docker("node", "ls", "--format", shape)]
+    # Tabs: a node that has never answered has no name.
+    shape = "{{.Hostname}}\t{{.Status}}\t{{.Availability}}"
+    nodes = [line.split("\t") for line in docker("node", "ls", "--format", shape)]
     # A host that was built anew leaves an entry behind that is down for ever.
     ready = {name for name, status, _ in nodes if status == "Ready"}
     for name, status, availability in nodes:

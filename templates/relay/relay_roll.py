@@ -109,16 +109,14 @@ def healthy(image: str) -> int:
 
 def problems(image: str) -> str:
     """Why tasks of `image` failed: the newest failure of each node, with its error and its last log lines."""
-    shape = "{{.ID}}\t{{.Image}}\t{{.Node}}\t{{.CurrentState}}\t{{.Error}}"
-    listed = docker("service", "ps", SERVICE, "--no-trunc", "--format", shape)
-    rows = [line.split("\t") for line in listed.splitlines()]
+    listed = docker("service", "ps", SERVICE, "--no-trunc", "--format", "{{json .}}")
     newest: dict[str, str] = {}
-    for task, runs, node, state, error in rows:
+    for task in map(json.loads, listed.splitlines()):
+        node, state, error = task["Node"], task["CurrentState"], task["Error"]
         # What failed before this roll had another image, and another reason.
-        if runs == image and (error or state.startswith(("Failed", "Rejected"))):
-            newest.setdefault(
-                node, f"  {node or 'no node'}: {state}: {error or 'no reason given'}\n{last_lines(task)}"
-            )
+        if task["Image"] == image and (error or state.startswith(("Failed", "Rejected"))):
+            why = f"{node or 'no node'}: {state}: {error or 'no reason given'}"
+            newest.setdefault(node, f"  {why}\n{last_lines(task['ID'])}")
     return "\n".join(newest.values()) or "  no task has failed; they only did not start in time"
 
 

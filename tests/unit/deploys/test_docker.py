@@ -80,7 +80,7 @@ class Engine:
     """Answers of a swarm's engine; a restart takes its only task away for `slow` questions."""
 
     manager: bool = True
-    nodes: tuple[str, ...] = ("app1 Ready Active", "app2 Ready Active")
+    nodes: tuple[str, ...] = ("app1\tReady\tActive", "app2\tReady\tActive")
     services: tuple[str, ...] = ("relay_relay 2/2 (max 1 per node)",)
     slow: int = 0
     calls: int = 0
@@ -165,9 +165,10 @@ def test_an_engine_that_refuses_on_the_way_is_named(
 @pytest.mark.parametrize(
     ("nodes", "services", "said"),
     [
-        (("app1 Ready Active", "app2 Down Active"), (), "node app2 is Down"),
-        (("app1 Ready Active", "app2 Ready Drain"), (), "node app2 is drained"),
-        (("app1 Ready Active",), ("relay_relay 1/2 (max 1 per node)",), "relay_relay 1/2"),
+        (("app1\tReady\tActive", "app2\tDown\tActive"), (), "node app2 is Down"),
+        (("app1\tReady\tActive", "app2\tReady\tDrain"), (), "node app2 is drained"),
+        (("app1\tReady\tActive", "\tUnknown\tActive"), (), "node  is Unknown"),
+        (("app1\tReady\tActive",), ("relay_relay 1/2 (max 1 per node)",), "relay_relay 1/2"),
     ],
 )
 def test_while_another_host_is_missing_nothing_is_restarted(
@@ -180,7 +181,7 @@ def test_while_another_host_is_missing_nothing_is_restarted(
 
 
 def test_what_a_rebuilt_host_left_behind_is_not_missed(engine: Engine, restart: Any) -> None:
-    engine.nodes = ("app1 Ready Active", "app2 Down Active", "app2 Ready Active")
+    engine.nodes = ("app1\tReady\tActive", "app2\tDown\tActive", "app2\tReady\tActive")
     restart(0.01, 0.01)
     assert engine.restarts == 1
 

@@ -36,13 +36,15 @@ def tasks(*images: str) -> str:
 
 # Newest first, as Swarm lists tasks.
 HISTORY = "\n".join(
-    [
-        f"t5\t{OLD}\tapp1\tRunning 2 seconds ago\t",
-        f"t4\t{IMAGE}\tapp1\tFailed 9 seconds ago\ttask: non-zero exit (1): health check failed",
-        f"t3\t{IMAGE}\tapp1\tFailed 20 seconds ago\ttask: non-zero exit (1)",
-        f"t2\t{IMAGE}\tapp2\tRejected 9 seconds ago\tNo such image",
-        f"t1\t{OLD}\tapp3\tFailed 3 days ago\tan old story",
-    ]
+    json.dumps({"ID": task, "Image": image, "Node": node, "CurrentState": state, "Error": error})
+    for task, image, node, state, error in (
+        ("t6", OLD, "app1", "Running 2 seconds ago", ""),
+        ("t5", IMAGE, "app1", "Failed 9 seconds ago", "task: non-zero exit (1): health check failed"),
+        ("t4", IMAGE, "app1", "Failed 20 seconds ago", "task: non-zero exit (1)"),
+        ("t3", IMAGE, "app2", "Rejected 9 seconds ago", "No such image"),
+        ("t2", OLD, "app3", "Failed 3 days ago", "an old story"),
+        ("t1", IMAGE, "", "Failed 3 days ago", ""),
+    )
 )
 
 
@@ -98,9 +100,11 @@ def test_the_newest_failure_of_each_node_is_told_with_its_log(
     answers(roll, monkeypatch, [(service("rollback_completed"), tasks(OLD))])
     assert roll.problems(IMAGE).splitlines() == [
         "  app1: Failed 9 seconds ago: task: non-zero exit (1): health check failed",
-        "    log of t4",
+        "    log of t5",
         "  app2: Rejected 9 seconds ago: No such image",
-        "    log of t2",
+        "    log of t3",
+        "  no node: Failed 3 days ago: no reason given",
+        "    log of t1",
     ]
 
 
