@@ -191,7 +191,7 @@ class StreamMeter:
             # An event without data is none by the standard, but OpenAI's SDK chokes on it.
             return self._other_event(event, None) if sse.is_comment(event) else _DROP
         if _is_done(payload):
-            return self._read_done(event, payload)
+            return self._read_done()
         try:
             chunk = decode(payload)
         except BadAnswer as error:
@@ -219,15 +219,13 @@ class StreamMeter:
             self._altered = sse.with_data(event, renamed)
         return renamed
 
-    def _read_done(self, event: bytes, payload: bytes) -> int:
+    def _read_done(self) -> int:
         self.events += 1
         if self.done:
             return _DROP
         self.done = self._keeping = True
-        if not sse.is_utf8(event):
-            self._altered = DONE.rstrip()
-        elif payload[:1] != b"[":
-            self._altered = sse.with_data(event, payload.lstrip())
+        # What stands beside it, clients do not read and no redactor has seen.
+        self._altered = DONE.rstrip()
         return _KEEP
 
     def _read_chunk(self, chunk: Completion, event: bytes, payload: bytes) -> int:

@@ -209,8 +209,11 @@ def test_a_begin_that_may_wait_no_longer_is_released() -> None:
     ("data", "tail"),
     [
         (content("a") + finish() + DONE, finish() + DONE),
-        (content("a") + finish() + b"data: [DONE] \n\n", finish() + b"data: [DONE] \n\n"),
-        (content("a") + finish() + b"data:[DONE]\n\n", finish() + b"data:[DONE]\n\n"),
+        (content("a") + finish() + b"data: [DONE] \n\n", finish() + DONE),
+        (content("a") + finish() + b"data:[DONE]\n\n", finish() + DONE),
+        (content("a") + finish() + b"data: [DONE]key sk-secret\n\n", finish() + DONE),
+        (content("a") + finish() + b"id: sk-secret\ndata: [DONE]\n: sk-secret\n\n", finish() + DONE),
+        (content("a") + finish() + b"data: [DONE]key sk-secret", finish() + DONE),
         (content("a") + finish() + b"data: [DONE]", finish() + DONE),
         (content("a") + finish() + b"data: [DONE]\n", finish() + DONE),
         (content("a") + finish(), finish() + DONE),
