@@ -72,7 +72,6 @@ class StreamMeter:
         self._plain = 0
         self._other = 0
         self._usage_ends = False
-        self._cut_end = False
         self.usage: dict[str, Any] | None = None
         self.usage_is_last = False
         self.error: Any = None
@@ -112,7 +111,8 @@ class StreamMeter:
         return self._flush()
 
     def end(self) -> None:
-        """The provider closed the stream: read an event whose blank line is missing, unless it was cut."""
+        """The provider closed the stream: an event whose blank line is missing counts, unless it was cut, and
+        gets one: clients pass over what has none."""
         event, payload = _unended(self._buffer.take_rest())
         if not payload:
             return
@@ -121,10 +121,7 @@ class StreamMeter:
                 self._kept.append(DONE)
                 self.done = True
             return
-        blank = b"\n\n" if _is_done(payload) else b""
-        self._cut_end = not blank
-        passed = self._passed(self._read(event), event + blank, blank)
-        self._kept[:0] = passed
+        self._kept[:0] = self._passed(self._read(event), event + b"\n\n", b"\n\n")
 
     def break_off(self) -> None:
         """The provider fell silent or cut the stream: without its blank line only [DONE] counts."""
@@ -135,7 +132,7 @@ class StreamMeter:
     def tail(self) -> bytes:
         """What ends the stream, to be sent once the call is settled; with [DONE], which some leave out."""
         tail = b"".join(self._kept)
-        return tail + DONE if self.complete and not self.done and not self._cut_end else tail
+        return tail + DONE if self.complete and not self.done else tail
 
     @property
     def ending(self) -> bool:
@@ -194,7 +191,7 @@ class StreamMeter:
             # An event without data is none by the standard, but OpenAI's SDK chokes on it.
             return self._other_event(event, None) if sse.is_comment(event) else _DROP
         if _is_done(payload):
-            return self._read_done(event, payload)
+            return self._read_done()
         try:
             chunk = decode(payload)
         except BadAnswer as error:
@@ -222,15 +219,13 @@ class StreamMeter:
             self._altered = sse.with_data(event, renamed)
         return renamed
 
-    def _read_done(self, event: bytes, payload: bytes) -> int:
+    def _read_done(self) -> int:
         self.events += 1
         if self.done:
             return _DROP
         self.done = self._keeping = True
-        if not sse.is_utf8(event):
-            self._altered = DONE.rstrip()
-        elif payload[:1] != b"[":
-            self._altered = sse.with_data(event, payload.lstrip())
+        # What stands beside it, clients do not read and no redactor has seen.
+        self._altered = DONE.rstrip()
         return _KEEP
 
     def _read_chunk(self, chunk: Completion, event: bytes, payload: bytes) -> int:
