@@ -150,6 +150,10 @@ def dsn(user: str) -> str:
     if user == READER:
         # Its sessions are read-only, on the primary too: asked for read-write, no host would do.
         options["target_session_attrs"] = "primary"
+    else:
+        # An old primary that is cut off from its peers takes half a minute to see that it is none any more.
+        # In their order its host would be found again and again. Debian 12's libpq (the reader's) lacks this.
+        options["load_balance_hosts"] = "random"
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 

@@ -178,6 +178,7 @@ def test_clients_find_the_primary_and_leave_a_dead_host(sandbox_inventory: Any) 
     options = dict(pair.split("=", 1) for pair in postgres.dsn("relay_app").split())
     assert options["host"] == "172.30.77.31,172.30.77.32,172.30.77.33"
     assert options["target_session_attrs"] == "read-write"
+    assert options["load_balance_hosts"] == "random", "an old primary would be found again and again"
     assert options["sslmode"] == "verify-ca"
     assert (options["connect_timeout"], options["tcp_user_timeout"]) == ("2", "3000")
 
@@ -185,6 +186,7 @@ def test_clients_find_the_primary_and_leave_a_dead_host(sandbox_inventory: Any) 
 def test_a_session_that_is_read_only_is_not_asked_to_write(sandbox_inventory: Any) -> None:
     options = dict(pair.split("=", 1) for pair in postgres.dsn(postgres.READER).split())
     assert options["target_session_attrs"] == "primary"
+    assert "load_balance_hosts" not in options, "Debian 12's libpq does not know it"
 
 
 def test_every_package_of_python_is_pinned_by_hash() -> None:
