@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from deploys import roles
+from deploys.lib import fleet
 from deploys.roles import edge
+from tests.unit.deploys.facts import existing
 
 
 def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
@@ -17,7 +20,9 @@ def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
 
 def test_a_call_that_was_sent_is_never_repeated(fake_role: Any) -> None:
     files = fake_role(edge.edge, "edge1").files
-    directives = [line.strip() for text in files.values() for line in text.splitlines()]
+    # A challenge is no call.
+    texts = [text for path, text in files.items() if not path.endswith("acme_challenge.conf")]
+    directives = [line.strip() for text in texts for line in text.splitlines()]
     retries = [line for line in directives if line.startswith("proxy_next_upstream ")]
     assert retries == ["proxy_next_upstream off;", "proxy_next_upstream error timeout;"]
 
@@ -44,16 +49,66 @@ def test_nginx_tests_its_configuration_before_the_reload(fake_role: Any) -> None
 
 
 def test_the_key_is_readable_by_root_only(fake_role: Any) -> None:
-    outcome = fake_role(edge.edge, "edge1")
+    outcome = fake_role(edge.edge, "edge1", data={"edge_certificate": "fleet"})
     assert "BEGIN PRIVATE KEY" in outcome.files["/etc/nginx/relay/tls/edge.key"]
     assert "install -D -o root -g root -m 600 /dev/null /etc/nginx/relay/tls/edge.key.new" in outcome.commands
     written = [line.rpartition("/")[2] for line in outcome.operations if "/relay/tls" in line]
     assert written[:3] == ["tls", "edge.crt", "edge.key"]
 
 
-def test_without_the_fleets_ca_the_certificate_is_left_to_the_host(fake_role: Any) -> None:
-    files = fake_role(edge.edge, "edge1", data={"edge_certificate_from_ca": False}).files
-    assert not [path for path in files if "/tls/" in path]
+def test_where_the_host_has_its_certificate_it_is_left_alone(fake_role: Any) -> None:
+    outcome = fake_role(edge.edge, "edge1", data={"edge_certificate": "host"})
+    assert not [path for path in outcome.files if "/tls/" in path]
+    assert "ssl_certificate relay/tls/edge.crt;" in outcome.files["/etc/nginx/relay/certificates.conf"]
+    assert "well-known/acme-challenge" not in "".join(outcome.files.values())
+
+
+def test_by_acme_nginx_begins_with_the_certificate_it_has_or_the_fleets(fake_role: Any) -> None:
+    outcome = fake_role(edge.edge, "edge1", data={"edge_certificate": "acme"})
+    assert "/etc/nginx/relay/tls/edge.crt" not in outcome.files
+    assert "BEGIN PRIVATE KEY" in outcome.files["/etc/nginx/relay/tls/first.key"]
+    assert "-m 600 /dev/null /etc/nginx/relay/tls/first.key.new" in "".join(outcome.commands)
+    commands = outcome.commands
+    tested = next(n for n, line in enumerate(commands) if "nginx -t" in line)
+    for kind in ("ecdsa", "rsa"):
+        path = f"/etc/nginx/relay/tls/edge-{kind}.pem"
+        begun = next(n for n, line in enumerate(commands) if f"mv {path}.new {path}" in line)
+        assert begun < tested
+        assert f"relay/tls/edge-{kind}.pem;" in outcome.files["/etc/nginx/relay/certificates.conf"]
+
+
+def test_a_certificate_that_is_there_is_not_begun_anew(fake_role: Any) -> None:
+    there = existing("/etc/nginx/relay/tls/edge-rsa.pem", "x")
+    commands = fake_role(edge.edge, "edge1", there, data={"edge_certificate": "acme"}).commands
+    assert not [line for line in commands if "edge-rsa.pem.new" in line]
+
+
+def test_http_3_only_where_it_is_wanted(fake_role: Any, sandbox_inventory: Any) -> None:
+    def quic(outcome: Any) -> list[str]:
+        texts = "".join(outcome.files.values()).splitlines()
+        return [line.strip() for line in texts if " quic" in line or "Alt-Svc" in line]
+
+    assert quic(fake_role(edge.edge, "edge1")) == []
+    outcome = fake_role(edge.edge, "edge1", data={"edge_http3": True})
+    assert quic(outcome).count("listen 443 quic reuseport default_server;") == 1
+    assert "listen 443 quic;" in quic(outcome)
+    assert """add_header Alt-Svc 'h3=":443"; ma=86400' always;""" in quic(outcome)
+    tested = next(line for line in outcome.commands if "nginx -t" in line)
+    assert tested.index("http_v3_module") < tested.index("nginx -t")
+    node = fleet.hosts("edge")[0]
+    assert "udp" not in {opening.proto for opening in roles.openings(node, published=False)}
+    sandbox_inventory.override_data["edge_http3"] = True
+    assert "udp" in {opening.proto for opening in roles.openings(node, published=False)}
+
+
+def test_every_edge_answers_challenges_for_all(fake_role: Any) -> None:
+    files = fake_role(edge.edge, "edge2", data={"edge_certificate": "acme"}).files
+    peers = files["/etc/nginx/relay/server_peers.conf"]
+    for address in ("172.30.77.11", "172.30.77.12"):
+        assert f"server {address}:80 " in peers
+        assert f"allow {address};" in peers
+    assert "include relay/acme_challenge.conf;" in files["/etc/nginx/relay/server_redirect.conf"]
+    assert "include relay/server_peers.conf;" in files["/etc/nginx/nginx.conf"]
 
 
 def test_no_secret_in_the_names_of_operations(fake_role: Any) -> None:
@@ -108,6 +163,7 @@ def test_only_names_that_are_wanted_are_served(fake_role: Any) -> None:
     ("name", "value"),
     [
         ("edge_waf", "of"),
+        ("edge_http3", "yes"),
         ("edge_waf_paranoia", 5),
         ("edge_trusted_proxies", ["10.0.0.1/8"]),
         ("edge_tools_allowed_from", ["everybody"]),
