@@ -33,7 +33,8 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "the sandbox's certificate authority runs",
-            "systemctl is-active pebble pebble-names",
+            "systemctl is-active pebble-names && "
+            f"curl -fsS --insecure --max-time 5 -o /dev/null https://127.0.0.1:{PORT}/dir",
             units=UNITS,
             mend="`sudo systemctl start pebble-names pebble`, then apply: its root is a new one",
         ),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
+from typing import Any
 
 from deploys.sandbox import firstcall, remote
 from deploys.sandbox.remote import relayctl
@@ -86,15 +87,25 @@ def settled(account: int, seconds: float = 300) -> dict[str, int]:
     return dict(shown)
 
 
+def books() -> dict[str, dict[str, Any]]:
+    """What the provider has served, by request id; it tells so many calls at a time."""
+    found: dict[str, dict[str, Any]] = {}
+    after = 0
+    while page := remote.provider(f"/books?after={after}")["calls"]:
+        found |= {call["request_id"]: call for call in page}
+        after = page[-1]["id"]
+    return found
+
+
 def assert_books_agree(customers: Customers) -> None:
     """Provider's books, usage, ledger and balance, call by call, once the sweeper has ended what crashed."""
     account = settled(customers.account)
-    served = {call["request_id"]: call for call in remote.provider("/books")["calls"]}
+    served = books()
     records = relayctl("usage", "list", "--account", str(customers.account), "--limit", "100000")
     usage = {str(row["request_id"]): row for row in records}
     for call in customers.acknowledged:
-        books = served[call.request_id]
-        charge = firstcall.expected_charge(books["prompt_tokens"], books["completion_tokens"])
+        entry = served[call.request_id]
+        charge = firstcall.expected_charge(entry["prompt_tokens"], entry["completion_tokens"])
         assert usage[call.request_id]["charge"] == charge, f"acknowledged call {call.request_id}"
     charged = sum(row["charge"] for row in usage.values())
     entries = relayctl("ledger", "list", "--account", str(customers.account), "--limit", "100000")
