@@ -27,6 +27,7 @@ ORDER = (
     "cache",
     "relay",
     "edge",
+    "acme",
     "node_exporter",
     "retention",
     "drill",

@@ -1,23 +1,25 @@
 """The edge: nginx ends TLS, limits clients and passes their calls on to the relay's nodes.
 
-The certificate comes from the fleet's own CA where the environment says so; elsewhere
-/etc/nginx/relay/tls/edge.crt and edge.key must be on the host already.
+Its certificate is one of the fleet's own CA, or those that deploys/roles/acme.py gets from a public one, or
+what somebody put at /etc/nginx/relay/tls/edge.crt and edge.key (`edge_certificate`). Where it comes by ACME a
+new host begins with the one it has, or else the fleet's, since nginx does not start without.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_network
 from pathlib import PurePosixPath
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files
+from pyinfra.facts.files import File
+from pyinfra.operations import apt, files, server
 
-from deploys.lib import fleet, pki, waf_exceptions
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
+from deploys.lib import edge_names, fleet, pki, waf_exceptions
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
 from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.timing import relation, seconds
@@ -68,6 +70,7 @@ TEMPLATES = (
     "server_waf",
     "server_counters",
 )
+ACME_TEMPLATES = ("acme_challenge", "server_peers")
 # What the second hop inspects calls by.
 WAF_MODES = ("on", "detect", "off")
 WAF_TEMPLATES = ("rules", "model_calls", "engine", "core_rule_set", "exceptions")
@@ -77,6 +80,11 @@ CRS_RULES = "/usr/share/modsecurity-crs/rules"
 WAF_LOG = "/run/relay-waf/matches.json"
 WAF_TMP = "/var/lib/nginx/waf"
 WAF_LOGGER = "/usr/local/sbin/relay-waf-log"
+# Puts a first pair where one by ACME will be: in one step, and never readable by others.
+BEGIN = """umask 077; cd {tls}; if [ -s edge.crt ] && [ -s edge.key ]; then from=edge; else from=first; fi
+cat $from.crt $from.key > {path}.new && mv {path}.new {path}"""
+# Files of a certificate and of its key, below relay/tls.
+OWN_PAIR, FIRST_PAIR = ("edge.crt", "edge.key"), ("first.crt", "first.key")
 # Paths of the API that take files, as multipart forms.
 UPLOAD_PATHS = (
     "^/v1/(?:audio/(?:transcriptions|translations)|images/(?:edits|variations)|files"
@@ -85,8 +93,8 @@ UPLOAD_PATHS = (
 
 
 def public_certificates() -> list[pki.Subject]:
-    """The certificate that customers see, where the fleet's CA issues it."""
-    return [pki.edge_subject(fleet.domain())] if fleet.setting("edge_certificate_from_ca") else []
+    """The certificate that customers see, where the fleet's CA issues it, or that nginx starts with."""
+    return [pki.edge_subject(fleet.domain())] if fleet.setting("edge_certificate") != "host" else []
 
 
 def problems() -> Iterator[str]:
@@ -179,7 +187,9 @@ class EdgeSettings:
 
     Upstreams and `tools` (by name) are ``host:port``; rates are requests a second; times and sizes are
     written as nginx does; networks are CIDR blocks. `waf` is on, detect (nothing is refused) or off. A server
-    whose names or addresses are empty does not exist.
+    whose names or addresses are empty does not exist. `certificates` are files of a certificate and of its
+    key; `certificate_names` are proven to an authority, by whichever of `peers` (``host:port``, all edges)
+    has the answer; without `peers` there is no ACME.
     """
 
     names: list[str]
@@ -213,7 +223,11 @@ class EdgeSettings:
     tools: dict[str, str] = field(default_factory=dict)
     tools_allowed_from: list[str] = field(default_factory=list)
     security_contact: str = ""
-    certificates: list[str] = field(default_factory=lambda: ["edge"])
+    certificates: list[tuple[str, str]] = field(default_factory=lambda: [("edge.crt", "edge.key")])
+    certificate_names: list[str] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)
+    acme_webroot: str = edge_names.WEBROOT
+    acme_certificates: str = edge_names.CERTIFICATES
     http_listen: str = "80"
     https_listen: str = "443"
     status_listen: str = STATUS
@@ -234,7 +248,8 @@ def render_edge(settings: EdgeSettings) -> dict[str, str]:
         "exceptions": settings.waf_exceptions,
         "inspected_max": max(map(size_in_bytes, (settings.body_max, settings.upload_max, settings.form_max))),
     }
-    names = [*TEMPLATES, *(f"waf/{name}" for name in WAF_TEMPLATES if settings.waf != "off")]
+    names = [*TEMPLATES, *(ACME_TEMPLATES if settings.peers else ())]
+    names += [f"waf/{name}" for name in WAF_TEMPLATES if settings.waf != "off"]
     included = {f"relay/{name}.conf": render(f"edge/{name}.conf.j2", **values) for name in names}
     return included | {"nginx.conf": render("edge/nginx.conf.j2", **values)}
 
@@ -249,15 +264,17 @@ def size_in_bytes(text: str) -> int:
 
 def settings() -> EdgeSettings:
     """The settings of the current environment."""
-    domain = fleet.domain()
-    console, tools = fleet.setting("edge_console"), fleet.setting("edge_tools")
+    acme = edge_names.by_acme()
     return EdgeSettings(
-        names=[f"api.{domain}"],
-        console_names=[f"console.{domain}"] if console else [],
+        names=edge_names.api(),
+        console_names=edge_names.console(),
         status_page=fleet.setting("edge_status_page"),
-        status_page_names=[f"status.{domain}"] if fleet.setting("edge_status_page") else [],
-        tools=tools,
-        tools_names=[f"tools.{domain}"] if tools else [],
+        status_page_names=edge_names.status_page(),
+        tools=fleet.setting("edge_tools"),
+        tools_names=edge_names.tools(),
+        certificates=[(_pair(kind), _pair(kind)) for kind in edge_names.KINDS] if acme else [OWN_PAIR],
+        certificate_names=edge_names.certified() if acme else [],
+        peers=[f"{node.address}:80" for node in fleet.hosts("edge")] if acme else [],
         tools_allowed_from=fleet.setting("edge_tools_allowed_from"),
         trusted_proxies=fleet.setting("edge_trusted_proxies"),
         upstreams=[f"{node.address}:{API_PORT}" for node in fleet.hosts("app")],
@@ -296,6 +313,8 @@ def edge() -> None:
     apt.packages(name="Install nginx", packages=[*PACKAGES, *waf], no_recommends=True)
     directories()
     dead_peers()
+    if edge_names.by_acme():
+        first_certificate()
     nginx()
     exporter()
     if waf:
@@ -340,7 +359,8 @@ def nginx() -> None:
     restart = ConfigFile(
         f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2", sockets=SOCKETS)
     )
-    Configuration("nginx", [*certificate(), *config, restart], check="nginx -t", action="reload").keep()
+    own = certificate() if fleet.setting("edge_certificate") == "fleet" else []
+    Configuration("nginx", [*own, *config, restart], check="nginx -t", action="reload").keep()
 
 
 def waf_log() -> None:
@@ -353,14 +373,34 @@ def waf_log() -> None:
     Configuration(unit, files, check=f"{WAF_LOGGER} --help >/dev/null").keep()
 
 
-def certificate() -> list[ConfigFile]:
-    """The certificate and key that customers see, where the fleet's CA issues them."""
-    if not fleet.setting("edge_certificate_from_ca"):
-        return []
+def certificate(pair: tuple[str, str] = OWN_PAIR) -> list[ConfigFile]:
+    """A certificate and key of the fleet's CA, for nginx."""
+    certificate, key = pair
     return [
-        ConfigFile(f"{CONFIG}/relay/tls/edge.crt", fleet.secret("tls_cert:edge")),
-        ConfigFile(f"{CONFIG}/relay/tls/edge.key", fleet.secret("tls_key:edge"), mode="600"),
+        ConfigFile(f"{edge_names.TLS}/{certificate}", fleet.secret("tls_cert:edge")),
+        ConfigFile(f"{edge_names.TLS}/{key}", fleet.secret("tls_key:edge"), mode="600"),
     ]
+
+
+def first_certificate() -> None:
+    """What nginx shows until the authority has issued: what it has shown so far, or the fleet's."""
+    place(*certificate(FIRST_PAIR))
+    for kind in host.loop(edge_names.KINDS):
+        path = f"{edge_names.TLS}/{_pair(kind)}"
+        server.shell(
+            name=f"Begin with a certificate of the fleet ({path})",
+            commands=[BEGIN.format(tls=edge_names.TLS, path=path)],
+            _if=_missing(host.get_fact(File, path=path)),
+        )
+
+
+def _missing(found: object) -> Callable[[], bool]:
+    return lambda: found is None
+
+
+def _pair(kind: str) -> str:
+    """The file of a certificate that came by ACME, its chain and its key."""
+    return f"edge-{kind}.pem"
 
 
 def exporter() -> None:

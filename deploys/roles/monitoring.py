@@ -17,7 +17,7 @@ from pyinfra.operations import apt
 
 from deploys import roles
 from deploys.lib import fleet
-from deploys.lib.config_files import ConfigFile, Configuration, render
+from deploys.lib.config_files import TLS, ConfigFile, Configuration, render
 from deploys.lib.role import ALL, MONITORS, HealthCheck, Probe, Role
 from deploys.lib.services import options
 
@@ -149,9 +149,9 @@ def blackbox() -> None:
     """The prober."""
     path, unit = f"{CONFIG}/blackbox.yml", "prometheus-blackbox-exporter"
     api_name = f"api.{fleet.domain()}"
-    text = render(
-        "monitoring/blackbox.yml.j2", api_name=api_name, edge_ca=fleet.setting("edge_certificate_from_ca")
-    )
+    own = fleet.setting("edge_certificate") == "fleet"
+    edge_ca = f"{TLS}/ca.crt" if own else fleet.setting("edge_ca_file")
+    text = render("monitoring/blackbox.yml.j2", api_name=api_name, edge_ca=edge_ca)
     check = f"{unit} --config.file={path} --config.check"
     Configuration(unit, [ConfigFile(path, text)], check=check, action="reload", label="blackbox").keep()
     options(unit, f"--config.file={path}", "--web.listen-address=127.0.0.1:9115").keep()

@@ -9,8 +9,6 @@ state_directory = "~/.local/state/relay-toolkit"
 secrets_file = ""
 # The age identity that opens it; empty: the path in the environment variable RELAY_SECRETS_KEY.
 secrets_key_file = ""
-# Whether `secrets` makes a certificate for the edge from the fleet's own CA (production uses ACME).
-edge_certificate_from_ca = False
 
 # --- SSH -------------------------------------------------------------------------------------------------
 # Account that deploys log in with; it needs passwordless sudo and an authorised key.
@@ -67,6 +65,24 @@ edge_connect_timeout = "1s"
 edge_retry_timeout = "5s"
 # How long a reload lets running calls end: longer than the longest stream.
 edge_drain_timeout = "1h"
+
+# Where the edge's certificates come from: acme (a public authority), fleet (the fleet's own CA, which your
+# customers would have to trust) or host (you put edge.crt and edge.key into /etc/nginx/relay/tls).
+edge_certificate = "acme"
+# Names in them; empty: all that the edge serves.
+edge_certificate_names: list[str] = []
+# The authority's directory, and the mail address it may write to; with it you accept the authority's terms.
+edge_acme_directory = "https://acme-v02.api.letsencrypt.org/directory"
+edge_acme_contact = ""
+# File on the hosts with the authority of the directory's own HTTPS; empty: those that the system trusts.
+edge_acme_ca_file = ""
+# How names are proven: http-01 (port 80 of any edge), or dns-01: a program of yours, relative to the
+# repository, that is called with `auth` or `cleanup` and with CERTBOT_DOMAIN and CERTBOT_VALIDATION in its
+# environment; the secret edge_acme_dns_token lies in /etc/relay/acme/dns.token.
+edge_acme_challenge = "http-01"
+edge_acme_dns_hook = ""
+# File on the hosts of `ops` with the authority of the edge's certificates, where the system does not know it.
+edge_ca_file = ""
 
 # The web application firewall: on, detect (nothing is refused, all is logged) or off.
 edge_waf = "on"

@@ -8,6 +8,9 @@ ssh_strict_host_key_checking = "yes"
 ssh_allowed_from = ["192.0.2.0/24"]
 redis_maxmemory = "1gb"
 
+# Where the authority of the edge's certificates writes to.
+edge_acme_contact = "operations@relay.example"
+
 # Who is woken, and who notices when the monitoring itself falls silent.
 alert_webhook_url = "https://on-call.relay.example/alerts"
 alert_watchdog_url = "https://dead-man.relay.example/relay"

@@ -10,7 +10,7 @@ domain = "sandbox.test"
 state_directory = _state
 secrets_file = f"{_state}/secrets.age"
 secrets_key_file = f"{_state}/secrets.key"
-edge_certificate_from_ca = True
+edge_certificate = "fleet"
 
 ssh_key = f"{_state}/ssh/id_ed25519"
 ssh_known_hosts_file = f"{_state}/ssh/known_hosts"

@@ -232,6 +232,9 @@ def write_config(directory: Path, settings: EdgeSettings) -> Path:
     certificate, key = pki.issue(pki.Subject("edge", tuple(OWN_NAMES)), ca_cert, ca_key)
     (directory / "relay/tls/edge.crt").write_text(certificate)
     (directory / "relay/tls/edge.key").write_text(key)
+    for both, _ in settings.certificates:
+        if both.endswith(".pem"):
+            (directory / "relay/tls" / both).write_text(certificate + key)
     ca_file = directory / "ca.crt"
     ca_file.write_text(ca_cert)
     return ca_file

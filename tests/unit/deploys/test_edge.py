@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deploys.roles import edge
+from tests.unit.deploys.facts import existing
 
 
 def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
@@ -17,7 +18,9 @@ def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
 
 def test_a_call_that_was_sent_is_never_repeated(fake_role: Any) -> None:
     files = fake_role(edge.edge, "edge1").files
-    directives = [line.strip() for text in files.values() for line in text.splitlines()]
+    # A challenge is no call.
+    texts = [text for path, text in files.items() if not path.endswith("acme_challenge.conf")]
+    directives = [line.strip() for text in texts for line in text.splitlines()]
     retries = [line for line in directives if line.startswith("proxy_next_upstream ")]
     assert retries == ["proxy_next_upstream off;", "proxy_next_upstream error timeout;"]
 
@@ -51,9 +54,41 @@ def test_the_key_is_readable_by_root_only(fake_role: Any) -> None:
     assert written[:3] == ["tls", "edge.crt", "edge.key"]
 
 
-def test_without_the_fleets_ca_the_certificate_is_left_to_the_host(fake_role: Any) -> None:
-    files = fake_role(edge.edge, "edge1", data={"edge_certificate_from_ca": False}).files
-    assert not [path for path in files if "/tls/" in path]
+def test_where_the_host_has_its_certificate_it_is_left_alone(fake_role: Any) -> None:
+    outcome = fake_role(edge.edge, "edge1", data={"edge_certificate": "host"})
+    assert not [path for path in outcome.files if "/tls/" in path]
+    assert "ssl_certificate relay/tls/edge.crt;" in outcome.files["/etc/nginx/relay/certificates.conf"]
+    assert "well-known/acme-challenge" not in "".join(outcome.files.values())
+
+
+def test_by_acme_nginx_begins_with_the_certificate_it_has_or_the_fleets(fake_role: Any) -> None:
+    outcome = fake_role(edge.edge, "edge1", data={"edge_certificate": "acme"})
+    assert "/etc/nginx/relay/tls/edge.crt" not in outcome.files
+    assert "BEGIN PRIVATE KEY" in outcome.files["/etc/nginx/relay/tls/first.key"]
+    assert "-m 600 /dev/null /etc/nginx/relay/tls/first.key.new" in "".join(outcome.commands)
+    commands = outcome.commands
+    tested = next(n for n, line in enumerate(commands) if "nginx -t" in line)
+    for kind in ("ecdsa", "rsa"):
+        path = f"/etc/nginx/relay/tls/edge-{kind}.pem"
+        begun = next(n for n, line in enumerate(commands) if f"mv {path}.new {path}" in line)
+        assert begun < tested
+        assert f"relay/tls/edge-{kind}.pem;" in outcome.files["/etc/nginx/relay/certificates.conf"]
+
+
+def test_a_certificate_that_is_there_is_not_begun_anew(fake_role: Any) -> None:
+    there = existing("/etc/nginx/relay/tls/edge-rsa.pem", "x")
+    commands = fake_role(edge.edge, "edge1", there, data={"edge_certificate": "acme"}).commands
+    assert not [line for line in commands if "edge-rsa.pem.new" in line]
+
+
+def test_every_edge_answers_challenges_for_all(fake_role: Any) -> None:
+    files = fake_role(edge.edge, "edge2", data={"edge_certificate": "acme"}).files
+    peers = files["/etc/nginx/relay/server_peers.conf"]
+    for address in ("172.30.77.11", "172.30.77.12"):
+        assert f"server {address}:80 " in peers
+        assert f"allow {address};" in peers
+    assert "include relay/acme_challenge.conf;" in files["/etc/nginx/relay/server_redirect.conf"]
+    assert "include relay/server_peers.conf;" in files["/etc/nginx/nginx.conf"]
 
 
 def test_no_secret_in_the_names_of_operations(fake_role: Any) -> None:
