@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from deploys.lib import fleet
+from deploys.lib.config_files import TLS as FLEET_TLS
 
 # fleet: the fleet's own authority. acme: a public one. host: edge.crt and edge.key are put there by you.
 SOURCES = ("acme", "fleet", "host")
@@ -14,6 +15,8 @@ STATE = "/var/lib/relay-acme"
 WEBROOT = f"{STATE}/webroot"
 CERTIFICATES = f"{STATE}/certificates"
 DIRECTORIES = (STATE, WEBROOT, CERTIFICATES)
+# The root of the fleet's own authority, on the hosts of `edge` and `ops`.
+OWN_ROOT = f"{FLEET_TLS}/edge-ca.crt"
 # What nginx reads: certificate and key in one file each.
 KINDS = ("ecdsa", "rsa")
 
@@ -24,6 +27,21 @@ NAME = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)+{_LABEL}")
 def by_acme() -> bool:
     """Whether the edge's certificates come by ACME."""
     return bool(fleet.setting("edge_certificate") == "acme")
+
+
+def by_own_authority() -> bool:
+    """Whether they come from the fleet's own ACME server (deploys.roles.pebble)."""
+    return by_acme() and not fleet.setting("edge_acme_directory")
+
+
+def ca_file() -> str:
+    """File on the hosts of `edge` and `ops` with the authority of the edge's certificates.
+
+    Empty where the system knows it.
+    """
+    if fleet.setting("edge_certificate") == "fleet":
+        return f"{FLEET_TLS}/ca.crt"
+    return OWN_ROOT if by_own_authority() else str(fleet.setting("edge_ca_file"))
 
 
 def api() -> list[str]:

@@ -20,6 +20,7 @@ ORDER = (
     "swarm",
     "objectstore",
     "provider",
+    "pebble",
     "etcd",
     "postgres",
     "failover",

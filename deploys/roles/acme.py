@@ -33,9 +33,10 @@ from pyinfra.facts.files import File
 from pyinfra.operations import apt, files, systemd
 
 from deploys.lib import acting, edge_names, fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render, source
 from deploys.lib.role import Role
 from deploys.lib.secrets import Secret
+from deploys.roles import pebble
 
 PACKAGES = ["certbot", "python3-cryptography"]
 PROGRAM = "/usr/local/sbin/relay-acme"
@@ -86,7 +87,9 @@ def problems() -> Iterator[str]:
             "with it you accept the authority's terms"
         )
     directory = fleet.setting("edge_acme_directory")
-    if not re.fullmatch(r"https://[^\s/]+/\S*", directory):
+    if not directory and not pebble.directory():
+        yield "`edge_acme_directory` is empty: write the authority's directory, https://…"
+    elif directory and not re.fullmatch(r"https://[^\s/]+/\S*", directory):
         yield f"`edge_acme_directory` is {directory!r}: write the authority's directory, https://…"
     for name in ("edge_acme_ca_file", "edge_ca_file"):
         if (path := fleet.setting(name)) and not PurePosixPath(path).is_absolute():
@@ -184,6 +187,7 @@ def acme() -> None:
 def configuration() -> Configuration:
     """The program, what it is told, the keys, and the timer."""
     written = [
+        *root(),
         ConfigFile(PROGRAM, source("edge/relay_acme.py"), mode="755"),
         ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n"),
         *(
@@ -203,6 +207,11 @@ def configuration() -> Configuration:
     )
 
 
+def root() -> list[ConfigFile]:
+    """The root of the fleet's own authority, for those who are to trust what it issues."""
+    return [ConfigFile(edge_names.OWN_ROOT, pebble.root())] if edge_names.by_own_authority() else []
+
+
 def dns_hook() -> list[ConfigFile]:
     """The program that answers challenges in DNS, and what it shows there."""
     if not by_dns():
@@ -219,10 +228,12 @@ def _ended(text: str) -> str:
 def settings() -> dict[str, Any]:
     """What templates/edge/relay_acme.py reads."""
     edges, own = fleet.hosts("edge"), fleet.node_of(host)
+    ours = edge_names.by_own_authority()
     return {
-        "directory": fleet.setting("edge_acme_directory"),
+        "directory": pebble.directory() if ours else fleet.setting("edge_acme_directory"),
         "contact": fleet.setting("edge_acme_contact"),
-        "ca_file": fleet.setting("edge_acme_ca_file"),
+        "ca_file": f"{TLS}/ca.crt" if ours else fleet.setting("edge_acme_ca_file"),
+        "trusted": edge_names.OWN_ROOT if ours else "",
         "names": edge_names.certified(),
         "challenge": fleet.setting("edge_acme_challenge"),
         "hook": HOOK if by_dns() else "",
@@ -250,6 +261,6 @@ def remove() -> None:
         enabled=False,
         _if=lambda: present,
     )
-    paths = (unit, f"{SYSTEMD_UNITS}{UNIT}.service", PROGRAM, HOOK, TOKEN, FIGURES)
+    paths = (unit, f"{SYSTEMD_UNITS}{UNIT}.service", PROGRAM, HOOK, TOKEN, FIGURES, edge_names.OWN_ROOT)
     gone = [files.file(name=f"Remove {path}", path=path, present=False) for path in paths]
     systemd.daemon_reload(name=f"Let systemd forget {UNIT}", _if=fleet.changed(*gone))

@@ -16,10 +16,11 @@ from pyinfra.context import host
 from pyinfra.operations import apt
 
 from deploys import roles
-from deploys.lib import fleet
-from deploys.lib.config_files import TLS, ConfigFile, Configuration, render
+from deploys.lib import edge_names, fleet
+from deploys.lib.config_files import ConfigFile, Configuration, render
 from deploys.lib.role import ALL, MONITORS, HealthCheck, Probe, Role
 from deploys.lib.services import options
+from deploys.roles import acme
 
 PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter"]
 
@@ -149,11 +150,10 @@ def blackbox() -> None:
     """The prober."""
     path, unit = f"{CONFIG}/blackbox.yml", "prometheus-blackbox-exporter"
     api_name = f"api.{fleet.domain()}"
-    own = fleet.setting("edge_certificate") == "fleet"
-    edge_ca = f"{TLS}/ca.crt" if own else fleet.setting("edge_ca_file")
-    text = render("monitoring/blackbox.yml.j2", api_name=api_name, edge_ca=edge_ca)
+    text = render("monitoring/blackbox.yml.j2", api_name=api_name, edge_ca=edge_names.ca_file())
     check = f"{unit} --config.file={path} --config.check"
-    Configuration(unit, [ConfigFile(path, text)], check=check, action="reload", label="blackbox").keep()
+    files = [ConfigFile(path, text), *acme.root()]
+    Configuration(unit, files, check=check, action="reload", label="blackbox").keep()
     options(unit, f"--config.file={path}", "--web.listen-address=127.0.0.1:9115").keep()
 
 

@@ -43,7 +43,7 @@ class EdgeTransport(httpx2.HTTPTransport):
     """Reaches one edge by address while certificate and Host are the domain's: no DNS, no /etc/hosts."""
 
     def __init__(self, address: str) -> None:
-        context = ssl.create_default_context(cafile=str(remote.CA_FILE))
+        context = ssl.create_default_context(cafile=str(remote.edge_ca()))
         super().__init__(verify=context)
         self._address = address
 
@@ -161,7 +161,7 @@ def print_next_steps(customer: Customer, edge: str) -> None:
     print(f"""
 The platform is up.
   API           https://api.{DOMAIN}/v1 on {", ".join(remote.addresses("edge").values())}
-  certificate   .sandbox/ca.crt (the sandbox's own authority)
+  certificate   .sandbox/edge-ca.crt (the root of the sandbox's ACME server)
   a token       {customer.token}   (account {customer.account}, disposable)
   passwords     .venv/bin/python -m deploys secrets sandbox --show NAME   (encrypted in .sandbox/secrets.age)
   a shell       ssh -F .sandbox/ssh/config app1      then: sudo relayctl --help
@@ -169,7 +169,7 @@ The platform is up.
 
 Try next:
   curl https://api.{DOMAIN}/v1/chat/completions \\
-    --cacert .sandbox/ca.crt --resolve api.{DOMAIN}:443:{edge} \\
+    --cacert .sandbox/edge-ca.crt --resolve api.{DOMAIN}:443:{edge} \\
     -H 'authorization: Bearer {customer.token}' -H 'content-type: application/json' \\
     -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "hello"}}]}}'
   make verify          the launch checklist

@@ -13,6 +13,9 @@ from inventories import sandbox
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".sandbox"
 CA_FILE = STATE / "ca.crt"
+SHOW_EDGE_CA = "cd /etc/relay/tls; if [ -s edge-ca.crt ]; then cat edge-ca.crt; else cat ca.crt; fi"
+# The authority that the edge's certificates come from, as `edge_ca` has found it.
+EDGE_CA_FILE = STATE / "edge-ca.crt"
 DOMAIN = "sandbox.test"
 PROVIDER_URL = f"https://provider1.{DOMAIN}:9443"
 KEY_FILE = "/etc/provider/api.key"
@@ -40,6 +43,20 @@ def run(host: str, *command: str, stdin: str = "", seconds: float = 60) -> str:
         output = (done.stderr or done.stdout).strip()
         raise RemoteError(f"{host}: {shlex.join(command)}: exit {done.returncode}: {output}")
     return done.stdout
+
+
+def edge_ca() -> Path:
+    """A file with the authority of the edge's certificates, as an edge names it now. Raises RemoteError."""
+    problems = []
+    for host in addresses("edge"):
+        try:
+            text = run(host, "sh", "-c", SHOW_EDGE_CA)
+        except RemoteError as error:
+            problems.append(str(error))
+        else:
+            EDGE_CA_FILE.write_text(text)
+            return EDGE_CA_FILE
+    raise RemoteError("no edge answers: " + "; ".join(problems))
 
 
 def relayctl(*arguments: str, stdin: str = "", seconds: float = 60) -> Any:

@@ -71,7 +71,8 @@ edge_drain_timeout = "1h"
 edge_certificate = "acme"
 # Names in them; empty: all that the edge serves.
 edge_certificate_names: list[str] = []
-# The authority's directory, and the mail address it may write to; with it you accept the authority's terms.
+# The authority's directory (empty: the sandbox's own, on a host of `provider`), and the mail address that it
+# may write to; with it you accept the authority's terms.
 edge_acme_directory = "https://acme-v02.api.letsencrypt.org/directory"
 edge_acme_contact = ""
 # File on the hosts with the authority of the directory's own HTTPS; empty: those that the system trusts.
@@ -81,7 +82,8 @@ edge_acme_ca_file = ""
 # environment; the secret edge_acme_dns_token lies in /etc/relay/acme/dns.token.
 edge_acme_challenge = "http-01"
 edge_acme_dns_hook = ""
-# File on the hosts of `ops` with the authority of the edge's certificates, where the system does not know it.
+# File on the hosts of `edge` and `ops` with the authority of the edge's certificates; empty: one that systems
+# know.
 edge_ca_file = ""
 
 # The web application firewall: on, detect (nothing is refused, all is logged) or off.

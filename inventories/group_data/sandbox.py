@@ -10,7 +10,8 @@ domain = "sandbox.test"
 state_directory = _state
 secrets_file = f"{_state}/secrets.age"
 secrets_key_file = f"{_state}/secrets.key"
-edge_certificate = "fleet"
+edge_acme_directory = ""
+edge_acme_contact = f"operations@{domain}"
 
 ssh_key = f"{_state}/ssh/id_ed25519"
 ssh_known_hosts_file = f"{_state}/ssh/known_hosts"

@@ -63,11 +63,16 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What deploys/roles/acme.py writes; `rank` counts the edges that act before this one."""
+    """What deploys/roles/acme.py writes.
+
+    `ca_file` is the authority of the directory's HTTPS, `trusted` that of the certificates; empty: those that
+    the system trusts, and whichever the directory has. `rank` counts the edges that act before this one.
+    """
 
     directory: str
     contact: str
     ca_file: str
+    trusted: str
     names: list[str]
     challenge: str
     hook: str
@@ -176,9 +181,20 @@ def read_key(settings: Settings, kind: str) -> Any:
 
 
 def usable(settings: Settings, kind: str, text: bytes | None) -> Chain | None:
-    """The chain of a text, if it is for our key and names."""
+    """The chain of a text, if it is for our key and names, and of the authority that clients trust."""
     chain = Chain.parse(text or b"")
-    return chain if chain and chain.fits(read_key(settings, kind), settings.names) else None
+    if chain is None or not chain.fits(read_key(settings, kind), settings.names):
+        return None
+    return chain if not settings.trusted or leads_to(settings.trusted, chain) else None
+
+
+def leads_to(trusted: str, chain: Chain) -> bool:
+    """Whether a chain leads to an authority in a file. Whether it has ended is another question."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(chain.text)
+        file.flush()
+        alone = ["-no_check_time", "-no-CApath", "-no-CAstore", "-CAfile", trusted]
+        return run(["openssl", "verify", *alone, "-untrusted", file.name, file.name], NGINX_SECONDS) is None
 
 
 def contents(path: Path) -> bytes | None:
@@ -248,7 +264,7 @@ def issue(settings: Settings, kind: str) -> Chain:
         certbot(settings, "certonly", f"--csr={request}", *paths, *account(settings), *challenge(settings))
         chain = usable(settings, kind, contents(made["fullchain"]))
     if chain is None:
-        raise Failure(f"{kind}: the authority's certificate is not for our key and names: ask its operator")
+        raise Failure(f"{kind}: what came is not for our key and names, or of another authority")
     return chain
 
 
@@ -383,7 +399,7 @@ def state(settings: Settings) -> Iterator[tuple[str, str]]:
         issuer = chain.leaf.issuer.rfc4514_string()
         told = f"{kind}: ends {chain.end:%F %T} UTC (in {left:.1f} days), of {issuer}"
         if not usable(settings, kind, text):
-            yield told, "it is not for the wanted key and names: run `relay-acme renew --now`"
+            yield told, "it is not for the wanted key and names, or not trusted: run `relay-acme renew --now`"
         else:
             yield told, "it has ended: run `relay-acme renew --now`" if left < 0 else ""
     if settings.unloaded.exists():

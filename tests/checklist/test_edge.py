@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from deploys.lib import fleet
+from deploys.lib import edge_names, fleet
 from tests.checklist.targets import address, hosts, reached
 
 testinfra_hosts = hosts("edge")
 
 NAME = f"api.{fleet.domain()}"
+TRUST = f"--cacert {edge_names.ca_file()}" if edge_names.ca_file() else ""
 SIX_MONTHS = 182 * 86400
 
 
@@ -23,7 +25,7 @@ def own_address(host: Any) -> str:
 def curl(host: Any, options: str, path: str, scheme: str = "https") -> str:
     """Output of curl on an edge, calling itself by the customer's name; certificates are checked."""
     port = {"https": 443, "http": 80}[scheme]
-    resolve = f"--resolve {NAME}:{port}:{own_address(host)}"
+    resolve = f"--resolve {NAME}:{port}:{own_address(host)} {TRUST}"
     return str(host.run(f"curl -s --max-time 10 {resolve} {options} '{scheme}://{NAME}{path}'").stdout)
 
 
@@ -73,10 +75,31 @@ def test_tls_versions(host: Any, version: str, accepted: int) -> None:
     assert ("Cipher is (NONE)" not in shown) == bool(accepted)
 
 
-def test_certificate_lasts(host: Any) -> None:
-    """The certificate is valid for three more weeks."""
-    command = f"openssl s_client -connect {own_address(host)}:443 -servername {NAME} </dev/null 2>/dev/null"
-    assert host.run(f"{command} | openssl x509 -noout -checkend {21 * 86400}").rc == 0
+def kinds() -> dict[str, str]:
+    """What certificates there are, and by which signatures a client asks for one of them."""
+    both = {"ECDSA": "ECDSA+SHA256", "RSA": "RSA-PSS+SHA256:RSA+SHA256"}
+    return both if edge_names.by_acme() else {"ECDSA": both["ECDSA"]}
+
+
+def test_certificates_last(host: Any) -> None:
+    """Each certificate is valid for three more weeks and for every name that is served."""
+    for kind, signatures in kinds().items():
+        connect = f"openssl s_client -connect {own_address(host)}:443 -servername {NAME}"
+        shown = f"{connect} -sigalgs {signatures} </dev/null 2>/dev/null | openssl x509 -noout"
+        assert host.run(f"{shown} -checkend {21 * 86400}").rc == 0, kind
+        names = host.run(f"{shown} -ext subjectAltName").stdout
+        covered = re.findall(r"DNS:([^,\s]+)", names)
+        assert edge_names.uncovered(edge_names.served(), covered) == [], kind
+
+
+def test_a_handshake_is_what_is_asked_for(host: Any) -> None:
+    """HTTP/2 is spoken; there are no tickets and no OCSP answer; both kinds of certificates are shown."""
+    for kind, signatures in kinds().items():
+        shown = handshake(host, f"-servername {NAME} -alpn h2,http/1.1 -status -tls1_2 -sigalgs {signatures}")
+        assert "ALPN protocol: h2" in shown, kind
+        assert "OCSP response: no response sent" in shown, kind
+        assert "TLS session ticket:" not in shown, kind
+        assert f"Peer signature type: {kind}" in shown.replace("RSA-PSS", "RSA"), kind
 
 
 def test_a_strangers_name_gets_no_certificate(host: Any) -> None:
@@ -150,8 +173,9 @@ def test_logs_hold_no_secret(host: Any) -> None:
 
 def test_the_key_is_roots(host: Any) -> None:
     """The certificate's private key is readable by root only."""
-    key = host.file("/etc/nginx/relay/tls/edge.key")
-    assert (key.user, oct(key.mode)) == ("root", "0o600")
+    for name in ("edge-ecdsa.pem", "edge-rsa.pem") if edge_names.by_acme() else ("edge.key",):
+        key = host.file(f"{edge_names.TLS}/{name}")
+        assert (key.user, oct(key.mode)) == ("root", "0o600")
     assert oct(host.file("/etc/nginx/relay/tls").mode) == "0o700"
 
 

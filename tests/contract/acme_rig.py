@@ -176,6 +176,7 @@ def client(edge: Edge, authority: Authority, rank: int, peers: list[str]) -> Cli
         "directory": authority.directory,
         "contact": "operations@edge.test",
         "ca_file": str(authority.ca_file),
+        "trusted": "",
         "names": [*OWN_NAMES],
         "challenge": "http-01",
         "hook": "",

@@ -271,6 +271,26 @@ def test_without_its_authority_an_edge_says_so_and_keeps_what_it_has(fleet: Flee
     assert fleet.first.run("status").returncode == 0
 
 
+def test_certificates_of_another_authority_than_the_trusted_one_are_replaced(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    trusted = tmp_path / "trusted.crt"
+    trusted.write_text(fleet.authority.trust())
+    fleet.first.change(trusted=str(trusted))
+    fleet.first.renew()
+    assert fleet.first.run("status").returncode == 0
+    # As when the sandbox's authority was started anew: it has another root.
+    with running_authority(tmp_path / "another", fleet.authority.http_port) as another:
+        trusted.write_text(another.trust())
+        assert "not trusted" in fleet.first.run("status").stderr
+        assert "of another authority" in fleet.first.run("renew").stderr
+        fleet.first.change(directory=another.directory, ca_file=str(another.ca_file))
+        assert fleet.first.renew().count("issued") == 2
+        assert fleet.first.run("status").returncode == 0
+        loaded(fleet.first)
+        assert fleet.first.calls(another.trust()).request("GET", "/healthz").status == 200
+
+
 def test_a_name_that_leads_elsewhere_is_not_issued(fleet: Fleet) -> None:
     for one in (fleet.first, fleet.second):
         one.change(webroot=str(one.edge.directory))

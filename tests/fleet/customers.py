@@ -36,7 +36,7 @@ class Customers:
 
     def load(self, edges: dict[str, str]) -> Load:
         """Calls of this customer through `edges`."""
-        ca_file = str(remote.CA_FILE)
+        ca_file = str(remote.edge_ca())
         return Load(edges, remote.DOMAIN, ca_file, self.tokens, firstcall.MODEL, RATE)
 
     @contextmanager

@@ -47,7 +47,7 @@ def test_nginx_tests_its_configuration_before_the_reload(fake_role: Any) -> None
 
 
 def test_the_key_is_readable_by_root_only(fake_role: Any) -> None:
-    outcome = fake_role(edge.edge, "edge1")
+    outcome = fake_role(edge.edge, "edge1", data={"edge_certificate": "fleet"})
     assert "BEGIN PRIVATE KEY" in outcome.files["/etc/nginx/relay/tls/edge.key"]
     assert "install -D -o root -g root -m 600 /dev/null /etc/nginx/relay/tls/edge.key.new" in outcome.commands
     written = [line.rpartition("/")[2] for line in outcome.operations if "/relay/tls" in line]

@@ -16,7 +16,7 @@ PRESENT = [
     "### tuple ### allow udp 4789 0.0.0.0/0 any 172.30.77.21 in",
     "### tuple ### allow tcp 8080 0.0.0.0/0 any 0.0.0.0/0 in",
 ]
-APP, DB, OPS = ("21", "22", "23"), ("31", "32", "33"), ("41",)
+EDGE, APP, DB, OPS = ("11", "12"), ("21", "22", "23"), ("31", "32", "33"), ("41",)
 
 
 @deploy("Site")
@@ -53,7 +53,7 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
         ),
         ("ops1", _rules("tcp", (5000, 6379), *APP, *OPS) | _rules("tcp", (9121,), *OPS)),
         ("vault1", _rules("tcp", (8333,), *DB, *OPS) | _rules("tcp", (9327,), *OPS)),
-        ("provider1", _rules("tcp", (9443,), "any")),
+        ("provider1", _rules("tcp", (9443,), "any") | _rules("tcp", (14000,), *EDGE)),
     ],
 )
 def test_a_host_opens_what_its_roles_need_and_no_more(fake_role: Any, host: str, expected: set[str]) -> None:

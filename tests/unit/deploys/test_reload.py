@@ -26,7 +26,8 @@ CERTIFIED = {
     "failover": {"relay-failover-watch"},
     "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
-    "edge": {"nginx"},
+    "pebble": {"pebble"},
+    "acme": {"relay-acme"},
     "monitoring": {"prometheus", "blackbox"},
 }
 LOADED = re.compile(r"(?:^| \| )([\w.-]+): test, then ")
