@@ -65,7 +65,8 @@ def groups() -> list[str]:
 def openings(node: fleet.Node, *, published: bool) -> list[Opening]:
     """What a host's roles open to others: through Docker where `published`, else by the host itself."""
     mine = [role for role in table() if role.published == published and node in members(role)]
-    return [opening for role in mine for opening in role.all_openings()]
+    openings = [opening for role in mine for opening in role.all_openings()]
+    return [opening for opening in openings if not opening.setting or fleet.setting(opening.setting)]
 
 
 def secrets() -> list[Secret | BcryptHash]:

@@ -208,8 +208,12 @@ def configuration() -> Configuration:
 
 
 def root() -> list[ConfigFile]:
-    """The root of the fleet's own authority, for those who are to trust what it issues."""
-    return [ConfigFile(edge_names.OWN_ROOT, pebble.root())] if edge_names.by_own_authority() else []
+    """The root of the fleet's own authority, for those who are to trust what it issues.
+
+    While the authority does not answer, what they trust stays as it is.
+    """
+    text = pebble.root() if edge_names.by_own_authority() else ""
+    return [ConfigFile(edge_names.OWN_ROOT, text)] if text else []
 
 
 def dns_hook() -> list[ConfigFile]:

@@ -83,6 +83,9 @@ WAF_LOGGER = "/usr/local/sbin/relay-waf-log"
 # Puts a first pair where one by ACME will be: in one step, and never readable by others.
 BEGIN = """umask 077; cd {tls}; if [ -s edge.crt ] && [ -s edge.key ]; then from=edge; else from=first; fi
 cat $from.crt $from.key > {path}.new && mv {path}.new {path}"""
+# Debian 12's nginx has no HTTP/3, Debian 13's has: only the host knows.
+HAS_HTTP3 = """{ nginx -V 2>&1 | grep -q http_v3_module || { echo '`edge_http3` is on, but this nginx has no \
+HTTP/3 (it needs 1.25 or newer): set it to False, or install a newer distribution' >&2; false; }; }"""
 # Files of a certificate and of its key, below relay/tls.
 OWN_PAIR, FIRST_PAIR = ("edge.crt", "edge.key"), ("first.crt", "first.key")
 # Paths of the API that take files, as multipart forms.
@@ -130,6 +133,8 @@ def _what_nginx_would_misread() -> Iterator[str]:
     yield from _sizes()
     if fleet.setting("edge_waf") not in WAF_MODES:
         yield f"`edge_waf` is {fleet.setting('edge_waf')!r}: write one of {', '.join(WAF_MODES)}"
+    if not isinstance(fleet.setting("edge_http3"), bool):
+        yield f"`edge_http3` is {fleet.setting('edge_http3')!r}: write True or False"
     if fleet.setting("edge_waf_paranoia") not in (1, 2, 3, 4):
         yield "`edge_waf_paranoia` is a number from 1 to 4; above 1 usual clients are refused"
     if fleet.setting("edge_tools") and not fleet.setting("edge_tools_allowed_from"):
@@ -175,7 +180,7 @@ ROLE = Role(
     ),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
     probes=(Probe("edge", 443, "/healthz"),),
-    openings=(Opening((80, 443)),),
+    openings=(Opening((80, 443)), Opening((443,), proto="udp", setting="edge_http3")),
     certificates=public_certificates,
     problems=problems,
 )
@@ -230,6 +235,7 @@ class EdgeSettings:
     acme_certificates: str = edge_names.CERTIFICATES
     http_listen: str = "80"
     https_listen: str = "443"
+    http3: bool = False
     status_listen: str = STATUS
     user: str = "www-data"
     pid_file: str = "/run/nginx.pid"
@@ -267,6 +273,7 @@ def settings() -> EdgeSettings:
     acme = edge_names.by_acme()
     return EdgeSettings(
         names=edge_names.api(),
+        http3=fleet.setting("edge_http3"),
         console_names=edge_names.console(),
         status_page=fleet.setting("edge_status_page"),
         status_page_names=edge_names.status_page(),
@@ -360,7 +367,8 @@ def nginx() -> None:
         f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2", sockets=SOCKETS)
     )
     own = certificate() if fleet.setting("edge_certificate") == "fleet" else []
-    Configuration("nginx", [*own, *config, restart], check="nginx -t", action="reload").keep()
+    check = f"{HAS_HTTP3} && nginx -t" if fleet.setting("edge_http3") else "nginx -t"
+    Configuration("nginx", [*own, *config, restart], check=check, action="reload").keep()
 
 
 def waf_log() -> None:

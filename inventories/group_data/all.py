@@ -85,6 +85,8 @@ edge_acme_dns_hook = ""
 # File on the hosts of `edge` and `ops` with the authority of the edge's certificates; empty: one that systems
 # know.
 edge_ca_file = ""
+# HTTP/3 beside HTTP/2, where the distribution's nginx has it (Debian 13; not Debian 12).
+edge_http3 = False
 
 # The web application firewall: on, detect (nothing is refused, all is logged) or off.
 edge_waf = "on"

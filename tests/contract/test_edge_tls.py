@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from deploys.roles import acme
+from deploys.roles.edge import HAS_HTTP3
 from tests.contract.acme_rig import PAIRS
-from tests.contract.edge_rig import NAME, OWN_NAMES, Edge, FakeRelay, running_edge
+from tests.contract.edge_rig import NAME, OWN_NAMES, Edge, FakeRelay, nginx_program, running_edge
 
 # Mozilla's "intermediate" profile, version 6.0, without what Debian 12's OpenSSL lacks.
 CIPHERS = {
@@ -151,6 +152,14 @@ def test_a_downgrade_is_refused(edge: Edge) -> None:
 )
 def test_http_2_is_chosen_where_it_is_offered(edge: Edge, offered: str, chosen: str) -> None:
     assert f"ALPN protocol: {chosen}\n" in shown(edge, "-alpn", offered)
+
+
+def test_an_nginx_without_http_3_is_told_from_one_with_it() -> None:
+    built = subprocess.run([nginx_program(), "-V"], capture_output=True, text=True, check=True).stderr
+    has = "http_v3_module" in built
+    done = subprocess.run(HAS_HTTP3, shell=True, capture_output=True, text=True, check=False)  # noqa: S602
+    assert (done.returncode == 0) is has
+    assert ("`edge_http3` is on, but this nginx has no HTTP/3" in done.stderr) is not has
 
 
 def test_strict_transport_security_lasts_six_months(edge: Edge) -> None:

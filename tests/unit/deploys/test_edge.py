@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from deploys import roles
+from deploys.lib import fleet
 from deploys.roles import edge
 from tests.unit.deploys.facts import existing
 
@@ -81,6 +83,24 @@ def test_a_certificate_that_is_there_is_not_begun_anew(fake_role: Any) -> None:
     assert not [line for line in commands if "edge-rsa.pem.new" in line]
 
 
+def test_http_3_only_where_it_is_wanted(fake_role: Any, sandbox_inventory: Any) -> None:
+    def quic(outcome: Any) -> list[str]:
+        texts = "".join(outcome.files.values()).splitlines()
+        return [line.strip() for line in texts if " quic" in line or "Alt-Svc" in line]
+
+    assert quic(fake_role(edge.edge, "edge1")) == []
+    outcome = fake_role(edge.edge, "edge1", data={"edge_http3": True})
+    assert quic(outcome).count("listen 443 quic reuseport default_server;") == 1
+    assert "listen 443 quic;" in quic(outcome)
+    assert """add_header Alt-Svc 'h3=":443"; ma=86400' always;""" in quic(outcome)
+    tested = next(line for line in outcome.commands if "nginx -t" in line)
+    assert tested.index("http_v3_module") < tested.index("nginx -t")
+    node = fleet.hosts("edge")[0]
+    assert "udp" not in {opening.proto for opening in roles.openings(node, published=False)}
+    sandbox_inventory.override_data["edge_http3"] = True
+    assert "udp" in {opening.proto for opening in roles.openings(node, published=False)}
+
+
 def test_every_edge_answers_challenges_for_all(fake_role: Any) -> None:
     files = fake_role(edge.edge, "edge2", data={"edge_certificate": "acme"}).files
     peers = files["/etc/nginx/relay/server_peers.conf"]
@@ -143,6 +163,7 @@ def test_only_names_that_are_wanted_are_served(fake_role: Any) -> None:
     ("name", "value"),
     [
         ("edge_waf", "of"),
+        ("edge_http3", "yes"),
         ("edge_waf_paranoia", 5),
         ("edge_trusted_proxies", ["10.0.0.1/8"]),
         ("edge_tools_allowed_from", ["everybody"]),

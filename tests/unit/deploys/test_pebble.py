@@ -37,6 +37,13 @@ def test_its_root_is_trusted_by_edges_and_probes(fake_role: Any) -> None:
     assert (told["ca_file"], told["trusted"]) == ("/etc/relay/tls/ca.crt", TRUST)
 
 
+def test_while_it_is_away_nobody_forgets_its_root(fake_role: Any) -> None:
+    for role, host in ((acme.acme, "edge2"), (monitoring.monitoring, "ops1")):
+        outcome = fake_role(role, host, dead=["provider1"])
+        assert TRUST not in outcome.files
+        assert not [line for line in outcome.commands if "rm " in line and TRUST in line]
+
+
 def test_elsewhere_nobody_is_told_to_trust_it(fake_role: Any) -> None:
     public = {"edge_acme_directory": "https://acme.example/dir"}
     outcome = fake_role(acme.acme, "edge1", data=public)
