@@ -1,4 +1,5 @@
-"""The edge under way: streams survive its reloads, a killed nginx comes back, what is refused is told."""
+"""The edge under way: streams survive its reloads and renewals, a killed nginx comes back, what is revoked is
+replaced everywhere."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def read_while(customers: Customers, seconds: float, act: Callable[[], object]) 
         seconds,
         act,
         domain=remote.DOMAIN,
-        ca_file=str(remote.CA_FILE),
+        ca_file=str(remote.edge_ca()),
         model=firstcall.MODEL,
     )
 
@@ -57,6 +58,48 @@ def test_streams_survive_reloads(customers: Customers) -> None:
     whole(read_while(customers, STREAM_SECONDS, reload))
 
 
+def serials(edge: str) -> list[str]:
+    """Of the certificates that an edge's nginx was given: ECDSA, RSA."""
+    show = (
+        "for kind in ecdsa rsa; do openssl x509 -noout -serial -in /etc/nginx/relay/tls/edge-$kind.pem; done"
+    )
+    return [line.removeprefix("serial=") for line in remote.run(edge, "sh", "-c", show).split()]
+
+
+def on_every_edge(*words: str) -> None:
+    """Runs relay-acme on one edge after the other."""
+    for edge in remote.addresses("edge"):
+        remote.run(edge, "relay-acme", *words, seconds=300)
+
+
+def test_streams_survive_a_renewal(customers: Customers) -> None:
+    first, *others = remote.addresses("edge")
+    before = serials(first)
+
+    def renew() -> None:
+        remote.run(first, "relay-acme", "renew", "--force", seconds=300)
+        on_every_edge("renew")
+
+    whole(read_while(customers, STREAM_SECONDS, renew))
+    assert not set(before) & set(serials(first))
+    assert [serials(edge) for edge in others] == [serials(first)] * len(others)
+    on_every_edge("status")
+
+
+def test_what_is_revoked_is_replaced_on_every_edge() -> None:
+    """By the last edge: none of them is needed for it."""
+    *others, last = remote.addresses("edge")
+    old = serials(last)
+    remote.run(last, "relay-acme", "revoke", "--current", "--reason", "superseded", seconds=300)
+    on_every_edge("renew")
+    assert not set(old) & set(serials(last))
+    assert [serials(edge) for edge in others] == [serials(last)] * len(others)
+    for serial in old:
+        told = f"https://localhost:15000/cert-status-by-serial/{serial.lower()}"
+        status = remote.run("provider1", "curl", "-sf", "--cacert", "/etc/relay/tls/ca.crt", told)
+        assert '"Revoked"' in status.replace(" ", "")
+
+
 def test_a_killed_nginx_serves_again(customers: Customers) -> None:
     """The sockets that it left do not keep the next one from starting."""
     edge, address = next(iter(remote.addresses("edge").items()))
@@ -70,7 +113,7 @@ def test_a_killed_nginx_serves_again(customers: Customers) -> None:
             1,
             lambda: None,
             domain=remote.DOMAIN,
-            ca_file=str(remote.CA_FILE),
+            ca_file=str(remote.edge_ca()),
             model=firstcall.MODEL,
             each=1,
             after=0,
