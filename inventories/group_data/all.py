@@ -79,7 +79,7 @@ edge_acme_contact = ""
 edge_acme_ca_file = ""
 # How names are proven: http-01 (port 80 of any edge), or dns-01: a program of yours, relative to the
 # repository, that is called with `auth` or `cleanup` and with CERTBOT_DOMAIN and CERTBOT_VALIDATION in its
-# environment; the secret edge_acme_dns_token lies in /etc/relay/acme/dns.token.
+# environment. Its token (`secrets ENV --set edge_acme_dns_token`) is in /etc/relay/acme/dns.token.
 edge_acme_challenge = "http-01"
 edge_acme_dns_hook = ""
 # File on the hosts of `edge` and `ops` with the authority of the edge's certificates; empty: one that systems

@@ -24,8 +24,8 @@ PROGRAM = fleet.REPOSITORY / "templates/edge/relay_acme.py"
 # The Python of the hosts, with the libraries that come with certbot.
 PYTHON = "/usr/bin/python3"
 DAYS = 90
-# No pauses, and each challenge is asked anew.
-PEBBLE = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0"}
+# No pauses, each challenge is asked anew, and nothing is refused by chance.
+PEBBLE = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0", "PEBBLE_WFE_NONCEREJECT": "0"}
 PAIRS = [(f"edge-{kind}.pem",) * 2 for kind in edge_names.KINDS]
 
 

@@ -54,6 +54,7 @@ def running_fleet(directory: Path, days: float = DAYS) -> Iterator[Fleet]:
                 peers=peers,
                 certificates=PAIRS,
                 certificate_names=OWN_NAMES,
+                trusted_proxies=["127.0.0.0/8"],
                 acme_webroot=str(own / "webroot"),
                 acme_certificates=str(own / "certificates"),
                 waf="off",
@@ -378,7 +379,7 @@ def test_an_answer_is_found_at_whichever_edge_has_it(fleet: Fleet) -> None:
                 found = urllib3.request(
                     "GET",
                     f"http://{edge.edge.settings.http_listen}/.well-known/acme-challenge/{token}",
-                    headers={"Host": NAME},
+                    headers={"Host": NAME, "X-Forwarded-For": "203.0.113.9"},
                 )
                 assert (found.status, found.data) == (200, b"answer")
         answer.unlink()
