@@ -32,8 +32,8 @@ ROLE = Role(
     openings=(Opening((PORT,), ("edge",)),),
     health_checks=(
         HealthCheck(
-            "the sandbox's certificate authority runs",
-            "systemctl is-active pebble pebble-names",
+            "the sandbox's certificate authority answers",
+            f"curl -sf --max-time 5 --cacert {TLS}/ca.crt https://localhost:{PORT}/dir >/dev/null",
             units=UNITS,
             mend="`sudo systemctl start pebble-names pebble`, then apply: its root is a new one",
         ),
