@@ -32,14 +32,8 @@ ROLE = Role(
     openings=(Opening((PORT,), ("edge",)),),
     health_checks=(
         HealthCheck(
-<<<<<<< HEAD
-            "the sandbox's certificate authority runs",
-            "systemctl is-active pebble-names && "
-            f"curl -fsS --insecure --max-time 5 -o /dev/null https://127.0.0.1:{PORT}/dir",
-=======
             "the sandbox's certificate authority answers",
             f"curl -sf --max-time 5 --cacert {TLS}/ca.crt https://localhost:{PORT}/dir >/dev/null",
->>>>>>> wip-acme
             units=UNITS,
             mend="`sudo systemctl start pebble-names pebble`, then apply: its root is a new one",
         ),
