@@ -27,6 +27,7 @@ ORDER = (
     "cache",
     "relay",
     "edge",
+    "bans",
     "node_exporter",
     "retention",
     "drill",

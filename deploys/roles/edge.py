@@ -19,9 +19,10 @@ from pyinfra.operations import apt, files
 from deploys.lib import fleet, pki, waf_exceptions
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.errors import DeployError
-from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.timing import relation, seconds
 from deploys.lib.waf_exceptions import WafException
+from deploys.roles.bans import ALERTS_PORT
 from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
@@ -167,7 +168,7 @@ ROLE = Role(
     ),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
     probes=(Probe("edge", 443, "/healthz"),),
-    openings=(Opening((80, 443)),),
+    openings=(Opening((80, 443)), Opening((ALERTS_PORT,), (MONITORS,))),
     certificates=public_certificates,
     problems=problems,
 )

@@ -1,4 +1,4 @@
-"""The command line: plan, apply, verify, secrets, sandbox."""
+"""The command line: plan, apply, verify, secrets, ban, sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deploys import roles
 from deploys.lib import authority, fleet
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
-from deploys.run import environment, trust
+from deploys.run import bans, environment, trust
 
 CHECKERS = 6
 LOOK_AGAIN_SECONDS = 5
@@ -36,6 +36,17 @@ EPILOG = """examples:
   python -m deploys verify sandbox                run the launch checklist
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
   python -m deploys sandbox up                    boot the sandbox's hosts
+"""
+
+BAN_EPILOG = """examples:
+  python -m deploys ban add sandbox 203.0.113.7 --for 1h --reason "floods the API"
+  python -m deploys ban add sandbox 203.0.113.0/24 --for 7d --reason "ticket 4711"
+  python -m deploys ban remove sandbox 203.0.113.7
+  python -m deploys ban list sandbox
+
+Everything from the address is dropped, open connections too. Never banned are the fleet's hosts, operators'
+networks (`ssh_allowed_from`, `edge_tools_allowed_from`), `ban_never` and where you are logged in from. Behind
+a load balancer (`edge_trusted_proxies`) packets come from it: ban there.
 """
 
 
@@ -191,13 +202,49 @@ NEXT = {
 }
 
 
+def ban(arguments: argparse.Namespace) -> int:
+    """Bans an address at the edge, ends a ban, or lists them."""
+    if arguments.verb == "add":
+        about = (arguments.address, arguments.time, arguments.reason)
+        return bans.add(arguments.environment, *about, arguments.limit)
+    if arguments.verb == "remove":
+        return bans.remove(arguments.environment, arguments.address, arguments.limit)
+    return bans.show(arguments.environment, arguments.limit)
+
+
+def _add_ban(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "drop what comes from an address at the edge, within seconds"
+    layout = argparse.RawDescriptionHelpFormatter
+    verbs = commands.add_parser("ban", help=text, epilog=BAN_EPILOG, formatter_class=layout).add_subparsers(
+        dest="verb", required=True, metavar="add|remove|list"
+    )
+    for verb, text in (
+        ("add", "ban an address or a network on every edge host; no run has to end first"),
+        ("remove", "end the bans of an address, or of all in a network"),
+        ("list", "the bans in force, who made them and why"),
+    ):
+        command = verbs.add_parser(verb, help=text, epilog=BAN_EPILOG, formatter_class=layout)
+        command.add_argument("environment", metavar="ENV")
+        if verb != "list":
+            command.add_argument("address", metavar="ADDRESS", help="203.0.113.7, 2001:db8::/48 ...")
+        if verb == "add":
+            text = "how long: 90s, 10m, 1h, 7d (default: 1h)"
+            command.add_argument("--for", dest="time", default="1h", metavar="TIME", help=text)
+            command.add_argument("--reason", required=True, metavar="TEXT", help="for those who find the ban")
+        text = "these hosts instead of all edge hosts"
+        command.add_argument("--limit", nargs="+", default=[], metavar="HOST|GROUP", help=text)
+        command.set_defaults(run=ban)
+
+
 def parser() -> argparse.ArgumentParser:
     """Commands and their options."""
     layout = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         prog="python -m deploys", description=__doc__, epilog=EPILOG, formatter_class=layout
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="plan|apply|verify|secrets|sandbox")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="plan|apply|verify|secrets|ban|sandbox"
+    )
     for run, text in (
         (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
         (
@@ -229,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
     text = "take a secret that others made, such as a store's key, from standard input"
     command.add_argument("--set", metavar="NAME", help=text)
     command.set_defaults(run=secrets)
+    _add_ban(commands)
     commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
     return top
 

@@ -87,6 +87,17 @@ edge_tools_allowed_from: list[str] = []
 # Where people report weaknesses (security.txt): mailto:, https: or tel:. Empty: no such file.
 edge_security_contact = ""
 
+# --- bans ------------------------------------------------------------------------------------------------
+# Networks (CIDR) that are never banned. The fleet's hosts, ssh_allowed_from, edge_tools_allowed_from and
+# edge_trusted_proxies never are. Where SSH is open to everybody, name here where operators come from.
+ban_never: list[str] = []
+# The widest network that may be banned, as the length of its prefix, and how many bans a host may hold.
+ban_widest_ipv4 = 24
+ban_widest_ipv6 = 48
+ban_most = 10000
+# The longest ban that an alert may ask for.
+ban_longest_by_alert = "1h"
+
 # --- monitoring ------------------------------------------------------------------------------------------
 # Whether alerts must have somewhere to go; only a fleet that nobody depends on may do without.
 alerts_required = True

@@ -38,7 +38,7 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
-        ("edge1", _rules("tcp", (80, 443), "any") | _rules("tcp", (9113,), *OPS)),
+        ("edge1", _rules("tcp", (80, 443), "any") | _rules("tcp", (9113, 9118), *OPS)),
         (
             "app1",
             _rules("tcp", (2377, 7946), *APP)

@@ -27,6 +27,7 @@ WRITERS = [
         for name in ("host/backup", "host/check", "host/retention", "host/drill", "bucket")
     ),
     REPOSITORY / "templates/edge/relay_waf_log.py",
+    REPOSITORY / "templates/bans/relay_bans.py",
 ]
 QUERIES = REPOSITORY / "templates/postgres/queries.yml"
 
