@@ -40,6 +40,8 @@ STATUS = "127.0.0.1:8080"
 # By how much the first hop outlasts the second, whose answer wins.
 HOP_MARGIN_SECONDS = 5
 SOCKETS = "/run/relay-edge"
+# Takes nodes, or the edge itself, out of service; what it keeps is no deploy's.
+TOOL, STATE = "/usr/local/sbin/relay-edge", "/var/lib/relay-edge"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
 TEMPLATES = (
     "slow_clients",
@@ -52,10 +54,12 @@ TEMPLATES = (
     "errors",
     "security_txt",
     "own_answers",
+    "health",
     "headers",
     "headers_of_pages",
     "tls",
     "certificates",
+    "nodes",
     "upstream",
     "to_waf",
     "to_relay",
@@ -226,6 +230,7 @@ class EdgeSettings:
     modules: str = "/usr/lib/nginx/modules"
     waf_log: str = WAF_LOG
     waf_tmp: str = WAF_TMP
+    edge_state: str = STATE
 
 
 def render_edge(settings: EdgeSettings) -> dict[str, str]:
@@ -339,9 +344,12 @@ def nginx() -> None:
     texts = render_edge(settings())
     config = [ConfigFile(f"{CONFIG}/{path}", text) for path, text in texts.items()]
     restart = ConfigFile(
-        f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2", sockets=SOCKETS)
+        f"{SYSTEMD_UNITS}nginx.service.d/relay.conf",
+        render("edge/nginx.service.conf.j2", sockets=SOCKETS, tool=TOOL),
     )
-    Configuration("nginx", [*certificate(), *config, restart], check="nginx -t", action="reload").keep()
+    tool = ConfigFile(TOOL, source("edge/relay_edge.py"), mode="755")
+    check = f"{TOOL} write && nginx -t"
+    Configuration("nginx", [*certificate(), *config, tool, restart], check=check, action="reload").keep()
 
 
 def waf_log() -> None:

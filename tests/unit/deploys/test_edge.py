@@ -10,7 +10,7 @@ from deploys.roles import edge
 
 
 def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
-    upstream = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/upstream.conf"]
+    upstream = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/nodes.conf"]
     for last in (21, 22, 23):
         assert f"server 172.30.77.{last}:8000 max_fails=2" in upstream
 
