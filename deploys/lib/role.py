@@ -20,12 +20,14 @@ class Opening:
     """Ports of the role's hosts that the hosts of some groups may reach.
 
     `groups` None means everybody, or the networks (CIDR) that the setting `networks` lists when it has any.
+    With `some`, not all of the role's hosts listen on them.
     """
 
     ports: tuple[int, ...]
     groups: tuple[str, ...] | None = None
     proto: str = "tcp"
     networks: str = ""
+    some: bool = False
 
 
 @dataclass(frozen=True)
