@@ -20,7 +20,8 @@ class Opening:
     """Ports of the role's hosts that the hosts of some groups may reach.
 
     `groups` None means everybody, or the networks (CIDR) that the setting `networks` lists when it has any.
-    With `some`, not all of the role's hosts listen on them.
+    With `some`, not all of the role's hosts listen on them. With `when`, the setting of that name must have a
+    value. A protocol without ports, such as vrrp, has none.
     """
 
     ports: tuple[int, ...]
@@ -28,6 +29,7 @@ class Opening:
     proto: str = "tcp"
     networks: str = ""
     some: bool = False
+    when: str = ""
 
 
 @dataclass(frozen=True)

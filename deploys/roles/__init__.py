@@ -64,7 +64,8 @@ def groups() -> list[str]:
 def openings(node: fleet.Node, *, published: bool) -> list[Opening]:
     """What a host's roles open to others: through Docker where `published`, else by the host itself."""
     mine = [role for role in table() if role.published == published and node in members(role)]
-    return [opening for role in mine for opening in role.all_openings()]
+    all_of_them = [opening for role in mine for opening in role.all_openings()]
+    return [opening for opening in all_of_them if not opening.when or fleet.setting(opening.when)]
 
 
 def secrets() -> list[Secret | BcryptHash]:

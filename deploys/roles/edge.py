@@ -14,12 +14,13 @@ from pathlib import PurePosixPath
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt, files
+from pyinfra.operations import apt, files, systemd
 
-from deploys.lib import fleet, pki, waf_exceptions
+from deploys.lib import fleet, pki, vrrp, waf_exceptions
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.errors import DeployError
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.services import running
 from deploys.lib.timing import relation, seconds
 from deploys.lib.waf_exceptions import WafException
 from deploys.roles.bans import ALERTS_PORT
@@ -113,6 +114,7 @@ def problems() -> Iterator[str]:
         "a call that meets two relays that are away would not be tried on a third one",
     )
     yield from _what_nginx_would_misread()
+    yield from vrrp.problems(fleet.hosts("edge"))
     yield from relation(
         "relay_drain_seconds",
         {},
@@ -157,6 +159,9 @@ def _sizes() -> Iterator[str]:
             yield f"`{name}`: {error}"
 
 
+# Between the edges, where they share an address.
+VRRP = Opening((), ("edge",), proto="vrrp", when="edge_virtual_address")
+
 ROLE = Role(
     "edge",
     "edge",
@@ -172,7 +177,7 @@ ROLE = Role(
     ),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
     probes=(Probe("edge", 443, "/healthz"),),
-    openings=(Opening((80, 443)), Opening((ALERTS_PORT,), (MONITORS,))),
+    openings=(Opening((80, 443)), Opening((ALERTS_PORT,), (MONITORS,)), VRRP),
     certificates=public_certificates,
     problems=problems,
 )
@@ -304,6 +309,7 @@ def edge() -> None:
     dead_peers()
     nginx()
     exporter()
+    virtual_address()
     if waf:
         waf_log()
 
@@ -350,6 +356,18 @@ def nginx() -> None:
     tool = ConfigFile(TOOL, source("edge/relay_edge.py"), mode="755")
     check = f"{TOOL} write && nginx -t"
     Configuration("nginx", [*certificate(), *config, tool, restart], check=check, action="reload").keep()
+
+
+def virtual_address() -> None:
+    """keepalived, where the edges share an address; otherwise it does not run."""
+    unit, path = "keepalived", "/etc/keepalived/keepalived.conf"
+    if not fleet.setting("edge_virtual_address"):
+        if running(f"{unit}.service"):
+            systemd.service(name=f"Stop {unit}", service=unit, running=False, enabled=False)
+        return
+    apt.packages(name="Install keepalived", packages=["curl", "keepalived"], no_recommends=True)
+    text = vrrp.configuration(fleet.node_of(host), fleet.hosts("edge"))
+    Configuration(unit, [ConfigFile(path, text)], check=vrrp.check(path), action="reload").keep()
 
 
 def waf_log() -> None:

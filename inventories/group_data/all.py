@@ -87,6 +87,12 @@ edge_tools_allowed_from: list[str] = []
 # Where people report weaknesses (security.txt): mailto:, https: or tel:. Empty: no such file.
 edge_security_contact = ""
 
+# An address that one of the edges holds, the first one that serves (keepalived, VRRP): ADDRESS/PREFIX; empty:
+# DNS or a balancer finds the edges. Its interface, and an id that nobody else in the network uses (1 to 255).
+edge_virtual_address = ""
+edge_virtual_interface = "eth0"
+edge_virtual_router_id = 51
+
 # --- bans ------------------------------------------------------------------------------------------------
 # Networks (CIDR) that are never banned. The fleet's hosts, ssh_allowed_from, edge_tools_allowed_from and
 # edge_trusted_proxies never are. Where SSH is open to everybody, name here where operators come from.

@@ -13,11 +13,11 @@ TRIES = 2
 AT_ONCE = 500
 
 
-async def look(end: list[object], seconds: float, turn: asyncio.Semaphore) -> str:
+async def look(end: tuple[str, int], seconds: float, turn: asyncio.Semaphore) -> str:
     async with turn:
         for _ in range(TRIES):
             try:
-                _, writer = await asyncio.wait_for(asyncio.open_connection(*end), seconds)
+                _, writer = await asyncio.wait_for(asyncio.open_connection(end[0], end[1]), seconds)
             except ConnectionRefusedError:
                 return "refused"
             except (TimeoutError, OSError):

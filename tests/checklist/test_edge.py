@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploys.lib import fleet
-from tests.checklist.targets import address, hosts, reached
+from tests.checklist.targets import address, hosts, on, reached
 
 testinfra_hosts = hosts("edge")
 
@@ -71,6 +71,31 @@ def test_tls_versions(host: Any, version: str, accepted: int) -> None:
     """TLS 1.2 and 1.3 only."""
     shown = handshake(host, f"-servername {NAME} {version} -cipher ALL:@SECLEVEL=0")
     assert ("Cipher is (NONE)" not in shown) == bool(accepted)
+
+
+def test_no_session_tickets(host: Any) -> None:
+    """No session tickets, whose key several edges would have to share."""
+    shown = handshake(host, f"-servername {NAME} -tls1_2")
+    assert "Cipher is ECDHE" in shown
+    assert "TLS session ticket:" not in shown
+
+
+def test_balancers_are_told_that_it_serves(host: Any) -> None:
+    """A balancer is told over HTTP, by any name, that this edge serves, and nothing is drained."""
+    command = f"curl -s -w ' %{{http_code}}' http://{own_address(host)}/edge-health"
+    assert host.run(command).stdout.split() == ['{"state":"serve"}', "200"]
+    assert json.loads(host.run("relay-edge status --json").stdout)["drained"] == {}
+
+
+def test_the_shared_address_is_held_by_one(host: Any) -> None:
+    """Where the edges share an address, keepalived runs, and one of them has it."""
+    shared = fleet.setting("edge_virtual_address")
+    assert host.run("systemctl is-active keepalived").stdout.strip() == ("active" if shared else "inactive")
+    if shared:
+        holders = [
+            node.name for node in fleet.hosts("edge") if shared in on(node.name).run("ip -o addr").stdout
+        ]
+        assert len(holders) == 1
 
 
 def test_certificate_lasts(host: Any) -> None:
