@@ -8,20 +8,25 @@ sends those that have the label `ban_for` to each of them, over TLS and with a t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from ipaddress import ip_network
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt
+from pyinfra.operations import apt, systemd
 
 from deploys.lib import fleet
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import ALL, HealthCheck, Role
 from deploys.lib.secrets import Secret
+from deploys.lib.services import running
 from deploys.lib.timing import seconds
 
 PACKAGES = ["nftables"]
+# The second lets fail2ban read the journal.
+LOGIN_PACKAGES = ["fail2ban", "python3-systemd"]
+ACCESS_LOG = "/var/log/nginx/access.log"
 PROGRAM = "/usr/local/sbin/relay-bans"
 UNIT = "relay-bans.service"
 RULES, TOKEN = "/etc/relay/bans.json", "/etc/relay/bans.token"
@@ -65,8 +70,28 @@ def problems() -> Iterator[str]:
             yield f"`{name}` is {value!r}: write the length of a prefix, from {least} to {most}"
     if not isinstance(fleet.setting("ban_most"), int) or not 1 <= fleet.setting("ban_most") <= 100_000:
         yield "`ban_most` is a number from 1 to 100000"
-    if seconds("ban_longest_by_alert") < 1:
-        yield "`ban_longest_by_alert` is at least 1s"
+    for name in ("ban_longest_by_alert", "ban_login_window", "ban_login_time"):
+        if seconds(name) < 1:
+            yield f"`{name}` is at least 1s"
+    if fleet.setting("ban_logins"):
+        yield from _login_problems()
+
+
+def _login_problems() -> Iterator[str]:
+    if not fleet.setting("ssh_allowed_from") and not fleet.setting("ban_never"):
+        yield (
+            "operators who mistype would be banned from SSH: name where they come from in `ban_never` or "
+            "`ssh_allowed_from`, or set `ban_logins` to False"
+        )
+    if not isinstance(fleet.setting("ban_login_failures"), int) or fleet.setting("ban_login_failures") < 2:
+        yield "`ban_login_failures` is a number from 2 on"
+    paths = fleet.setting("ban_login_paths")
+    try:
+        re.compile(paths)
+    except re.error as error:
+        yield f"`ban_login_paths` is no regular expression: {error}"
+    if set('"%\n<>') & set(paths):
+        yield "`ban_login_paths` may not hold \", %, <, > or a line's end: fail2ban reads them otherwise"
 
 
 ROLE = Role(
@@ -113,3 +138,45 @@ def bans() -> None:
         *token,
     ]
     Configuration(UNIT, files, check=f"{PROGRAM} list >/dev/null").keep()
+    logins()
+
+
+def login_names() -> list[str]:
+    """The edge's names at which people log in."""
+    named = {"console": "edge_console", "tools": "edge_tools"}
+    return [f"{name}.{fleet.domain()}" for name, setting in named.items() if fleet.setting(setting)]
+
+
+def login_files(names: list[str], *, access_log: str = ACCESS_LOG, program: str = PROGRAM) -> dict[str, str]:
+    """fail2ban's files by their path below /etc/fail2ban; `names` are the edge's, none elsewhere."""
+    jail = render(
+        "bans/jail.local.j2",
+        never=list(protected()),
+        failures=fleet.setting("ban_login_failures"),
+        window_seconds=int(seconds("ban_login_window")),
+        ban_seconds=int(seconds("ban_login_time")),
+        names=names,
+        access_log=access_log,
+    )
+    written = {"jail.d/relay.local": jail, "action.d/relay-bans.conf": _action(program)}
+    if names:
+        escaped = [re.escape(name) for name in names]
+        text = render("bans/edge-login.conf.j2", names=escaped, paths=fleet.setting("ban_login_paths"))
+        written["filter.d/relay-edge-login.conf"] = text
+    return written
+
+
+def _action(program: str) -> str:
+    return render("bans/action.conf.j2", program=program)
+
+
+def logins() -> None:
+    """fail2ban, where the environment wants it; otherwise it does not run."""
+    if not fleet.setting("ban_logins"):
+        if running("fail2ban.service"):
+            systemd.service(name="Stop fail2ban", service="fail2ban", running=False, enabled=False)
+        return
+    apt.packages(name="Install fail2ban", packages=LOGIN_PACKAGES, no_recommends=True)
+    names = login_names() if fleet.node_of(host) in fleet.hosts("edge") else []
+    files = [ConfigFile(f"/etc/fail2ban/{path}", text) for path, text in login_files(names).items()]
+    Configuration("fail2ban", files, check="fail2ban-client -t >/dev/null").keep()

@@ -104,6 +104,15 @@ ban_most = 10000
 # The longest ban that an alert may ask for.
 ban_longest_by_alert = "1h"
 
+# Whether fail2ban watches logins: over SSH on every host, and at the names for people (console, tools).
+# So many failures within so long ban an address for so long.
+ban_logins = True
+ban_login_failures = 5
+ban_login_window = "10m"
+ban_login_time = "1h"
+# Paths at which people log in there, a regular expression.
+ban_login_paths = r"/(?:[A-Za-z0-9_.-]+/){0,4}(?:login|signin|sign-in|sessions?|auth)/?"
+
 # --- monitoring ------------------------------------------------------------------------------------------
 # Whether alerts must have somewhere to go; only a fleet that nobody depends on may do without.
 alerts_required = True

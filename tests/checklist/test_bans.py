@@ -39,3 +39,11 @@ def test_the_fleet_cannot_be_banned(host: Any) -> None:
     assert not {f"{node.address}/32" for node in fleet.all_hosts()} & {
         ban["network"] for ban in json.loads(host.run("relay-bans list --json").stdout)
     }
+
+
+def test_logins_are_watched(host: Any) -> None:
+    """fail2ban watches logins over SSH, as the environment's setting says."""
+    wanted = fleet.setting("ban_logins")
+    assert host.run("systemctl is-active fail2ban").stdout.strip() == ("active" if wanted else "inactive")
+    if wanted:
+        assert "sshd" in host.run("fail2ban-client status").stdout

@@ -165,6 +165,10 @@ def test_alerts_that_ask_for_a_ban_go_to_every_edge(fake_role: Any) -> None:
         ("ban_widest_ipv6", "48"),
         ("ban_most", 0),
         ("ban_longest_by_alert", 0),
+        ("ban_login_failures", 1),
+        ("ban_login_time", 0),
+        ("ban_login_paths", "/login("),
+        ("ban_login_paths", '/login"'),
     ],
 )
 def test_settings_that_would_do_harm_are_named(sandbox_inventory: Any, name: str, value: Any) -> None:
@@ -229,3 +233,37 @@ def test_bans_are_listed_once(hosts: Any, capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["ban", "list", "sandbox"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "1970-01-01T00:01:00+00:00  operator: x  [edge1, edge2]" in line
+
+
+def test_logins_are_watched_on_every_host_and_at_the_edges_names_for_people(fake_role: Any) -> None:
+    data = {"edge_console": True, "ban_login_time": "2h"}
+    there = fake_role(bans.bans, "edge1", data=data).files
+    jail, path = "/etc/fail2ban/jail.d/relay.local", "/etc/fail2ban/filter.d/relay-edge-login.conf"
+    assert "[relay-edge-login]" in there[jail]
+    assert "time=7200, source=sshd" in there[jail]
+    assert 'host":"(?:console\\.sandbox\\.test)"' in there[path]
+    for host, settings in (("db1", data), ("edge1", {})):
+        files = fake_role(bans.bans, host, data=settings).files
+        assert "[sshd]" in files[jail]
+        assert "relay-edge-login" not in files[jail]
+        assert path not in files
+
+
+def test_fail2ban_never_bans_operators_and_the_fleet(fake_role: Any) -> None:
+    data = {"ssh_allowed_from": ["192.0.2.0/24"]}
+    jail = fake_role(bans.bans, "db1", data=data).files["/etc/fail2ban/jail.d/relay.local"]
+    (line,) = [line for line in jail.splitlines() if line.startswith("ignoreip = ")]
+    assert {"192.0.2.0/24", "172.30.77.0/24", "172.30.77.11", "127.0.0.0/8"} <= set(line.split()[2:])
+
+
+def test_who_does_not_say_where_operators_are_is_told(sandbox_inventory: Any) -> None:
+    sandbox_inventory.override_data["ban_never"] = []
+    (problem,) = bans.problems()
+    assert "operators who mistype would be banned" in problem
+    sandbox_inventory.override_data["ban_logins"] = False
+    assert list(bans.problems()) == []
+
+
+def test_without_it_fail2ban_does_not_run(fake_role: Any) -> None:
+    outcome = fake_role(bans.bans, "db1", data={"ban_logins": False})
+    assert not [path for path in outcome.files if "fail2ban" in path]
