@@ -102,7 +102,7 @@ ROLE = Role(
             "bans are held",
             "systemctl is-active relay-bans",
             units=(UNIT,),
-            mend="`sudo systemctl restart relay-bans`",
+            mend="what its log names, then `sudo systemctl start relay-bans`",
         ),
     ),
     secrets=(Secret(TOKEN_SECRET),),

@@ -60,6 +60,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CHAIN = "type filter hook prerouting priority -350"
 
 
+SOURCES = ("operator", "alert", "sshd", "edge-login")
+WHYS = ("wide", "long", "protected", "full", "unread")
+
+
 class Refused(Exception):
     """A ban that may not be; the message says why. `why` is a word for the metric."""
 
@@ -276,7 +280,7 @@ class Keeper:
 
     def __init__(self, bans: BanList, figures: Path) -> None:
         self.bans, self.figures = bans, figures
-        self.refused: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter(dict.fromkeys(WHYS, 0))
         self.applied, self.told = False, ""
 
     def look(self, rules: Rules) -> None:
@@ -299,7 +303,9 @@ class Keeper:
 
     def text(self, bans: Sequence[Ban], rules: Rules, dropped: int, now: float) -> str:
         """In Prometheus' format."""
-        by_source = Counter(ban.source for ban in bans)
+        # What has not happened is 0: no figure at all would mean that nothing is measured.
+        by_source = Counter(dict.fromkeys(SOURCES, 0))
+        by_source.update(ban.source for ban in bans)
         values: dict[str, list[tuple[str, float]]] = {
             "relay_bans": [(f'{{source="{source}"}}', n) for source, n in sorted(by_source.items())],
             "relay_bans_most": [("", rules.most)],
@@ -463,7 +469,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("address")
     command.add_argument("--for", dest="time", default="1h", metavar="TIME", help="90s, 10m, 1h, 7d")
     command.add_argument("--reason", required=True)
-    command.add_argument("--source", default="operator", choices=["operator", "sshd", "edge-login"])
+    command.add_argument("--source", default="operator", choices=SOURCES)
     command.add_argument("--never", action="append", default=[], metavar="ADDRESS", help="refuse to ban it")
     command.set_defaults(run=_add)
     command = commands.add_parser("remove", help="end the bans of an address, or of all in a network")

@@ -151,7 +151,9 @@ class Counts:
             "relay_waf_matched_total": [
                 (f'{{rule="{rule}"}}', n) for rule, n in sorted(self.matched.items())
             ],
-            "relay_waf_refused_by_client": [(f'{{client="{c}"}}', n) for c, n in self.worst(now)],
+            # Nobody's is 0, for no figure at all would mean that nothing is measured.
+            "relay_waf_refused_by_client": [(f'{{client="{c}"}}', n) for c, n in self.worst(now)]
+            or [("", 0)],
             "relay_waf_log_timestamp_seconds": [("", now)],
         }
         lines = []

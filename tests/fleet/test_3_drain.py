@@ -8,8 +8,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
-import pytest
-
 from deploys.sandbox import firstcall, remote
 from deploys.sandbox.remote import relayctl
 from tests.fleet.conftest import deploys
@@ -106,6 +104,8 @@ def test_a_ban_is_in_force_within_seconds_and_outlives_firewall_and_deploy() -> 
     assert not any(banned(edge) for edge in remote.addresses("edge"))
 
 
-@pytest.mark.parametrize("address", ["172.30.77.1", "172.30.77.31", "203.0.113.0/16", "0.0.0.0/0"])
-def test_nobody_bans_the_fleet_or_half_the_world(address: str) -> None:
-    assert deploys("ban", "add", "sandbox", address, "--reason", "test").status == 1
+def test_nobody_bans_the_fleet_or_half_the_world() -> None:
+    database = next(iter(remote.addresses("db").values()))
+    operators = f"{database.rpartition('.')[0]}.1"
+    for address in (database, operators, "203.0.0.0/16", "0.0.0.0/0"):
+        assert deploys("ban", "add", "sandbox", address, "--reason", "test").status == 1

@@ -267,3 +267,11 @@ def test_who_does_not_say_where_operators_are_is_told(sandbox_inventory: Any) ->
 def test_without_it_fail2ban_does_not_run(fake_role: Any) -> None:
     outcome = fake_role(bans.bans, "db1", data={"ban_logins": False})
     assert not [path for path in outcome.files if "fail2ban" in path]
+
+
+def test_what_has_not_happened_is_measured_as_nothing(program: ModuleType, tmp_path: Path) -> None:
+    text = program.Keeper(program.BanList(tmp_path / "l"), tmp_path / "f").text([], program.Rules(), 0, 1.0)
+    for source in program.SOURCES:
+        assert f'relay_bans{{source="{source}"}} 0' in text
+    for why in program.WHYS:
+        assert f'relay_bans_refused_total{{why="{why}"}} 0' in text

@@ -105,3 +105,4 @@ def test_the_worst_addresses_are_told_for_five_minutes(program: ModuleType) -> N
     assert counts.worst(now) == [("192.0.2.1", 30)]
     assert 'relay_waf_refused_by_client{client="192.0.2.1"} 30' in counts.text(now)
     assert counts.worst(now + 301) == []
+    assert "relay_waf_refused_by_client 0" in counts.text(now + 301)
