@@ -27,6 +27,7 @@ from deploys.roles.bans import ALERTS_PORT
 from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
+SHARED_ADDRESS_PACKAGES = ["curl", "keepalived"]
 WAF_PACKAGES = ["libnginx-mod-http-modsecurity", "modsecurity-crs"]
 
 CONFIG = "/etc/nginx"
@@ -365,7 +366,7 @@ def virtual_address() -> None:
         if running(f"{unit}.service"):
             systemd.service(name=f"Stop {unit}", service=unit, running=False, enabled=False)
         return
-    apt.packages(name="Install keepalived", packages=["curl", "keepalived"], no_recommends=True)
+    apt.packages(name="Install keepalived", packages=SHARED_ADDRESS_PACKAGES, no_recommends=True)
     text = vrrp.configuration(fleet.node_of(host), fleet.hosts("edge"))
     Configuration(unit, [ConfigFile(path, text)], check=vrrp.check(path), action="reload").keep()
 

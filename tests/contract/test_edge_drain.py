@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.edge_rig import JSON, Edge, FakeRelay, edge_tool, running_edge
+from tests.contract.edge_rig import JSON, NAME, Edge, FakeRelay, edge_tool, running_edge
 
 CHAT = "/v1/chat/completions"
 CALLS_A_SECOND = 50
@@ -188,6 +190,19 @@ def test_balancers_are_told_serve_and_drain(edge: Edge, name: str) -> None:
     assert edge.client().request("POST", CHAT, body=b'{"n":0}').status == 200
     tool(edge, "serve")
     assert told() == ("200", "serve")
+
+
+def test_there_are_no_session_tickets(edge: Edge) -> None:
+    """Several edges would have to share and rotate their key. TLS 1.3 has them by reference only."""
+    context = ssl.create_default_context(cafile=str(edge.ca_file))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    host, _, port = edge.settings.https_listen.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=NAME) as connection,
+    ):
+        assert connection.session is not None
+        assert not connection.session.has_ticket
 
 
 def test_a_stranger_learns_nothing_else(edge: Edge) -> None:
