@@ -7,9 +7,9 @@
     relay-bans keep                     # systemd runs it; see below
 
 Installed by deploys/roles/bans.py. The list is a file, and the kernel is made to match it: at once after a
-change, and every two seconds by `keep`, so that bans outlive a reload of the firewall and a reboot. Where its
-options name a token, `keep` also takes alerts of Alertmanager: one that has the labels `client` (an address)
-and `ban_for` (a time such as 10m) bans that address.
+change, and every two seconds (of a long list, every ten) by `keep`, so that bans outlive a reload of the
+firewall and a reboot. Where its options name a token, `keep` also takes alerts of Alertmanager: one that has
+the labels `client` (an address) and `ban_for` (a time such as 10m) bans that address.
 
 Who may never be banned, how wide a network may be and how many bans there may be: /etc/relay/bans.json.
 """
@@ -52,7 +52,7 @@ HELP = {
     "relay_bans_applied": "Whether the kernel drops what is on the list (1) or could not be told to (0).",
     "relay_bans_timestamp_seconds": "When the list and the kernel were last compared.",
 }
-PAUSE_SECONDS = 2.0
+PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 10
 LONGEST_REASON = 200
 LONGEST_BODY = 2**20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -416,10 +416,12 @@ def keep(options: argparse.Namespace) -> None:
         webhook = Webhook((host, int(port)), token, options, keeper)
         threading.Thread(target=webhook.serve_forever, daemon=True).start()
     while True:
+        began = time.monotonic()
         keeper.look(load_rules(options.rules))
         if options.once:
             return
-        time.sleep(PAUSE_SECONDS)
+        # Of a long list a look takes a second: the host has other work.
+        time.sleep(max(PAUSE_SECONDS, PAUSE_FACTOR * (time.monotonic() - began)))
 
 
 def load_rules(path: Path) -> Rules:
