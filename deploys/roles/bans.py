@@ -33,6 +33,11 @@ RULES, TOKEN = "/etc/relay/bans.json", "/etc/relay/bans.token"
 # Where the edge's hosts take alerts.
 ALERTS_PORT = 9118
 TOKEN_SECRET = "bans_token"  # noqa: S105 - its name, not its value
+# Where it is told to take alerts, it has its port.
+_TAKES_ALERTS = (
+    f"{{ ! grep -q -- --listen {SYSTEMD_UNITS}{UNIT} || "
+    f"ss --no-header --listening --tcp --numeric 'sport = :{ALERTS_PORT}' | grep -q .; }}"
+)
 
 
 def protected() -> dict[str, str]:
@@ -100,7 +105,7 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "bans are held",
-            "systemctl is-active relay-bans",
+            f"systemctl is-active relay-bans && nft list table inet relay_bans >/dev/null && {_TAKES_ALERTS}",
             units=(UNIT,),
             mend="what its log names, then `sudo systemctl start relay-bans`",
         ),
