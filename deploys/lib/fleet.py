@@ -52,6 +52,12 @@ def all_hosts() -> list[Node]:
     return [node_of(host) for host in inventory]
 
 
+def login_address(node: Node) -> str:
+    """Where deploys log in to a host: an address, or a name."""
+    found = next((host for host in inventory if node_of(host) == node), None)
+    return str(found.data.get("ssh_hostname") or node.address) if found else node.address
+
+
 def setting(name: str) -> Any:
     """A setting of the environment (inventories/group_data), the same for all hosts."""
     for host in inventory:

@@ -20,14 +20,16 @@ class Opening:
     """Ports of the role's hosts that the hosts of some groups may reach.
 
     `groups` None means everybody, or the networks (CIDR) that the setting `networks` lists when it has any.
-    With a `setting`, they are open only where that is on.
+    With `some`, not all of the role's hosts listen on them. With `when`, the setting of that name must have a
+    value. A protocol without ports, such as vrrp, has none.
     """
 
     ports: tuple[int, ...]
     groups: tuple[str, ...] | None = None
     proto: str = "tcp"
     networks: str = ""
-    setting: str = ""
+    some: bool = False
+    when: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ ORDER = (
     "relay",
     "edge",
     "acme",
+    "bans",
     "node_exporter",
     "retention",
     "drill",
@@ -65,8 +66,8 @@ def groups() -> list[str]:
 def openings(node: fleet.Node, *, published: bool) -> list[Opening]:
     """What a host's roles open to others: through Docker where `published`, else by the host itself."""
     mine = [role for role in table() if role.published == published and node in members(role)]
-    openings = [opening for role in mine for opening in role.all_openings()]
-    return [opening for opening in openings if not opening.setting or fleet.setting(opening.setting)]
+    all_of_them = [opening for role in mine for opening in role.all_openings()]
+    return [opening for opening in all_of_them if not opening.when or fleet.setting(opening.when)]
 
 
 def secrets() -> list[Secret | BcryptHash]:

@@ -16,17 +16,20 @@ from pathlib import PurePosixPath
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.facts.files import File
-from pyinfra.operations import apt, files, server
+from pyinfra.operations import apt, files, server, systemd
 
-from deploys.lib import edge_names, fleet, pki, waf_exceptions
+from deploys.lib import edge_names, fleet, pki, vrrp, waf_exceptions
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
 from deploys.lib.errors import DeployError
-from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.services import running
 from deploys.lib.timing import relation, seconds
 from deploys.lib.waf_exceptions import WafException
+from deploys.roles.bans import ALERTS_PORT
 from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS
 
 PACKAGES = ["nginx", "prometheus-nginx-exporter"]
+SHARED_ADDRESS_PACKAGES = ["curl", "keepalived"]
 WAF_PACKAGES = ["libnginx-mod-http-modsecurity", "modsecurity-crs"]
 
 CONFIG = "/etc/nginx"
@@ -41,6 +44,8 @@ STATUS = "127.0.0.1:8080"
 # By how much the first hop outlasts the second, whose answer wins.
 HOP_MARGIN_SECONDS = 5
 SOCKETS = "/run/relay-edge"
+# Takes nodes, or the edge itself, out of service; what it keeps is no deploy's.
+TOOL, STATE = "/usr/local/sbin/relay-edge", "/var/lib/relay-edge"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
 TEMPLATES = (
     "slow_clients",
@@ -53,10 +58,12 @@ TEMPLATES = (
     "errors",
     "security_txt",
     "own_answers",
+    "health",
     "headers",
     "headers_of_pages",
     "tls",
     "certificates",
+    "nodes",
     "upstream",
     "to_waf",
     "to_relay",
@@ -119,6 +126,7 @@ def problems() -> Iterator[str]:
         "a call that meets two relays that are away would not be tried on a third one",
     )
     yield from _what_nginx_would_misread()
+    yield from vrrp.problems(fleet.hosts("edge"))
     yield from relation(
         "relay_drain_seconds",
         {},
@@ -165,6 +173,9 @@ def _sizes() -> Iterator[str]:
             yield f"`{name}`: {error}"
 
 
+# Between the edges, where they share an address.
+VRRP = Opening((), ("edge",), proto="vrrp", when="edge_virtual_address")
+
 ROLE = Role(
     "edge",
     "edge",
@@ -180,7 +191,12 @@ ROLE = Role(
     ),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
     probes=(Probe("edge", 443, "/healthz"),),
-    openings=(Opening((80, 443)), Opening((443,), proto="udp", setting="edge_http3")),
+    openings=(
+        Opening((80, 443)),
+        Opening((443,), proto="udp", when="edge_http3"),
+        Opening((ALERTS_PORT,), (MONITORS,)),
+        VRRP,
+    ),
     certificates=public_certificates,
     problems=problems,
 )
@@ -245,6 +261,7 @@ class EdgeSettings:
     modules: str = "/usr/lib/nginx/modules"
     waf_log: str = WAF_LOG
     waf_tmp: str = WAF_TMP
+    edge_state: str = STATE
 
 
 def render_edge(settings: EdgeSettings) -> dict[str, str]:
@@ -324,6 +341,7 @@ def edge() -> None:
         first_certificate()
     nginx()
     exporter()
+    virtual_address()
     if waf:
         waf_log()
 
@@ -364,11 +382,27 @@ def nginx() -> None:
     texts = render_edge(settings())
     config = [ConfigFile(f"{CONFIG}/{path}", text) for path, text in texts.items()]
     restart = ConfigFile(
-        f"{SYSTEMD_UNITS}nginx.service.d/relay.conf", render("edge/nginx.service.conf.j2", sockets=SOCKETS)
+        f"{SYSTEMD_UNITS}nginx.service.d/relay.conf",
+        render("edge/nginx.service.conf.j2", sockets=SOCKETS, tool=TOOL),
     )
+    tool = ConfigFile(TOOL, source("edge/relay_edge.py"), mode="755")
     own = certificate() if fleet.setting("edge_certificate") == "fleet" else []
-    check = f"{HAS_HTTP3} && nginx -t" if fleet.setting("edge_http3") else "nginx -t"
-    Configuration("nginx", [*own, *config, restart], check=check, action="reload").keep()
+    check = f"{TOOL} write && nginx -t"
+    if fleet.setting("edge_http3"):
+        check = f"{HAS_HTTP3} && {check}"
+    Configuration("nginx", [*own, *config, tool, restart], check=check, action="reload").keep()
+
+
+def virtual_address() -> None:
+    """keepalived, where the edges share an address; otherwise it does not run."""
+    unit, path = "keepalived", "/etc/keepalived/keepalived.conf"
+    if not fleet.setting("edge_virtual_address"):
+        if running(f"{unit}.service"):
+            systemd.service(name=f"Stop {unit}", service=unit, running=False, enabled=False)
+        return
+    apt.packages(name="Install keepalived", packages=SHARED_ADDRESS_PACKAGES, no_recommends=True)
+    text = vrrp.configuration(fleet.node_of(host), fleet.hosts("edge"))
+    Configuration(unit, [ConfigFile(path, text)], check=vrrp.check(path), action="reload").keep()
 
 
 def waf_log() -> None:

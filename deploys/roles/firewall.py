@@ -20,6 +20,8 @@ Commands = Generator[StringCommand, None, None]
 
 ROLE = Role("firewall", ALL)
 ANYBODY = "any"
+# What ufw writes in place of a port.
+NO_PORT = "any"
 
 
 class FirewallRules(FactBase[set[str]]):
@@ -62,7 +64,7 @@ def wanted_rules() -> set[str]:
     rules: set[str] = set()
     for opening in roles.openings(fleet.node_of(host), published=False):
         for source in _sources(opening):
-            rules |= {f"{opening.proto} {port} {source}" for port in opening.ports}
+            rules |= {f"{opening.proto} {port} {source}" for port in opening.ports or (NO_PORT,)}
     # Where everybody may, nobody needs a rule of their own.
     return {rule for rule in rules if rule.endswith(f" {ANYBODY}") or _for_anybody(rule) not in rules}
 
@@ -86,7 +88,8 @@ def _present() -> set[str]:
 def _change(verb: str, rules: Collection[str]) -> Commands:
     for rule in sorted(rules):
         proto, port, source = rule.split()
-        yield StringCommand(f"ufw {verb} proto {proto} from {source} to any port {port}")
+        to = "to any" if port == NO_PORT else f"to any port {port}"
+        yield StringCommand(f"ufw {verb} proto {proto} from {source} {to}")
 
 
 @operation()

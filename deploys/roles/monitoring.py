@@ -17,10 +17,11 @@ from pyinfra.operations import apt
 
 from deploys import roles
 from deploys.lib import edge_names, fleet
-from deploys.lib.config_files import ConfigFile, Configuration, render
+from deploys.lib.config_files import TLS, ConfigFile, Configuration, render
 from deploys.lib.role import ALL, MONITORS, HealthCheck, Probe, Role
 from deploys.lib.services import options
 from deploys.roles import acme
+from deploys.roles.bans import ALERTS_PORT, TOKEN_SECRET
 
 PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter"]
 
@@ -136,7 +137,12 @@ def alertmanager() -> None:
         "on-call": fleet.setting("alert_webhook_url"),
         "watchdog": fleet.setting("alert_watchdog_url"),
     }
-    text = render("monitoring/alertmanager.yml.j2", receivers=receivers)
+    edges = {
+        "urls": [f"https://{node.address}:{ALERTS_PORT}/" for node in fleet.hosts("edge")],
+        "token": fleet.secret(TOKEN_SECRET),
+        "ca_file": f"{TLS}/ca.crt",
+    }
+    text = render("monitoring/alertmanager.yml.j2", receivers=receivers, bans=edges)
     path = f"{CONFIG}/alertmanager.yml"
     # Webhooks' addresses often carry a token.
     config = ConfigFile(path, text, mode="640", group="prometheus")

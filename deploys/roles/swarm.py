@@ -69,7 +69,9 @@ ROLE = Role(
         ),
     ),
     openings=(
-        Opening((MANAGEMENT_PORT, GOSSIP_PORT), ("app",)),
+        # Managers listen; a worker may become one.
+        Opening((MANAGEMENT_PORT,), ("app",), some=True),
+        Opening((GOSSIP_PORT,), ("app",)),
         Opening((GOSSIP_PORT, VXLAN_PORT), ("app",), proto="udp"),
     ),
     problems=problems,

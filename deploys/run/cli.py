@@ -1,4 +1,4 @@
-"""The command line: plan, apply, verify, secrets, sandbox."""
+"""The command line: plan, apply, verify, secrets, ban, node, edge, sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deploys import roles
 from deploys.lib import authority, fleet
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
-from deploys.run import environment, trust
+from deploys.run import bans, drains, environment, trust
 
 CHECKERS = 6
 LOOK_AGAIN_SECONDS = 5
@@ -36,6 +36,27 @@ EPILOG = """examples:
   python -m deploys verify sandbox                run the launch checklist
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
   python -m deploys sandbox up                    boot the sandbox's hosts
+"""
+
+BAN_EPILOG = """examples:
+  python -m deploys ban add sandbox 203.0.113.7 --for 1h --reason "floods the API"
+  python -m deploys ban add sandbox 203.0.113.0/24 --for 7d --reason "ticket 4711"
+  python -m deploys ban remove sandbox 203.0.113.7
+  python -m deploys ban list sandbox
+
+Everything from the address is dropped, open connections too. Never banned are the fleet's hosts, operators'
+networks (`ssh_allowed_from`, `edge_tools_allowed_from`), `ban_never` and where you are logged in from. Behind
+a load balancer (`edge_trusted_proxies`) packets come from it: ban there.
+"""
+
+DRAIN_EPILOG = """examples:
+  python -m deploys node drain sandbox app1 --reason "new kernel"    0 no call is open there, 2 some are
+  python -m deploys node return sandbox app1
+  python -m deploys edge drain sandbox edge1 --reason "new disk"
+  python -m deploys edge serve sandbox edge1
+  python -m deploys edge status sandbox
+
+What is drained stays so until it is taken back: `plan` and `apply` name it and leave it as it is.
 """
 
 
@@ -191,13 +212,103 @@ NEXT = {
 }
 
 
+def ban(arguments: argparse.Namespace) -> int:
+    """Bans an address at the edge, ends a ban, or lists them."""
+    if arguments.verb == "add":
+        about = (arguments.address, arguments.time, arguments.reason)
+        return bans.add(arguments.environment, *about, arguments.limit)
+    if arguments.verb == "remove":
+        return bans.remove(arguments.environment, arguments.address, arguments.limit)
+    return bans.show(arguments.environment, arguments.limit)
+
+
+def _add_ban(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "drop what comes from an address at the edge, within seconds"
+    layout = argparse.RawDescriptionHelpFormatter
+    verbs = commands.add_parser("ban", help=text, epilog=BAN_EPILOG, formatter_class=layout).add_subparsers(
+        dest="verb", required=True, metavar="add|remove|list"
+    )
+    for verb, text in (
+        ("add", "ban an address or a network on every edge host; no run has to end first"),
+        ("remove", "end the bans of an address, or of all in a network"),
+        ("list", "the bans in force, who made them and why"),
+    ):
+        command = verbs.add_parser(verb, help=text, epilog=BAN_EPILOG, formatter_class=layout)
+        command.add_argument("environment", metavar="ENV")
+        if verb != "list":
+            command.add_argument("address", metavar="ADDRESS", help="203.0.113.7, 2001:db8::/48 ...")
+        if verb == "add":
+            text = "how long: 90s, 10m, 1h, 7d (default: 1h)"
+            command.add_argument("--for", dest="time", default="1h", metavar="TIME", help=text)
+            command.add_argument("--reason", required=True, metavar="TEXT", help="for those who find the ban")
+        text = "these hosts instead of all edge hosts"
+        command.add_argument("--limit", nargs="+", default=[], metavar="HOST|GROUP", help=text)
+        command.set_defaults(run=ban)
+
+
+def node(arguments: argparse.Namespace) -> int:
+    """Takes a relay node out of service at every edge, or brings it back."""
+    if arguments.verb == "drain":
+        return drains.drain_node(arguments.environment, arguments.host, arguments.reason, arguments.wait)
+    return drains.return_node(arguments.environment, arguments.host)
+
+
+def edge(arguments: argparse.Namespace) -> int:
+    """Lets an edge tell balancers that it drains, or serves; shows what is drained."""
+    if arguments.verb == "drain":
+        return drains.drain_edge(arguments.environment, arguments.host, arguments.reason)
+    if arguments.verb == "serve":
+        return drains.serve_edge(arguments.environment, arguments.host)
+    return drains.show(arguments.environment)
+
+
+def _add_drains(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    verbs_of = {
+        "node": (
+            node,
+            "take a relay node out of service at every edge, and back",
+            {
+                "drain": "send it no new calls; running ones end; its task keeps running",
+                "return": "send it calls again",
+            },
+        ),
+        "edge": (
+            edge,
+            "take an edge out of service, and back; show what is drained",
+            {
+                "drain": "tell balancers and DNS services to send nobody new: /edge-health answers 503",
+                "serve": "tell them to send clients again",
+                "status": "which edges and nodes serve, and how many calls are open to drained ones",
+            },
+        ),
+    }
+    for noun, (run, text, verbs) in verbs_of.items():
+        command = commands.add_parser(noun, help=text, epilog=DRAIN_EPILOG, formatter_class=layout)
+        below = command.add_subparsers(dest="verb", required=True, metavar="|".join(verbs))
+        for verb, text in verbs.items():
+            command = below.add_parser(verb, help=text, epilog=DRAIN_EPILOG, formatter_class=layout)
+            command.add_argument("environment", metavar="ENV")
+            if verb != "status":
+                command.add_argument("host", metavar="HOST")
+            if verb == "drain":
+                text = "for those who find it drained"
+                command.add_argument("--reason", required=True, metavar="TEXT", help=text)
+            if (noun, verb) == ("node", "drain"):
+                text = "how long to watch running calls end (default: 60)"
+                command.add_argument("--wait", metavar="SECONDS", type=float, default=60, help=text)
+            command.set_defaults(run=run)
+
+
 def parser() -> argparse.ArgumentParser:
     """Commands and their options."""
     layout = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         prog="python -m deploys", description=__doc__, epilog=EPILOG, formatter_class=layout
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="plan|apply|verify|secrets|sandbox")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="plan|apply|verify|secrets|ban|node|edge|sandbox"
+    )
     for run, text in (
         (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
         (
@@ -229,6 +340,8 @@ def parser() -> argparse.ArgumentParser:
     text = "take a secret that others made, such as a store's key, from standard input"
     command.add_argument("--set", metavar="NAME", help=text)
     command.set_defaults(run=secrets)
+    _add_ban(commands)
+    _add_drains(commands)
     commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
     return top
 

@@ -15,7 +15,7 @@ from deploys import roles
 from deploys.lib import fleet, secrets
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
-from deploys.run import diagnosis, environment, health_checks, lock, trust, validate
+from deploys.run import diagnosis, drains, environment, health_checks, lock, trust, validate
 from deploys.run.runner import Change, HostsLost, Runner
 
 CLEAN, DRIFT = 0, 2
@@ -172,6 +172,8 @@ def _run(command: str, name: str, limits: Sequence[str], until: str = "") -> Ite
             with runner.connected():
                 run.say(f"{len(hosts)} hosts of {name}: connected")
                 trust.check(name, hosts, runner.shell, directory)
+                for line in drains.told(name, hosts, runner.shell):
+                    run.say(line)
                 if kept := secrets.departed(fleet.store().read(), roles.certificate_subjects()):
                     run.say(
                         f"the secrets hold {', '.join(kept)} of hosts that left the inventory: "

@@ -107,6 +107,32 @@ edge_tools_allowed_from: list[str] = []
 # Where people report weaknesses (security.txt): mailto:, https: or tel:. Empty: no such file.
 edge_security_contact = ""
 
+# An address that one of the edges holds, the first one that serves (keepalived, VRRP): ADDRESS/PREFIX; empty:
+# DNS or a balancer finds the edges. Its interface, and an id that nobody else in the network uses (1 to 255).
+edge_virtual_address = ""
+edge_virtual_interface = "eth0"
+edge_virtual_router_id = 51
+
+# --- bans ------------------------------------------------------------------------------------------------
+# Networks (CIDR) that are never banned. The fleet's hosts, ssh_allowed_from, edge_tools_allowed_from and
+# edge_trusted_proxies never are. Where SSH is open to everybody, name here where operators come from.
+ban_never: list[str] = []
+# The widest network that may be banned, as the length of its prefix, and how many bans a host may hold.
+ban_widest_ipv4 = 24
+ban_widest_ipv6 = 48
+ban_most = 10000
+# The longest ban that an alert may ask for.
+ban_longest_by_alert = "1h"
+
+# Whether fail2ban watches logins: over SSH on every host, and at the names for people (console, tools).
+# So many failures within so long ban an address for so long.
+ban_logins = True
+ban_login_failures = 5
+ban_login_window = "10m"
+ban_login_time = "1h"
+# Paths at which people log in there, a regular expression.
+ban_login_paths = r"/(?:[A-Za-z0-9_.-]+/){0,4}(?:login|signin|sign-in|sessions?|auth)/?"
+
 # --- monitoring ------------------------------------------------------------------------------------------
 # Whether alerts must have somewhere to go; only a fleet that nobody depends on may do without.
 alerts_required = True

@@ -7,14 +7,17 @@ reached("edge1", [(address, 8000)])    # which TCP connections from there are le
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,15 @@ ENVIRONMENT = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
 CONNECT_SECONDS = 1.5
 
 End = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Ends that answered, and ends whose host refused the connection itself: no firewall was in the way."""
+
+    open: set[End]
+    refused: set[End]
+
 
 INVENTORY = environment.load(ENVIRONMENT)
 # For deploys.lib.fleet, in this process, for good.
@@ -84,6 +96,26 @@ def reached(source: str | None, ends: Iterable[End]) -> set[End]:
     tries = " & ".join(f"({attempt % (end + end)})" for end in ends)
     lines = on(source).run(f"{tries} & wait").stdout.splitlines()
     return {(line.split()[0], int(line.split()[1])) for line in lines}
+
+
+def scan(source: str | None, ends: Iterable[End]) -> Scan:
+    """What becomes of a connection from host `source`, or this machine (None), to each of some ends."""
+    program = (fleet.REPOSITORY / "tests/checklist/port_scan.py").read_text()
+    given = json.dumps({"ends": sorted(set(ends)), "seconds": CONNECT_SECONDS})
+    if source is None:
+        command = [sys.executable, "-c", program]
+    else:
+        command = ["ssh", "-F", ssh_config(), source, f"python3 -c {shlex.quote(program)}"]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(done.stdout)
+    return Scan(*({(address, port) for address, port in found[kind]} for kind in ("open", "refused")))
+
+
+def listening(name: str) -> set[int]:
+    """TCP ports on which a host listens, but for loopback."""
+    lines = on(name).run("ss --no-header --listening --tcp --numeric").stdout.splitlines()
+    ends = [line.split()[3].rpartition(":") for line in lines]
+    return {int(port) for address, _, port in ends if not address.startswith(("127.", "[::1]"))}
 
 
 def reaches(source: str, target: str, port: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploys.lib import edge_names, fleet
-from tests.checklist.targets import address, hosts, reached
+from tests.checklist.targets import address, hosts, on, reached
 
 testinfra_hosts = hosts("edge")
 
@@ -100,6 +100,24 @@ def test_a_handshake_is_what_is_asked_for(host: Any) -> None:
         assert "OCSP response: no response sent" in shown, kind
         assert "TLS session ticket:" not in shown, kind
         assert f"Peer signature type: {kind}" in shown.replace("RSA-PSS", "RSA"), kind
+
+
+def test_balancers_are_told_that_it_serves(host: Any) -> None:
+    """A balancer is told over HTTP, by any name, that this edge serves, and nothing is drained."""
+    command = f"curl -s -w ' %{{http_code}}' http://{own_address(host)}/edge-health"
+    assert host.run(command).stdout.split() == ['{"state":"serve"}', "200"]
+    assert json.loads(host.run("relay-edge status --json").stdout)["drained"] == {}
+
+
+def test_the_shared_address_is_held_by_one(host: Any) -> None:
+    """Where the edges share an address, keepalived runs, and one of them has it."""
+    shared = fleet.setting("edge_virtual_address")
+    assert host.run("systemctl is-active keepalived").stdout.strip() == ("active" if shared else "inactive")
+    if shared:
+        holders = [
+            node.name for node in fleet.hosts("edge") if shared in on(node.name).run("ip -o addr").stdout
+        ]
+        assert len(holders) == 1
 
 
 def test_a_strangers_name_gets_no_certificate(host: Any) -> None:

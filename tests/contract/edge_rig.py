@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 
 import urllib3
 
-from deploys.lib import pki
+from deploys.lib import fleet, pki
 from deploys.roles.edge import EdgeSettings, render_edge
 from tests.contract.conftest import free_port
 
@@ -209,6 +210,7 @@ def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Itera
         "hop_timeout": "30s",
         "pid_file": str(directory / "nginx.pid"),
         "log_dir": str(directory),
+        "edge_state": str(directory / "state"),
     }
     settings = EdgeSettings(**(values | changes))
     ca_file = write_config(directory, settings)
@@ -228,6 +230,7 @@ def write_config(directory: Path, settings: EdgeSettings) -> Path:
     shutil.copy("/etc/nginx/unicode.mapping", directory)
     for name, text in render_edge(settings).items():
         (directory / name).write_text(text)
+    edge_tool(directory, "write")
     ca_cert, ca_key = pki.new_authority("Test CA")
     certificate, key = pki.issue(pki.Subject("edge", tuple(OWN_NAMES)), ca_cert, ca_key)
     (directory / "relay/tls/edge.crt").write_text(certificate)
@@ -238,6 +241,15 @@ def write_config(directory: Path, settings: EdgeSettings) -> Path:
     ca_file = directory / "ca.crt"
     ca_file.write_text(ca_cert)
     return ca_file
+
+
+def edge_tool(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`relay-edge` on an edge in `directory`, which runs or is yet to."""
+    nginx = f"{nginx_program()} -c {directory}/nginx.conf"
+    command = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_edge.py")]
+    command += [f"--configured={directory}/relay/nodes.conf", f"--state={directory}/state"]
+    command += [f"--test={nginx} -t -q", f"--reload={nginx} -s reload", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def nginx_program() -> str:

@@ -36,7 +36,8 @@ class Call:
 
 @dataclass
 class Load:
-    """`rate` calls a second, spread evenly over edges and tokens."""
+    """`rate` calls a second, spread evenly over edges and tokens; each on a new connection where `fresh`:
+    a reload of nginx may close one that is kept just as it is used again."""
 
     edges: dict[str, str]
     domain: str
@@ -44,6 +45,7 @@ class Load:
     tokens: Sequence[str]
     model: str
     rate: float = 20.0
+    fresh: bool = False
     calls: list[Call] = field(default_factory=list)
     _pending: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -69,7 +71,9 @@ class Load:
         return sorted(self.calls, key=lambda call: call.began)
 
     def _session(self, address: str, context: ssl.SSLContext) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=context, resolver=OneAddress(address), limit=0)
+        connector = aiohttp.TCPConnector(
+            ssl=context, resolver=OneAddress(address), limit=0, force_close=self.fresh
+        )
         return aiohttp.ClientSession(connector=connector, timeout=CALL_TIMEOUT)
 
     async def _call(self, session: aiohttp.ClientSession, edge: str, token: str) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from deploys import roles
 from deploys.lib import fleet
-from deploys.roles import edge
+from deploys.roles import base, edge
 from tests.unit.deploys.facts import existing
 
 
 def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
-    upstream = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/upstream.conf"]
+    upstream = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/nodes.conf"]
     for last in (21, 22, 23):
         assert f"server 172.30.77.{last}:8000 max_fails=2" in upstream
 
@@ -179,3 +179,41 @@ def test_settings_that_nginx_would_misread_are_named(sandbox_inventory: Any, nam
     sandbox_inventory.override_data[name] = value
     (problem,) = edge.problems()
     assert (value if name == "edge_waf_exceptions" else name) in problem
+
+
+def test_the_edges_share_an_address_where_one_is_set(fake_role: Any) -> None:
+    path = "/etc/keepalived/keepalived.conf"
+    assert path not in fake_role(edge.edge, "edge1").files
+    data = {"edge_virtual_address": "172.30.77.10/24"}
+    first, second = (fake_role(edge.edge, name, data=data) for name in ("edge1", "edge2"))
+    assert "priority 200" in first.files[path]
+    assert "priority 190" in second.files[path]
+    assert "unicast_src_ip 172.30.77.12" in second.files[path]
+    assert "unicast_peer {\n        172.30.77.11\n    }" in second.files[path]
+    tested = next(line for line in first.commands if "systemctl reload-or-restart keepalived" in line)
+    assert tested.index("keepalived -t") < tested.index("reload-or-restart")
+    opened = [line for line in fake_role(base.base, "edge1", data=data).commands if "vrrp" in line]
+    assert opened == [
+        "ufw allow proto vrrp from 172.30.77.11 to any",
+        "ufw allow proto vrrp from 172.30.77.12 to any",
+    ]
+    assert not [line for line in fake_role(base.base, "edge1").commands if "vrrp" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("edge_virtual_address", "everywhere"),
+        ("edge_virtual_address", "172.30.77.10"),
+        ("edge_virtual_address", "172.30.77.41/24"),
+        ("edge_virtual_address", "2001:db8::1/64"),
+        ("edge_virtual_interface", "eth0; rm"),
+        ("edge_virtual_router_id", 0),
+    ],
+)
+def test_settings_of_the_shared_address_are_checked(sandbox_inventory: Any, name: str, value: Any) -> None:
+    sandbox_inventory.override_data["edge_virtual_address"] = "172.30.77.10/24"
+    assert list(edge.problems()) == []
+    sandbox_inventory.override_data[name] = value
+    (problem,) = edge.problems()
+    assert name in problem

@@ -38,7 +38,7 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
-        ("edge1", _rules("tcp", (80, 443), "any") | _rules("tcp", (9113,), *OPS)),
+        ("edge1", _rules("tcp", (80, 443), "any") | _rules("tcp", (9113, 9118), *OPS)),
         (
             "app1",
             _rules("tcp", (2377, 7946), *APP)
@@ -92,3 +92,14 @@ def test_ssh_is_narrowed_to_the_networks_of_the_setting(fake_role: Any) -> None:
         "ufw allow proto tcp from 192.0.2.0/24 to any port 22",
         "ufw delete allow proto tcp from any to any port 22",
     ]
+
+
+def test_a_protocol_without_ports_is_known_again(fake_role: Any) -> None:
+    present = ["### tuple ### allow vrrp any 0.0.0.0/0 any 172.30.77.12 in", PRESENT[0]]
+    data = {"edge_virtual_address": "172.30.77.10/24"}
+    outcome = fake_role(_site, "edge1", responses={"user.rules": present}, data=data)
+    assert [line for line in outcome.commands if "vrrp" in line] == [
+        "ufw allow proto vrrp from 172.30.77.11 to any"
+    ]
+    left = fake_role(_site, "edge1", responses={"user.rules": present})
+    assert "ufw delete allow proto vrrp from 172.30.77.12 to any" in left.commands

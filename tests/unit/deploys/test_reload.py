@@ -14,6 +14,7 @@ from pyinfra.api.inventory import Inventory
 from deploys import roles
 from deploys.lib import config_files, fleet, pki
 from deploys.lib.config_files import ConfigFile, Configuration
+from deploys.roles.bans import ALERTS_PORT
 from tests.unit.deploys.facts import LINUX, running
 
 # Every set of files that holds or names the host's certificate or the fleet's CA.
@@ -26,9 +27,11 @@ CERTIFIED = {
     "failover": {"relay-failover-watch"},
     "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
+    "edge": {"nginx"},
     "pebble": {"pebble"},
     "acme": {"relay-acme"},
-    "monitoring": {"prometheus", "blackbox"},
+    "bans": {"relay-bans"},
+    "monitoring": {"prometheus", "blackbox", "alertmanager"},
 }
 LOADED = re.compile(r"(?:^| \| )([\w.-]+): test, then ")
 WRITTEN = re.compile(r"(?:^| \| )[\w.-]+: write (\S+)$")
@@ -157,9 +160,10 @@ def _reads(configuration: Configuration, secret: str) -> bool:
 
 
 def test_its_files_name_every_port_that_a_role_declares(applied: Applied, role: Any) -> None:
-    """A port that is written twice must be the same twice. sshd's is its default."""
+    """A port that is written twice must be the same twice. sshd's is its default, and the
+    role bans listens on the edge's port for alerts."""
     texts = "".join(file.text for one in applied.sets.values() for file in one.files)
-    ports = {port for opening in role.all_openings() for port in opening.ports} - {22}
+    ports = {port for opening in role.all_openings() for port in opening.ports} - {22, ALERTS_PORT}
     assert [port for port in ports if not re.search(rf"\b{port}\b", texts)] == []
 
 

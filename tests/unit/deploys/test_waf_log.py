@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,3 +91,18 @@ def test_lines_are_taken_once_and_halves_wait(program: ModuleType, tmp_path: Pat
 
 def test_without_a_file_nothing_is_taken(program: ModuleType, tmp_path: Path) -> None:
     assert program.collect(tmp_path / "none", tmp_path / "log", program.Counts()) == 0
+
+
+def test_the_worst_addresses_are_told_for_five_minutes(program: ModuleType) -> None:
+    counts = program.Counts()
+    attack, mistake = program.record(line(FORM, SUM)), program.record(line(message("10012"), status=415))
+    for _ in range(30):
+        counts.add(attack)
+        counts.add(mistake | {"client": "192.0.2.2"})
+    for last in range(200):
+        counts.add(attack | {"client": f"203.0.113.{last}"})
+    now = time.time()
+    assert counts.worst(now) == [("192.0.2.1", 30)]
+    assert 'relay_waf_refused_by_client{client="192.0.2.1"} 30' in counts.text(now)
+    assert counts.worst(now + 301) == []
+    assert "relay_waf_refused_by_client 0" in counts.text(now + 301)

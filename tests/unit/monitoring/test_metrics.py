@@ -28,6 +28,7 @@ WRITERS = [
     ),
     REPOSITORY / "templates/edge/relay_waf_log.py",
     REPOSITORY / "templates/edge/relay_acme.py",
+    REPOSITORY / "templates/bans/relay_bans.py",
 ]
 QUERIES = REPOSITORY / "templates/postgres/queries.yml"
 
