@@ -153,12 +153,12 @@ class CertificatesInPlace(FactBase[bool]):
 
 
 @operation()
-def obtain(written: Callable[[], bool]) -> Generator[StringCommand, None, None]:
-    """Gets missing certificates: from another edge, or, on the one that acts, by the authority."""
+def obtain(words: str, written: Callable[[], bool]) -> Generator[StringCommand, None, None]:
+    """Gets missing certificates, by these words of the program."""
     if not written() and host.get_fact(CertificatesInPlace):
         host.noop("the certificates are in place")
         return
-    yield StringCommand(f"{PROGRAM} renew --now" if acting.acts("edge") else f"{PROGRAM} renew")
+    yield StringCommand(f"{PROGRAM} {words}")
 
 
 @deploy("Public certificates")
@@ -176,12 +176,19 @@ def acme() -> None:
     written = timer.write()
     timer.load(written)
     systemd.service(name=f"Run {UNIT}.timer", service=f"{UNIT}.timer", running=True, enabled=True)
-    # One after the other: the first gets them, the others take them from it.
-    obtain(
-        name=f"Get the certificates ({PROGRAM} status)",
-        written=written,
-        _serial=True,
-    )
+    # Two operations, since the one that acts must have them before the others ask it.
+    if acting.acts("edge"):
+        obtain(
+            name=f"Get the certificates of the authority ({PROGRAM} status)",
+            words="renew --now",
+            written=written,
+        )
+    else:
+        obtain(
+            name=f"Get the certificates of the edge that acts ({PROGRAM} status)",
+            words="renew",
+            written=written,
+        )
 
 
 def configuration() -> Configuration:
