@@ -13,7 +13,7 @@ from prometheus_api_client import PrometheusConnect
 
 from deploys.sandbox import remote
 from tests import boards
-from tests.fleet.test_3_faults import Customers
+from tests.fleet.customers import Customers
 
 LOAD_SECONDS = 60
 # Two scrapes, the rules that record, and the five minutes over which rates are taken.
