@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers kills chaos bench bench-edge fuzz mutation tools lock clean
+.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers kills chaos bench bench-edge boards fuzz mutation tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ mutation: .venv/ready ## Change the code of money, failover and limits; fail on 
 	@rm -rf mutants
 	@nice .venv/bin/mutmut run --max-children 1
 	@$(PY) -m tests.mutation.check
+
+boards: .venv/ready ## Write the JSON of Grafana's boards, monitoring/dashboards/json
+	@$(PY) -m monitoring.dashboards
 
 tools: ## Install the programs that the tests run for real (needs root once)
 	@tests/install-tools

@@ -140,8 +140,8 @@ alerts_required = True
 alert_webhook_url = ""
 # Where the Watchdog goes, which always fires: a service elsewhere that pages when it is silent. Empty: off.
 alert_watchdog_url = ""
-# How long Prometheus keeps samples, and the disk space they may take.
-metrics_retention = "30d"
+# How long Prometheus keeps samples, and the disk space they may take. A monthly report needs its whole month.
+metrics_retention = "100d"
 metrics_retention_size = "20GB"
 
 # --- etcd ------------------------------------------------------------------------------------------------

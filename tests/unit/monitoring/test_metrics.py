@@ -1,4 +1,4 @@
-"""Every metric has a rule or a reason, and every rule has metrics that exist."""
+"""Every metric has a rule, a board or a reason, and what rules and boards name exists."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 
 from relay.jobs.worker import Metrics as JobMetrics
 from relay.telemetry.metrics import LEDGER_ALERTS, Metrics
+from tests.boards import named_by_boards
 from tests.promql import family_of, metrics_in
 from tests.unit.programs import run
 
@@ -69,8 +70,28 @@ def figures_of_this_repository() -> set[str]:
     return found
 
 
+def recorded() -> set[str]:
+    """What recording rules provide, and the series that Prometheus itself makes of alerts."""
+    return {rule["record"] for rule in rules() if "record" in rule} | {"ALERTS"}
+
+
 def named_by_rules() -> set[str]:
     return {name for rule in rules() for name in metrics_in(rule["expr"])}
+
+
+def named() -> set[str]:
+    """By rules or boards."""
+    return named_by_rules() | named_by_boards()
+
+
+def families() -> set[str]:
+    """Metrics of this repository: of the relay, and of the programs and queries on hosts."""
+    return set(families_of_the_relay()) | {family_of(name) for name in figures_of_this_repository()}
+
+
+def provided() -> set[str]:
+    """Every series that is scraped or recorded."""
+    return series_of_the_relay() | figures_of_this_repository() | set(of_exporters()) | recorded()
 
 
 def of_exporters() -> list[str]:
@@ -78,51 +99,82 @@ def of_exporters() -> list[str]:
 
 
 def unplaced(families: set[str], named: set[str], reasons: set[str]) -> set[str]:
-    """Families that have neither a rule nor a reason."""
+    """Families that have no rule, no board and no reason."""
     return families - {family_of(name) for name in named} - named - reasons
 
 
 def unknown(named: set[str], known: set[str]) -> set[str]:
-    """What rules name and nobody exports."""
+    """What rules or boards name and nobody provides."""
     return named - known
 
 
-def test_every_metric_of_the_relay_has_a_rule_or_a_reason() -> None:
-    reasons = PLACES["relay_without_rule"]
-    families = set(families_of_the_relay())
-    assert unplaced(families, named_by_rules(), set(reasons)) == set()
+def test_every_metric_has_a_rule_a_board_or_a_reason() -> None:
+    reasons = PLACES["without_place"]
+    assert unplaced(families(), named(), set(reasons)) == set()
     assert all(len(reason.split()) > 3 for reason in reasons.values())
 
 
-def test_a_reason_is_only_for_a_metric_that_exists_and_has_no_rule() -> None:
-    reasons = set(PLACES["relay_without_rule"])
-    assert reasons - set(families_of_the_relay()) == set()
-    assert reasons & {family_of(name) for name in named_by_rules()} == set()
+def test_a_reason_is_only_for_a_metric_that_exists_and_has_no_place() -> None:
+    reasons = set(PLACES["without_place"])
+    assert reasons - families() == set()
+    assert reasons & {family_of(name) for name in named()} == set()
 
 
-def test_every_metric_of_a_rule_is_exported() -> None:
-    known = series_of_the_relay() | figures_of_this_repository() | set(of_exporters())
-    assert unknown(named_by_rules(), known) == set()
+def test_every_metric_of_a_rule_or_board_is_provided() -> None:
+    assert unknown(named(), provided()) == set()
 
 
-def test_the_list_of_exporters_names_what_rules_use_once() -> None:
+def test_every_recorded_series_is_used() -> None:
+    """A rule that nobody reads costs Prometheus work; the report of a month reads two of them."""
+    assert recorded() - named() == set()
+
+
+def test_the_list_of_exporters_names_what_rules_and_boards_use_once() -> None:
     listed = of_exporters()
     assert len(listed) == len(set(listed))
-    assert set(listed) - named_by_rules() == set()
+    assert set(listed) - named() == set()
     assert set(listed) & (series_of_the_relay() | figures_of_this_repository()) == set()
     assert set(PLACES["only_after_an_event"]) - set(listed) == set()
 
 
 @pytest.mark.parametrize("wrong", ["relay_requests", "relay_upstream_errors_total", "relay_overhead_seconds"])
 def test_a_rule_on_a_metric_that_nobody_exports_is_found(wrong: str) -> None:
-    named = named_by_rules() | metrics_in(f"sum by (model) (rate({wrong}[5m])) > 1")
-    known = series_of_the_relay() | figures_of_this_repository() | set(of_exporters())
-    assert unknown(named, known) == {wrong}
+    wished = named() | metrics_in(f"sum by (model) (rate({wrong}[5m])) > 1")
+    assert unknown(wished, provided()) == {wrong}
 
 
 def test_a_new_metric_without_a_place_is_found() -> None:
-    families = set(families_of_the_relay()) | {"relay_new"}
-    assert unplaced(families, named_by_rules(), set(PLACES["relay_without_rule"])) == {"relay_new"}
+    assert unplaced(families() | {"relay_new"}, named(), set(PLACES["without_place"])) == {"relay_new"}
+
+
+def test_failed_calls_are_the_same_to_the_alert_and_to_the_objective() -> None:
+    """The outcomes that are no fault of the customer; the objective counts them and the good ones."""
+    lists = [
+        outcomes
+        for rule in rules()
+        for outcomes in re.findall(r'relay_requests_total\{outcome=~"([^"]+)"', rule["expr"])
+    ]
+    assert len(lists) == 3
+    assert {outcomes.removeprefix("ok|") for outcomes in lists} == {min(lists, key=len)}
+    assert sum(outcomes.startswith("ok|") for outcomes in lists) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound"), [("relay_time_to_first_token_seconds", "5.0"), ("relay_overhead_seconds", "0.1")]
+)
+def test_an_objective_of_time_is_a_bound_of_its_histogram(metric: str, bound: str) -> None:
+    used = re.findall(rf'{metric}_bucket\{{le="([^"]+)"', " ".join(rule["expr"] for rule in rules()))
+    assert used == [bound]
+    metrics = Metrics()
+    metrics.first_token.labels("m").observe(1)
+    metrics.overhead.observe(1)
+    bounds = {
+        sample.labels["le"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == f"{metric}_bucket"
+    }
+    assert bound in bounds
 
 
 def test_every_reason_of_a_ledger_alert_has_a_rule() -> None:
@@ -182,7 +234,7 @@ def test_names_are_read_out_of_promql(expression: str, names: set[str]) -> None:
 
 def test_the_rules_promql_is_read_as_promtool_reads_it(tmp_path: Path) -> None:
     """A rule of nothing but the names found is PromQL, too: they are metrics, no remains of a function."""
-    text = " or ".join(sorted(named_by_rules()))
+    text = " or ".join(sorted(named()))
     rule = {"groups": [{"name": "names", "rules": [{"alert": "Names", "expr": text}]}]}
     path = tmp_path / "names.yml"
     path.write_text(yaml.safe_dump(rule))

@@ -1,0 +1,142 @@
+"""Edge: what customers meet first, the firewall of web applications, certificates."""
+
+from __future__ import annotations
+
+from monitoring.dashboards.panels import Board, Lines, Number, Query, Section, Table
+
+RATE = "[$__rate_interval]"
+LINKS = '{group="edge", device!="lo"}'
+
+BOARD = Board(
+    uid="relay-edge",
+    title="Edge",
+    description="The edges as a customer sees them, what the WAF matches and refuses, bytes, TLS.",
+    sections=[
+        Section(
+            "As customers see it",
+            [
+                Table(
+                    title="Edges that answer",
+                    description="1: HTTPS with a valid certificate answers, 0: it does not.",
+                    unit="short",
+                    alerts=["EdgeDown"],
+                    query=Query('probe_success{job="edge_probe"}'),
+                ),
+                Lines(
+                    title="Time of a probe",
+                    description="A request of the monitoring host through each edge, TLS included.",
+                    unit="s",
+                    pages=["EdgeDown"],
+                    queries=[Query('probe_duration_seconds{job="edge_probe"}', "{{instance}}")],
+                ),
+                Table(
+                    title="Days until certificates end",
+                    description="Of each edge and each listener inside; they are renewed a month before.",
+                    unit="d",
+                    alerts=["CertificateExpires", "CertificateExpiresSoon"],
+                    pages=["TlsListenerDown"],
+                    query=Query("sort((probe_ssl_earliest_cert_expiry - time()) / 86400)"),
+                ),
+            ],
+        ),
+        Section(
+            "Traffic",
+            [
+                Lines(
+                    title="Requests",
+                    description="Requests a second by edge, as nginx counts them.",
+                    unit="reqps",
+                    queries=[Query(f"rate(nginx_http_requests_total{RATE})", "{{instance}}")],
+                ),
+                Lines(
+                    title="Open connections",
+                    description="By edge; waiting ones are idle between two requests.",
+                    unit="short",
+                    queries=[
+                        Query("nginx_connections_active", "{{instance}} open"),
+                        Query("nginx_connections_waiting", "{{instance}} waiting"),
+                    ],
+                ),
+                Lines(
+                    title="Connections that nginx dropped",
+                    description="Accepted and not handled: its worker connections were used up.",
+                    unit="cps",
+                    queries=[
+                        Query(
+                            f"rate(nginx_connections_accepted{RATE}) - rate(nginx_connections_handled{RATE})",
+                            "{{instance}}",
+                        )
+                    ],
+                ),
+                Lines(
+                    title="Bytes",
+                    description="Out above, in below, on the edges' interfaces.",
+                    unit="Bps",
+                    queries=[
+                        Query(
+                            f"sum by (instance) (rate(node_network_transmit_bytes_total{LINKS}{RATE}))",
+                            "{{instance}} out",
+                        ),
+                        Query(
+                            f"-sum by (instance) (rate(node_network_receive_bytes_total{LINKS}{RATE}))",
+                            "{{instance}} in",
+                        ),
+                    ],
+                ),
+                Lines(
+                    title="Slow and lost clients",
+                    description="Calls a second whose customer did not read the answer, or went away.",
+                    unit="reqps",
+                    queries=[
+                        Query(
+                            'sum by (outcome) (rate(relay_requests_total{outcome=~"client_.*"}[5m]))'
+                            " or vector(0)",
+                            "{{outcome}}",
+                        )
+                    ],
+                ),
+                Lines(
+                    title="Status by outcome",
+                    description="Calls a second behind the edges by how they ended, without good ones.",
+                    unit="reqps",
+                    pages=["RelayErrorRatioHigh"],
+                    queries=[
+                        Query(
+                            'sum by (outcome) (rate(relay_requests_total{outcome!="ok"}[5m])) or vector(0)',
+                            "{{outcome}}",
+                        )
+                    ],
+                ),
+            ],
+        ),
+        Section(
+            "WAF",
+            [
+                Lines(
+                    title="Refused, by rule",
+                    description="Calls a minute. Where the WAF only detects: that it would have refused.",
+                    unit="short",
+                    alerts=["WafRefusesMany"],
+                    queries=[
+                        Query("sum by (rule) (rate(relay_waf_refused_total[10m])) * 60", "rule {{rule}}")
+                    ],
+                ),
+                Lines(
+                    title="Matched, by edge",
+                    description="Calls a minute in which a rule matched, refused or not.",
+                    unit="short",
+                    queries=[
+                        Query("sum by (instance) (rate(relay_waf_matched_total[10m])) * 60", "{{instance}}")
+                    ],
+                ),
+                Number(
+                    title="WAF's log read",
+                    description="Since the matches of the edge that is longest unread were read.",
+                    unit="s",
+                    alerts=["WafLogStale"],
+                    query=Query("time() - min(relay_waf_log_timestamp_seconds)"),
+                ),
+            ],
+        ),
+    ],
+)
