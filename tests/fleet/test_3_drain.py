@@ -30,7 +30,7 @@ def test_a_node_is_drained_and_returned_under_load() -> None:
     words = ("token", "create", "--account", str(first.account), "--name")
     tokens = [first.token, *(relayctl(*words, f"drain-{n}")["token"] for n in range(1, TOKENS))]
     edges = remote.addresses("edge")
-    load = Load(edges, remote.DOMAIN, str(remote.CA_FILE), tokens, firstcall.MODEL, RATE, fresh=True)
+    load = Load(edges, remote.DOMAIN, str(remote.edge_ca()), tokens, firstcall.MODEL, RATE, fresh=True)
 
     def drain_and_return() -> str:
         time.sleep(5)
