@@ -10,8 +10,10 @@ import pytest
 from deploys.sandbox import remote
 from inventories.group_data import all as defaults
 from tests.faults import failover_drill as drill
-from tests.fleet.customers import Customers
+from tests.fleet.customers import Customers, failures
 
+# The last ones, which began when all was whole again.
+SERVED_CALLS = 20
 # Longer than Patroni's lease where the watchers must be quicker than it.
 AFTER_SECONDS, AFTER_DEATH_SECONDS = 12, 25
 FAULTS = (
@@ -27,9 +29,10 @@ DEAD = (drill.kill_primary, drill.freeze_primary)
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_what_was_acknowledged_is_there(customers: Customers, fault: drill.Fault) -> None:
-    with customers.calling(remote.addresses("edge")):
+    with customers.calling(remote.addresses("edge")) as calls:
         result = drill.strike(fault, AFTER_DEATH_SECONDS if fault in DEAD else AFTER_SECONDS)
     print(drill.row(result), flush=True)
+    assert failures(calls[-SERVED_CALLS:]) == []
     assert result.acknowledged
     assert result.lost == 0
     assert result.back == "by itself"
