@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def write(edge: Edge, options: argparse.Namespace) -> str:
+    edge.state.mkdir(parents=True, exist_ok=True)
     edge.write()
     return ""
 
@@ -202,7 +203,8 @@ def main(words: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     edge = Edge(options)
     try:
-        with edge.locked():
+        # nginx's unit writes while a change that holds the lock reloads it; the file is replaced in one step.
+        with nullcontext() if options.run is write else edge.locked():
             said = options.run(edge, options)
     except Refused as refused:
         print(f"refused: {refused}", file=sys.stderr)

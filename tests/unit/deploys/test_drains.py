@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from deploys.lib import fleet
 from deploys.roles import edge
 from deploys.run import cli, drains
 
@@ -103,3 +106,18 @@ def test_deploys_never_touch_what_is_drained(fake_role: Any) -> None:
     tested = next(line for line in outcome.commands if "nginx -t" in line)
     assert tested.index(f"{edge.TOOL} write") < tested.index("nginx -t")
     assert f"include {edge.STATE}/nodes.conf;" in outcome.files["/etc/nginx/relay/upstream.conf"]
+
+
+def test_a_reload_writes_the_nodes_while_a_change_waits_for_it(tmp_path: Path) -> None:
+    """nginx's unit runs `relay-edge write` before each reload, and a change reloads."""
+    configured = tmp_path / "nodes.conf"
+    configured.write_text("server 10.0.0.1:8000 max_fails=2;\nserver 10.0.0.2:8000 max_fails=2;\n")
+    tool = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_edge.py")]
+    tool += [f"--configured={configured}", f"--state={tmp_path / 'state'}", "--test=true"]
+    change = [*tool, f"--reload={shlex.join([*tool, 'write'])}"]
+    change += ["node-drain", "10.0.0.1:8000", "--reason", "test"]
+    subprocess.run(change, check=True, timeout=20)
+    assert (tmp_path / "state/nodes.conf").read_text().splitlines() == [
+        "server 10.0.0.1:8000 max_fails=2 down;",
+        "server 10.0.0.2:8000 max_fails=2;",
+    ]
