@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+CLOSING_SECONDS = 0.25
 CALL_TIMEOUT = aiohttp.ClientTimeout(total=60, connect=5)
 
 
@@ -68,6 +69,8 @@ class Load:
         finally:
             for session in sessions.values():
                 await session.close()
+            # Connections over TLS end a little after their session (aiohttp's documentation, graceful shutdown).
+            await asyncio.sleep(CLOSING_SECONDS)
         return sorted(self.calls, key=lambda call: call.began)
 
     def _session(self, address: str, context: ssl.SSLContext) -> aiohttp.ClientSession:
