@@ -69,7 +69,7 @@ class Load:
         finally:
             for session in sessions.values():
                 await session.close()
-            # Connections over TLS end a little after their session (aiohttp's documentation, graceful shutdown).
+            # Connections over TLS end a little after their session (aiohttp, "Graceful shutdown").
             await asyncio.sleep(CLOSING_SECONDS)
         return sorted(self.calls, key=lambda call: call.began)
 
