@@ -176,19 +176,12 @@ def acme() -> None:
     written = timer.write()
     timer.load(written)
     systemd.service(name=f"Run {UNIT}.timer", service=f"{UNIT}.timer", running=True, enabled=True)
+    name = f"Get the certificates ({PROGRAM} status)"
     # Two operations, since the one that acts must have them before the others ask it.
     if acting.acts("edge"):
-        obtain(
-            name=f"Get the certificates of the authority ({PROGRAM} status)",
-            words="renew --now",
-            written=written,
-        )
+        obtain(name=name, words="renew --now", written=written)
     else:
-        obtain(
-            name=f"Get the certificates of the edge that acts ({PROGRAM} status)",
-            words="renew",
-            written=written,
-        )
+        obtain(name=name, words="renew", written=written)
 
 
 def configuration() -> Configuration:

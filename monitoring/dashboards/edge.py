@@ -37,6 +37,15 @@ BOARD = Board(
                     pages=["TlsListenerDown"],
                     query=Query("sort((probe_ssl_earliest_cert_expiry - time()) / 86400)"),
                 ),
+                Lines(
+                    title="Certificates looked after",
+                    description="Since an edge last looked after its certificates by ACME without an error.",
+                    unit="s",
+                    pages=["EdgeCertificateRenewalFails"],
+                    queries=[
+                        Query("time() - relay_edge_certificate_success_timestamp_seconds", "{{instance}}")
+                    ],
+                ),
             ],
         ),
         Section(
@@ -104,6 +113,40 @@ BOARD = Board(
                         Query(
                             'sum by (outcome) (rate(relay_requests_total{outcome!="ok"}[5m])) or vector(0)',
                             "{{outcome}}",
+                        )
+                    ],
+                ),
+            ],
+        ),
+        Section(
+            "Bans",
+            [
+                Lines(
+                    title="Bans on the list",
+                    description="By edge; a list that is half full is told.",
+                    unit="short",
+                    pages=["BanListLarge", "BansNotApplied"],
+                    queries=[
+                        Query("sum by (instance) (relay_bans)", "{{instance}}"),
+                        Query("max(relay_bans_most)", "how many there may be"),
+                    ],
+                ),
+                Lines(
+                    title="Packets of banned addresses",
+                    description="Dropped packets a second, by edge.",
+                    unit="pps",
+                    pages=["AddressAttacks"],
+                    queries=[Query(f"rate(relay_bans_dropped_packets_total{RATE})", "{{instance}}")],
+                ),
+                Lines(
+                    title="Bans that were refused",
+                    description="Bans an hour that alerts asked for and that were refused, by why.",
+                    unit="short",
+                    pages=["BansRefused"],
+                    queries=[
+                        Query(
+                            "sum by (why) (rate(relay_bans_refused_total[15m])) * 3600 or vector(0)",
+                            "{{why}}",
                         )
                     ],
                 ),

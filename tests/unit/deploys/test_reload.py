@@ -27,7 +27,6 @@ CERTIFIED = {
     "failover": {"relay-failover-watch"},
     "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
-    "edge": {"nginx"},
     "pebble": {"pebble"},
     "acme": {"relay-acme"},
     "bans": {"relay-bans"},
