@@ -73,7 +73,8 @@ def test_every_host_is_measured(host: Any) -> None:
     """Every host is measured."""
     everybody = {node.name for node in fleet.all_hosts()}
     measured = 'up{job="node"} == 1 and on (instance) host_clock_is_set'
-    assert soon(lambda: instances(host, measured), everybody) == everybody
+    # What the package's own configuration measured before ours was there is remembered for five minutes.
+    assert soon(lambda: instances(host, measured) & everybody, everybody) == everybody
 
 
 @pytest.mark.parametrize(
