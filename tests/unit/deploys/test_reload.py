@@ -27,11 +27,14 @@ CERTIFIED = {
     "failover": {"relay-failover-watch"},
     "postgres": {"patroni", "postgres-exporter", "relay-disk-watch"},
     "cache": {"redis", "redis-exporter"},
+    "edge": {"nginx"},
     "pebble": {"pebble"},
     "acme": {"relay-acme"},
     "bans": {"relay-bans"},
     "monitoring": {"prometheus", "blackbox", "alertmanager"},
 }
+# The role edge where the fleet's CA issues what customers see: only then nginx reads it.
+FLEETS_OWN = "edge, certificate of the fleet"
 LOADED = re.compile(r"(?:^| \| )([\w.-]+): test, then ")
 WRITTEN = re.compile(r"(?:^| \| )[\w.-]+: write (\S+)$")
 
@@ -76,16 +79,26 @@ def configured() -> list[str]:
     return [name for name, source in sources.items() if re.search(r"\b(Configuration|options)\(", source)]
 
 
-@pytest.fixture(params=configured())
+@pytest.fixture(params=[*configured(), FLEETS_OWN])
 def role(request: pytest.FixtureRequest, sandbox_inventory: Inventory) -> Any:
-    return next(role for role in roles.table() if role.name == request.param)
+    if request.param == FLEETS_OWN:
+        sandbox_inventory.override_data["edge_certificate"] = "fleet"
+    return next(role for role in roles.table() if role.name == request.param.partition(",")[0])
+
+
+def certified(role: Any) -> set[str]:
+    """The role's sets that read the host's or the fleet's certificates."""
+    if role.name == "edge" and fleet.setting("edge_certificate") != "fleet":
+        return set()
+    return CERTIFIED.get(role.name, set())
 
 
 @pytest.fixture
 def apply(role: Any, fake_role: Any, sandbox_inventory: Inventory) -> Any:
     """Runs the role on its first host, which answers as it is told."""
     host = roles.members(role)[0].name
-    return lambda answers=LINUX: fake_role(lambda: roles.run(role), host, responses=answers)
+    data = dict(sandbox_inventory.override_data)
+    return lambda answers=LINUX: fake_role(lambda: roles.run(role), host, responses=answers, data=data)
 
 
 @pytest.fixture
@@ -137,7 +150,7 @@ def test_a_renewed_certificate_or_ca_is_loaded_by_every_program_that_reads_it(
     told = loaded(apply(applied.answers()))
     reads = {name for name, one in applied.sets.items() if _reads(one, renewed)}
     assert told == reads
-    assert reads <= CERTIFIED.get(role.name, set())
+    assert reads <= certified(role)
 
 
 def test_every_program_that_is_certified_is_known(applied: Applied, role: Any) -> None:
@@ -146,7 +159,7 @@ def test_every_program_that_is_certified_is_known(applied: Applied, role: Any) -
         for name, one in applied.sets.items()
         if any(_reads(one, secret) for secret in ("ca_trusted", "tls_cert:", "tls_key:"))
     }
-    assert sets == CERTIFIED.get(role.name, set())
+    assert sets == certified(role)
 
 
 def _reads(configuration: Configuration, secret: str) -> bool:
