@@ -5,12 +5,14 @@ ENV ?= sandbox
 LIMIT ?=
 PY := .venv/bin/python
 DEPLOYS := $(PY) -m deploys
+# Set where tests run, it has each of some thousand Python processes compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage contract fleet fleet-faults failovers kills chaos bench bench-edge boards fuzz mutation tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos clients bench bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  ENV=production chooses another inventory for plan, apply, verify, secrets and backup…;"
 	@echo "  LIMIT='edge db1' restricts plan, apply and verify to groups or hosts."
 
@@ -47,8 +49,12 @@ backup: .venv/ready ## Make a full backup of the database now, and check it
 backup-verify: .venv/ready ## Read the whole repository of backups again
 	@$(PY) -m backups verify $(ENV)
 
-test: .venv/ready ## Everything that CI runs: lint, types, unit, contract, then the fleet from nothing
-	@$(MAKE) --no-print-directory lint coverage contract fleet
+# One after another: servers and clients have bounds of seconds of their own, which they miss beside a fleet of
+# twelve hosts, and the fleet beside them.
+test: .venv/ready tools ## Everything that CI runs: lint and types, unit tests, the fleet from nothing, contract tests
+	@status=0; failed=""; for part in lint coverage fleet contract; do \
+	  $(MAKE) --no-print-directory $$part || { status=$$?; failed="$$failed $$part"; }; done; \
+	[ -z "$$failed" ] || echo "failed:$$failed"; exit $$status
 
 lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/ruff check .
@@ -56,19 +62,23 @@ lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
 
-unit: .venv/ready tools ## Tests without services (seconds)
+unit: .venv/ready tools ## Tests without services (seconds), with fewer examples of what is generated
+	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick
+
+coverage: .venv/ready tools ## The unit tests as CI runs them, and which lines they run
+	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick --cov --cov-report=term --timeout 300
+
+properties: .venv/ready tools ## The unit tests with all examples of what is generated (four times as long)
 	@.venv/bin/pytest tests/unit -n 2
 
-coverage: .venv/ready tools ## The unit tests, and which lines of relay, deploys and monitoring they run (twice as long)
-	@.venv/bin/pytest tests/unit -n 2 --cov --cov-report=term
-
+# tests/contract/conftest.py says which files come first: the longest. They wait half of their time: three at once.
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
-	@.venv/bin/pytest tests/contract -n 2 --dist loadfile --durations=15
+	@.venv/bin/pytest tests/contract -n 3 --dist loadfile --no-loadscope-reorder --durations=15 --timeout 1200
 
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
 	@.venv/bin/pytest tests/fleet -v --show-capture=no --durations=30
 
-fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox that `make up` built (about an hour)
+fleet-faults: .venv/ready tools ## The long matrix of faults, on the sandbox that `make up` built (some hours)
 	@.venv/bin/pytest tests/faults -v --show-capture=no
 
 failovers: .venv/ready ## Break the sandbox's database RUNS=20 times while a writer writes; a table of outages and losses
@@ -80,8 +90,25 @@ kills: .venv/ready tools ## Kill what restores beside the fleet at ten moments e
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos
 
+logs-away: .venv/ready tools ## The log store away for a minute, then for two: no line is lost
+	@RELAY_LOGS_AWAY_SECONDS=120 .venv/bin/pytest tests/contract/test_logs.py -v -k away
+
 fuzz: .venv/ready tools ## What a provider may send, through the relay: CASES=1000000 SEED=7; one again: SEED=7 CASE=5
 	@$(PY) -m tests.contract.fuzz $(addprefix --cases ,$(CASES)) $(addprefix --seed ,$(SEED)) $(addprefix --case ,$(CASE))
+
+api-fuzz: .venv/ready tools ## What the OpenAPI document allows and forbids, asked of a relay: CASES=200 of each operation
+	@RELAY_API_CASES=$(or $(CASES),200) .venv/bin/pytest tests/contract/test_openapi.py
+
+clients: .venv/ready tools build/clients/ready ## Claude Code, Codex, Gemini CLI and opencode do a task against each provider format
+	@.venv/bin/pytest tests/clients -v
+
+build/clients/ready: tests/clients/package.json tests/clients/package-lock.json
+	@node -e 'process.exit(+(parseInt(process.versions.node) < 20))' || \
+	  { echo "the clients need Node.js 20 or newer, with npm: install it from its vendor's packages"; exit 1; }
+	@mkdir -p build/clients && cp tests/clients/package*.json build/clients
+	@echo "installing the clients into build/clients (about 1.3 GB) ..."
+	@npm install --no-save --prefix build/clients --no-audit --no-fund --loglevel=error
+	@touch $@
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench.ledger_bench
@@ -107,6 +134,9 @@ lock: ## Pin the dependencies anew, with hashes and without addresses
 	@for f in templates/*/requirements*.in; do \
 	  .venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	    --no-annotate --no-header $$f -o $${f%.in}.txt || exit 1; done
+
+waf-regression: .venv/ready tools ## The core rule set's own tests against our nginx and rules (two minutes)
+	@$(PY) -m tests.contract.waf.regression
 
 clean: ## Remove what make built in this checkout (not the platform: see `make down`)
 	rm -rf .venv build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,7 +9,6 @@ with cluster.connect("sandbox") as found:
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -234,9 +233,7 @@ class Ssh:
                 raise HostFailed(f"{host}: {command}: exit code {process.returncode}: {words}")
 
     def _remote(self, host: str, command: str) -> list[str]:
-        # Nobody's home directory may be in the way: root and postgres cannot always enter the operator's.
-        inner = f"cd / && {command}"
-        return [*self.commands[host], "sudo -n sh -c " + shlex.quote(inner)]
+        return ssh.as_root(self.commands[host], command)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import UUID
 
 import orjson
@@ -28,7 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 Network = IPv4Network | IPv6Network
 Headers = list[tuple[bytes, bytes]]
 
-
+_KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"x-goog-api-key"})
 # Between two pieces of a request's body.
 BODY_SECONDS = 60.0
 
@@ -58,12 +59,27 @@ def headers(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 
-def authorization(scope: Scope) -> bytes:
-    """The Authorization header, or empty; raises ApiError 401 when there are several that differ."""
-    given = set(headers(scope, b"authorization"))
-    if len(given) > 1:
-        raise unauthorized("The header Authorization was sent more than once: send one API key.")
+def api_key(scope: Scope) -> bytes:
+    """The API key, wherever the customer's SDK sends it: ``Authorization: Bearer`` (OpenAI), ``x-api-key``
+    (Anthropic), ``x-goog-api-key`` or the query's ``key`` (Google). Empty where there is none; raises
+    ApiError 401 when there are several that differ.
+    """
+    sent = {item for item in scope["headers"] if item[0] in _KEY_HEADERS}
+    given = {_key(*item) for item in sent}
+    query = scope.get("query_string", b"")
+    if b"key=" in query:
+        given |= {value.encode() for value in parse_qs(query.decode("latin-1")).get("key", ())}
+    given.discard(b"")
+    if len(given) > 1 or len(sent) > len({name for name, _ in sent}):
+        raise unauthorized("An API key was sent more than once, and not the same: send one, in one header.")
     return given.pop() if given else b""
+
+
+def _key(name: bytes, value: bytes) -> bytes:
+    if name != b"authorization":
+        return value.strip()
+    scheme, _, secret = value.partition(b" ")
+    return secret.strip() if scheme.lower() == b"bearer" else b""
 
 
 def client_address(scope: Scope, trusted: tuple[Network, ...]) -> str | None:
@@ -142,9 +158,9 @@ async def send_nothing(send: Send, head: Headers) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    """Send an error in OpenAI's shape."""
-    await send_json(send, error.status, error.body(), error_head(error))
+async def send_error(send: Send, error: ApiError, body: Any = None) -> None:
+    """Send an error, in OpenAI's shape unless there is a ``body`` of another."""
+    await send_json(send, error.status, error.body() if body is None else body, error_head(error))
 
 
 def error_head(error: ApiError) -> Headers:

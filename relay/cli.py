@@ -15,12 +15,15 @@ from relay.commands import (
     account,
     allowance,
     audit,
+    breaker,
     budget,
     channel,
     grant,
     ledger,
+    plan,
     price,
     quote,
+    route,
     token,
     usage,
 )
@@ -65,7 +68,22 @@ def parser() -> argparse.ArgumentParser:
         help="how often to try to get a lock that traffic holds, 2 s each, before giving up (default: 20)",
     )
     migrate.set_defaults(run=_migrate)
-    for noun in (account, token, channel, price, quote, audit, grant, ledger, usage, budget, allowance):
+    for noun in (
+        account,
+        token,
+        channel,
+        plan,
+        route,
+        price,
+        quote,
+        audit,
+        grant,
+        ledger,
+        usage,
+        budget,
+        breaker,
+        allowance,
+    ):
         noun.register(subparsers)
     return whole
 

@@ -13,7 +13,23 @@ from relay.settings import ANY
 
 REMEMBERED_SECONDS = 7200  # how long a browser may keep a preflight's answer; Chrome keeps none longer
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9_, -]{1,2000}")
-_EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
+# Of the customer's limits, see relay.gateway.limit_headers.
+_LIMITS = tuple(
+    pattern % what
+    for what in (b"requests", b"tokens")
+    for pattern in (
+        b"x-ratelimit-limit-%b",
+        b"x-ratelimit-remaining-%b",
+        b"x-ratelimit-reset-%b",
+        b"anthropic-ratelimit-%b-limit",
+        b"anthropic-ratelimit-%b-remaining",
+        b"anthropic-ratelimit-%b-reset",
+    )
+)
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b", ".join((b"x-request-id", b"retry-after", *_LIMITS)),
+)
 
 
 class Cors:

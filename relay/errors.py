@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import orjson
-
 NANODOLLARS = 1_000_000_000
+# What metrics and logs call it; its alert goes by it.
+HOURLY_SPEND = "hourly_spend_exceeded"
+# Told to wait longer OpenAI's SDK gives up; Anthropic's would sleep as long.
+SDK_PATIENCE_SECONDS = 120
 
 
 class ApiError(Exception):
@@ -87,6 +90,18 @@ def unknown_url(method: str, path: str) -> ApiError:
     return ApiError(404, message, code="unknown_url")
 
 
+def not_offered(method: str, path: str, reason: str) -> ApiError:
+    """404: a part of the API that is not here; ``reason`` says why, and what to do in its place."""
+    return ApiError(404, f"{method} {path[:200]} is not offered: {reason}.", code="not_offered")
+
+
+def no_websocket() -> ApiError:
+    """426: what was asked for by a WebSocket is answered over HTTP (RFC 9110, 15.5.22)."""
+    message = "There is no WebSocket here: send the request by POST, with stream: true for events."
+    headers = {"upgrade": "HTTP/1.1", "connection": "upgrade"}
+    return ApiError(426, message, code="websocket_not_offered", headers=headers)
+
+
 def method_not_allowed(method: str, allowed: str) -> ApiError:
     """405: ``allowed`` lists the methods that this path has."""
     message = f"Method {method} is not allowed here: use {allowed}."
@@ -123,7 +138,7 @@ def unknown_model(model: str, reason: str = "does not exist") -> ApiError:
 
 def insufficient_credit(missing: int, topup_url: str) -> ApiError:
     """402: ``missing`` nano-dollars would let this call through."""
-    amount = format(Decimal(missing) / NANODOLLARS, "f")
+    amount = _usd(missing)
     message = f"Insufficient credit: ${amount} more is needed for this call."
     extra: dict[str, Any] = {"missing_nanodollars": missing, "missing_usd": amount}
     if topup_url:
@@ -143,13 +158,37 @@ def rate_limited(message: str, retry_after: float, code: str) -> ApiError:
     """429: try again in ``retry_after`` seconds (rounded up)."""
     seconds = max(1, -int(-retry_after // 1))
     headers = {"retry-after": str(seconds)}
+    if seconds > SDK_PATIENCE_SECONDS:
+        headers["x-should-retry"] = "false"
     return ApiError(429, message, kind="rate_limit_error", code=code, headers=headers)
+
+
+def hourly_spend_exceeded(spent: int, maximum: int, until: datetime) -> ApiError:
+    """429: the key has spent ``spent`` n$ of its ``maximum`` in the hour that ends at ``until``."""
+    moment = f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    message = (
+        f"The API key has spent ${_usd(spent)} in this hour, its limit is ${_usd(maximum)}: calls are refused"
+        f" until {moment}. If the spending is meant, ask support to lift the limit for this hour."
+    )
+    wait = (until - datetime.now(UTC)).total_seconds()
+    error = rate_limited(message, wait, HOURLY_SPEND)
+    error.extra = {"spent_nanodollars": spent, "limit_nanodollars": maximum, "until": moment}
+    return error
+
+
+def _usd(nanodollars: int) -> str:
+    return format(Decimal(nanodollars) / NANODOLLARS, "f")
 
 
 def unavailable(message: str, code: str, retry_after: int = 2) -> ApiError:
     """503: nothing was charged; try again."""
     headers = {"retry-after": str(retry_after)}
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
+
+
+def server_busy() -> ApiError:
+    """503: too many large requests at once; small ones are served."""
+    return unavailable("Too many large requests are in progress. Try again shortly.", "server_busy")
 
 
 def bad_gateway(message: str = "The model's provider failed to answer. Nothing was charged.") -> ApiError:
@@ -160,11 +199,6 @@ def bad_gateway(message: str = "The model's provider failed to answer. Nothing w
 def broken_off() -> ApiError:
     """502 inside a stream: the provider stopped before its end."""
     return bad_gateway("The model's provider broke off. What was delivered is charged.")
-
-
-def stream_event(error: ApiError) -> bytes:
-    """An error inside a stream that has begun, as OpenAI's clients understand it."""
-    return b"data: " + orjson.dumps(error.body()) + b"\n\n"
 
 
 def gateway_timeout() -> ApiError:

@@ -4,14 +4,16 @@
   rest of such a connection for another protocol, so the request is read again without the header.
 - A client of HTTP/1.0 gets no chunks: an answer of unknown length ends with the connection.
 - What is not HTTP, or has too large a head, gets an error in the API's shape and not a bare line of text.
-- An answer may be sent before its request was read to the end: the rest of the body is read and thrown away,
-  so that the client does not lose the answer to a connection reset.
+- An answer may be sent before its request was read to the end. What still comes is read and thrown away for
+  a while, also where the connection ends with the answer: one that is closed with bytes unread is reset, and
+  the client loses the answer (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,24 @@ _HOP_BY_HOP = frozenset({b"upgrade", b"http2-settings"})
 log = logging.getLogger(__name__)
 
 
+class _Sending:
+    """A connection's sending side, as uvicorn sees it; how it is closed is the protocol's to say."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._write, self._is_closing = transport.write, transport.is_closing
+        self.close = close
+        self.over = False
+
+    def write(self, data: bytes) -> None:
+        """Send, unless nothing more can be sent."""
+        if not self.over:
+            self._write(data)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self.over or self._is_closing()
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
@@ -40,6 +60,9 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        self._connection = transport
+        self._sending = _Sending(transport, self._close)
+        self.transport = self._sending  # type: ignore[assignment]
         self._close_unless_more_comes()
 
     def drain(self, seconds: float) -> None:
@@ -65,6 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """What the client sent."""
         if self._deaf:
+            self._discard(len(data))
             return
         self._unset_keepalive_if_required()
         self._head_bytes += len(data) if self._in_head else 0
@@ -135,14 +159,38 @@ class HttpProtocol(HttpToolsProtocol):
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def _bound_waiting(self) -> None:
-        """Neither the rest of a head, nor what still comes of a request that was answered, is waited for
-        without end; the rest of a body is the application's to wait for.
+        """While no answer is under way nothing is waited for without end: neither a request, nor the rest of
+        a head, nor of what was answered. The rest of a body is the application's to wait for.
         """
-        answered = self._in_body and not self._in_head and self.cycle.response_complete
-        if answered and self._body_bytes > MAX_DISCARDED_BYTES:
-            self.transport.close()
-        elif answered or self._in_head:
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        if self._in_body and self._body_bytes > MAX_DISCARDED_BYTES:
+            self._connection.close()
+        else:
             self._close_unless_more_comes()
+
+    def _discard(self, size: int) -> None:
+        self._body_bytes += size
+        if self._body_bytes > MAX_DISCARDED_BYTES:
+            self._connection.close()
+
+    def _close(self) -> None:
+        """Close at once, unless more may come: then end the answers, and wait for the client to close."""
+        if not (self._in_body or self._deaf) or self._connection.is_closing():
+            self._connection.close()
+        elif not self._sending.over:
+            self._deaf = self._sending.over = True
+            self._connection.write_eof()
+            self.flow.resume_reading()
+            self._unset_keepalive_if_required()
+            self._close_unless_more_comes()
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came in time."""
+        self._connection.close()
 
     def _close_unless_more_comes(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(
@@ -164,6 +212,7 @@ class HttpProtocol(HttpToolsProtocol):
         unanswered = running is not None and not running.response_started and not self.pipeline
         if unanswered if in_body else running is None:
             self._write_error(error, request_id)
+        self._deaf = True
         self.transport.close()
 
     def _write_error(self, error: ApiError, request_id: str) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 # SO_ATTACH_FILTER of Linux (socket(7)); Python has no name for it.
 _ATTACH_FILTER = 26
 _FLAGS_OFFSET, _SYN = 13, 0x02  # of the TCP header (RFC 9293, 3.1), where a filter of a TCP socket begins
+_UNACKED_OFFSET = 24  # of tcpi_unacked in struct tcp_info: eight bytes and four integers come before it
 # A classic BPF program (Linux, Documentation/networking/filter.rst): code, jumps if true and false, value.
 _DROP_SYN = (
     (0x30, 0, 0, _FLAGS_OFFSET),  # load the byte that holds the flags
@@ -24,6 +25,18 @@ _DROP_SYN = (
     (0x06, 0, 0, 0),  # drop the packet
     (0x06, 0, 0, 0xFFFFFFFF),  # keep the packet
 )
+
+
+def waiting(descriptor: int) -> int:
+    """How many connections of a listening TCP socket have begun and are not accepted; 0 where the system does
+    not tell (TCP_INFO of Linux, whose field of unacknowledged segments holds that of a listening socket).
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        try:
+            told = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_OFFSET + 4)
+        except OSError:
+            return 0
+    return int(struct.unpack_from("I", told, _UNACKED_OFFSET)[0]) if len(told) == _UNACKED_OFFSET + 4 else 0
 
 
 def keep_out(descriptor: int) -> None:

@@ -20,10 +20,12 @@ from typing import cast
 import uvicorn
 
 from relay.http_protocol import HttpProtocol
-from relay.listener import keep_out
+from relay.listener import keep_out, waiting
 
 # Longer than the last step of a handshake takes that has begun.
 HANDSHAKE_SECONDS = 0.2
+# Then at most, for the event loop to accept what has begun; it asks so often.
+ACCEPT_SECONDS, ACCEPT_PAUSE_SECONDS = 10.0, 0.01
 _CLOSE = (b"connection", b"close")
 
 
@@ -60,4 +62,13 @@ class Server(uvicorn.Server):
             for listener in server.sockets:
                 keep_out(listener.fileno())
         await asyncio.sleep(HANDSHAKE_SECONDS)
+        await self._accept_all()
         await super().shutdown(sockets)
+
+    async def _accept_all(self) -> None:
+        """Until no connection waits to be accepted: a busy event loop may not have come to it meanwhile."""
+        end = self._loop.time() + ACCEPT_SECONDS
+        while self._loop.time() < end and any(  # noqa: ASYNC110 -- the kernel tells nobody
+            waiting(listener.fileno()) for server in self.servers for listener in server.sockets
+        ):
+            await asyncio.sleep(ACCEPT_PAUSE_SECONDS)

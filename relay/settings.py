@@ -41,7 +41,10 @@ class Settings:
     database_url: str  # libpq connection string of role relay_app
     migration_database_url: str  # the same of role relay_owner; only `migrate` needs it
     redis_url: str  # shared limits; empty: each replica enforces its share alone
-    admin_token_hash: str  # SHA-256 in hex of the administrators' token; empty: nobody may write prices
+    redis_timeout_seconds: float  # then a replica enforces its share alone, and asks again a second later
+    # SHA-256 in hex of the administrators' token, of several separated by commas; empty: nobody may write
+    # prices
+    admin_token_hash: str
     seal_key: str  # Fernet keys that seal channels' API keys, newest first, separated by commas
     ca_file: Path | None  # certificate authorities trusted for providers and Redis beside the system's
     listen: Address
@@ -55,14 +58,19 @@ class Settings:
     provider_idle_seconds: float  # between two reads of an answer
     provider_timeout_seconds: float  # for a whole call
     max_body_bytes: int  # of a customer's request
+    bodies_bytes: int  # of all requests that a replica has in memory at once, before large ones are refused
     max_answer_bytes: int  # of a provider's answer that is not streamed
     max_event_bytes: int  # of one event of a provider's stream
     max_depth: int  # nesting of a request's JSON
     max_output: Mapping[str, int]  # MODEL_MAX_OUTPUT: by model, tokens of an answer when a call says none
     unknown_fields: UnknownFields  # what becomes of a request's fields unknown here; a channel may differ
     cors_origins: frozenset[str]  # whose web pages may call the API, "*": all; empty: none
+    ping_seconds: float  # of a stream whose provider is quiet: then the customer gets a sign of life
     image_hold_tokens: int  # input tokens held for each image in a prompt
-    hold_wait_seconds: float  # how long a call waits for its hold while the database is away
+    # How long a call waits while the database is away, for the account of its key and for its hold each, and
+    # how many calls of a replica may wait for either.
+    hold_wait_seconds: float
+    hold_wait_calls: int
     settle_seconds: float  # how long a capture is retried while the database is away
     hold_margin_seconds: float  # what a hold lives longer than any call and its settlement
     drain_seconds: float  # after SIGTERM: answering, but no longer ready
@@ -90,6 +98,7 @@ class Settings:
             database_url=read.text("DATABASE_URL"),
             migration_database_url=read.text("MIGRATION_DATABASE_URL"),
             redis_url=read.text("REDIS_URL"),
+            redis_timeout_seconds=read.number("REDIS_TIMEOUT_SECONDS", 0.25),
             admin_token_hash=read.text("ADMIN_TOKEN_HASH"),
             seal_key=read.text("SEAL_KEY"),
             ca_file=Path(ca_file) if ca_file else None,
@@ -104,15 +113,18 @@ class Settings:
             provider_idle_seconds=read.number("PROVIDER_IDLE_SECONDS", 60),
             provider_timeout_seconds=read.number("PROVIDER_TIMEOUT_SECONDS", 600),
             max_body_bytes=int(read.number("MAX_BODY_BYTES", 16 << 20, least=1024)),
+            bodies_bytes=int(read.number("BODIES_BYTES", 256 << 20, least=1 << 20)),
             max_answer_bytes=int(read.number("MAX_ANSWER_BYTES", 64 << 20, least=1024)),
             max_event_bytes=int(read.number("MAX_EVENT_BYTES", 16 << 20, least=1024)),
             max_depth=int(read.number("MAX_DEPTH", 64, least=4)),
             max_output=read.counts("MODEL_MAX_OUTPUT", {ANY: 4096}),
             unknown_fields=read.choice("UNKNOWN_FIELDS", get_args(UnknownFields)),
             cors_origins=read.origins("CORS_ORIGINS"),
+            ping_seconds=read.number("PING_SECONDS", 12),
             image_hold_tokens=int(read.number("IMAGE_HOLD_TOKENS", 2000, least=0)),
-            # A planned switchover takes 2 s, and several times that on a busy host.
-            hold_wait_seconds=read.number("HOLD_WAIT_SECONDS", 20),
+            # Patroni replaces a dead primary in 24 s where fast_failover is off.
+            hold_wait_seconds=read.number("HOLD_WAIT_SECONDS", 30),
+            hold_wait_calls=int(read.number("HOLD_WAIT_CALLS", 2000, least=1)),
             settle_seconds=read.number("SETTLE_SECONDS", 60),
             hold_margin_seconds=read.number("HOLD_MARGIN_SECONDS", 60),
             drain_seconds=read.number("DRAIN_SECONDS", 5, least=0),

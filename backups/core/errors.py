@@ -73,7 +73,7 @@ _RULES = (
     _Rule(
         "certificate",
         r"certificate verify failed|unable to verify certificate|certificate presented by"
-        r"|unable to find hostname|unable to (?:load|set).*(?:CA|certificate)",
+        r"|unable to find hostname|unable to (?:load|set)[^\n']*(?:\bCA\b|certificate)",
         "The store's certificate is not accepted: it is of another authority, expired, or for another name.",
         "Check s3_endpoint (a DNS name of the certificate, never an address) and s3_ca_file.",
     ),
@@ -97,8 +97,8 @@ _RULES = (
     ),
     _Rule(
         "passphrase",
-        r"found outside of section|not readable with this passphrase|cipher header invalid"
-        r"|unable to flush|unable to finalize"
+        r"found outside of section|missing '=' in key/value|not readable with this passphrase"
+        r"|cipher header invalid|unable to flush|unable to finalize"
         r"|is or was the repo encrypted|bad decrypt|invalid header|cipher settings",
         "The repository cannot be decrypted: the passphrase is not the one that it was made with, or the "
         "file is damaged.",
@@ -220,6 +220,7 @@ def explain(code: int, text: str) -> Explanation:
 
     A cause that the text names goes before one that the code names. An unknown one is quoted.
     """
+    text = _without_contents(text)
     numbers = {code, *(int(number) for number in re.findall(r"ERROR: \[(\d{3})\]", text))}
     detail = clean(_without_prefix(text), 300)
     for rule in _RULES:
@@ -245,6 +246,11 @@ def explain_stanza(stanza: Stanza) -> Explanation | None:
     if stanza.status == 1:
         return explain(0, "missing stanza path")
     return Explanation("stanza", f"Stanza {stanza.name} is not usable.", f"Do this: {stanza.words}.")
+
+
+def _without_contents(text: str) -> str:
+    # With a wrong passphrase the quoted line is noise, in which any word may stand.
+    return re.sub(r"(\bat line \d+: ).*", r"\1", text)
 
 
 def _without_prefix(text: str) -> str:

@@ -27,12 +27,16 @@ class NothingToRestore(ValueError):
 
 @dataclass(frozen=True)
 class Point:
-    """What a drill restores: `kind` time or set. `first` and `last` are the ends of what could be chosen."""
+    """What a drill restores: `kind` time or set.
+
+    `first` and `last` are the ends of what could be chosen, `moment` is what was chosen between them.
+    """
 
     kind: str
     value: str
     first: float
     last: float
+    moment: float
 
     @property
     def goal(self) -> str:
@@ -40,11 +44,11 @@ class Point:
         return f"{self.kind}={self.value}"
 
 
-def pick(stanza: Stanza, archive: Archive, seed: int) -> Point:
+def pick(stanza: Stanza, archive: Archive, seed: int, after: float = 0) -> Point:
     """A random point between the oldest kept backup's end and the newest archived WAL; `seed` decides which.
 
     Where WAL is kept without a break it is a moment; of older backups, which are kept without the WAL between
-    them, it is one of these as it was at its end. Raises NothingToRestore.
+    them, it is one of these as it was at its end. None before `after` is chosen. Raises NothingToRestore.
     """
     good = stanza.good()
     if not good:
@@ -53,13 +57,14 @@ def pick(stanza: Stanza, archive: Archive, seed: int) -> Point:
     if last is None:
         raise NothingToRestore("the repository has no WAL")
     continuous = _continuous(stanza, good)
-    first = float(good[0].stopped)
+    first = max(float(good[0].stopped), after)
     # The last digits of a moment decide between two transactions, so that it is no whole second.
-    moment = random.Random(seed).uniform(first, max(last, first + 1e-3))  # noqa: S311
+    moment = random.Random(seed + int(after)).uniform(first, max(last, first + 1e-3))  # noqa: S311
     if continuous and moment >= continuous[0].stopped:
-        return Point("time", f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S.%fZ}", first, last)
+        at = f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        return Point("time", at, first, last, moment)
     older = [backup for backup in good if backup.stopped <= moment]
-    return Point("set", (older or [good[0]])[-1].label, first, last)
+    return Point("set", (older or [good[0]])[-1].label, first, last, moment)
 
 
 def newest_written(archive: Archive) -> float | None:

@@ -107,6 +107,7 @@ class Reader:
             "tokens": self._pass,
             "allowances": self._pass,
             "budgets": self._pass,
+            **dict.fromkeys(("spend_breakers", "spend_breaker_changes"), self._pass),
             "grants": self._grant,
             "holds": self._hold,
             "entries": self._entry,

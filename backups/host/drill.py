@@ -49,6 +49,7 @@ from backups.host.instance import (
 from backups.host.signatures import SignatureError, public_key, sign, verify
 
 NAME = "drill"
+POINTS = 6
 PAGE, PAGE_NAMESPACE = "page.md", "relay-drill-page"
 HELP = {
     "drill_last_success_timestamp_seconds": "When a restore was last proven; 0: never.",
@@ -153,13 +154,23 @@ class Drill:
     def _restore(self, found: Findings, seed: int, begun: datetime, target: str) -> None:
         stanza = information(self.settings)
         archive = read_archive(archived_files(self._listing(stanza.archive_id() or "")))
+        newest = proof.newest_written(archive) or begun.timestamp()
+        found.receipt = replace(found.receipt, rpo_seconds=round(max(begun.timestamp() - newest, 0), 1))
         point = proof.pick(stanza, archive, seed)
         if target:
             point = replace(point, kind=Goal.parse(target).kind, value=Goal.parse(target).value)
-        newest = proof.newest_written(archive) or begun.timestamp()
-        found.receipt = replace(
-            found.receipt, goal=point.goal, rpo_seconds=round(max(begun.timestamp() - newest, 0), 1)
-        )
+        for left in reversed(range(POINTS)):
+            self._restore_at(found, seed, stanza, point)
+            # A fleet that is minutes old has backups from before its ledger.
+            if target or not left or self.instance.has_ledger():
+                return
+            self.say("there was no ledger yet: a later point")
+            self.instance.drop()
+            found.checks.clear()
+            point = proof.pick(stanza, archive, seed, after=point.moment)
+
+    def _restore_at(self, found: Findings, seed: int, stanza: Stanza, point: proof.Point) -> None:
+        found.receipt = replace(found.receipt, goal=point.goal)
         self.say(f"seed {seed}: {point.goal}, out of {_time(point.first)} to {_time(point.last)}")
         begin = time.monotonic()
         try:

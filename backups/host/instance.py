@@ -311,7 +311,8 @@ class Scratch:
             " pg_snapshot_xmax(now)::text::bigint as last from pg_current_snapshot() as now)"
             " select last, (select coalesce(string_agg(xid::text, ','), '')"
             " from generate_series(first, last - 1) as xid"
-            " where pg_xact_status(xid::text::xid8) = 'in progress') from bounds"
+            " where pg_xact_status(xid::text::xid8) = 'in progress') from bounds",
+            "postgres",
         ).partition("|")
         return int(end), [int(xid) for xid in open_then.split(",") if xid]
 
@@ -401,6 +402,7 @@ class Scratch:
             "autovacuum": "off",
             "logging_collector": "off",
             "log_destination": "stderr",
+            "lc_messages": "C",
             "log_line_prefix": "%m [%p] ",
             "shared_buffers": self.settings.shared_buffers,
             "huge_pages": "off",
@@ -430,10 +432,11 @@ class Scratch:
         self.give(path)
 
     def _server_command(self) -> list[str]:
-        # Settings on the command line win over postgresql.auto.conf, which came along with the data.
-        lines = (self.directory / "server.conf").read_text().splitlines()
-        options: list[str] = []
-        for line in lines:
+        # Of the data's own files only postgresql.auto.conf is read, over which the command line wins. Its
+        # postgresql.conf, as Patroni leaves it on what was a standby once, has empty recovery targets.
+        path = self.directory / "server.conf"
+        options = ["-c", f"config_file={path}"]
+        for line in path.read_text().splitlines():
             name, _, value = line.partition(" = ")
             options += ["-c", f"{name}={value[1:-1]}"]
         return [f"{self.settings.binaries}/postgres", "-D", str(self.data), *options]
@@ -593,6 +596,11 @@ class Scratch:
         if code:
             raise ScratchError(f"psql: {err.strip()}")
         return out.strip()
+
+    def has_ledger(self) -> bool:
+        """Whether the database and its ledger's first table are there."""
+        databases = self.query("select string_agg(datname, ' ') from pg_database", "postgres").split()
+        return DATABASE in databases and self.query("select to_regclass('accounts') is not null") == "t"
 
     def ledger(self, *arguments: str, dsn: str = "") -> tuple[int, dict[str, Any]]:
         """Exit status and report of the relay's `ledger …` on the instance, or on another database."""

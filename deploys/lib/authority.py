@@ -15,12 +15,19 @@ import hashlib
 import secrets as random
 from collections.abc import Iterable, Mapping
 
-from deploys.lib import pki
+from deploys.lib import pki, rotation
 from deploys.lib.errors import DeployError
+from deploys.lib.rotation import Way
 
 STEADY, ANNOUNCED, SWITCHED = "steady", "announced", "switched"
 
 Values = Mapping[str, str]
+
+WAY = Way(
+    rotation.AUTHORITY,
+    "every host gets new certificates: services reload; Docker, Redis and the relay's replicas restart, "
+    "one host after the other",
+)
 
 
 def step(values: Values) -> str:

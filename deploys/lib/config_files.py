@@ -32,6 +32,8 @@ Commands = Generator[StringCommand | FileUploadCommand, None, None]
 LOADED = "/var/lib/relay/loaded"
 TLS = "/etc/relay/tls"
 AUTHORITIES = "/usr/local/share/ca-certificates"
+# Modules that programs on hosts share.
+LIBRARY = "/usr/local/lib/relay"
 SYSTEMD_UNITS = "/etc/systemd/system/"
 
 

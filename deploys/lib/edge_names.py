@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from deploys.lib import fleet
+from deploys.lib import fleet, grafana
 from deploys.lib.config_files import TLS as FLEET_TLS
 
 # fleet: the fleet's own authority. acme: a public one. host: edge.crt and edge.key are put there by you.
@@ -61,7 +61,8 @@ def status_page() -> list[str]:
 
 def tools() -> list[str]:
     """Names of the operators' tools, where there are any."""
-    return [f"tools.{fleet.domain()}"] if fleet.setting("edge_tools") else []
+    there_are = fleet.setting("edge_tools") or grafana.behind_the_edge()
+    return [f"tools.{fleet.domain()}"] if there_are else []
 
 
 def served() -> list[str]:

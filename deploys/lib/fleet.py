@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyinfra.context import inventory
 
+from deploys.lib import rotation
 from deploys.lib.errors import DeployError
+from deploys.lib.rotation import Credential
 from deploys.lib.secrets import SecretStore
 
 if TYPE_CHECKING:
@@ -86,6 +88,19 @@ def state_directory() -> Path:
 def secret(name: str) -> str:
     """A secret's value; SecretMissing names the command that makes it."""
     return store()[name]
+
+
+def shown(name: str) -> Credential:
+    """A secret that roles show, and whose account it is; like `secret`, where there are two by turns."""
+    secret(name)
+    return rotation.shown(store().read(), name)
+
+
+def taken(name: str) -> list[Credential]:
+    """What roles that check a secret take: what is shown first, and in the middle of a rotation another
+    one."""
+    secret(name)
+    return rotation.taken(store().read(), name)
 
 
 def changed(*operations: OperationMeta) -> Callable[[], bool]:

@@ -37,6 +37,18 @@ def held(
             file.truncate(0)
 
 
+def holder(path: Path) -> str:
+    """What whoever holds the lock at `path` has written into it; empty when nobody does."""
+    if not path.exists():
+        return ""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another process"
+    return ""
+
+
 def _acquire(file: TextIO, patience: float, waiting: Callable[[str], None]) -> None:
     deadline = time.monotonic() + patience
     told = False

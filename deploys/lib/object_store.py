@@ -1,25 +1,31 @@
 """The S3 store that backups go to: where it is, and what each account may do there.
 
 Accounts: the database hosts' may read, write and list but not delete; the reader's may read and list; the
-retention's may also delete, and read how the bucket is set up. pgBackRest's `backup` removes a link named
-`latest` that S3 never has: that one key is all that the first account may delete.
+retention's may also delete, and read how the bucket is set up; the logs' may write, read and lock below
+`log_cold_path` alone, and not delete; the status page's may write below `status_path`, and its reader's read
+there. pgBackRest's `backup` removes a link named `latest` that S3 never has:
+that one key is all that the first account may delete.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploys.lib import fleet
+from deploys.lib import fleet, rotation
 from deploys.lib.config_files import TLS
+from deploys.lib.rotation import REFUSED, Credential, Trial, Way
 from deploys.lib.secrets import Secret, access_key
 
 # Where the fleet's own store listens (deploys.roles.objectstore).
 OWN_PORT = 8333
 STANZA = "relay"
 ADMINISTRATOR, BACKUP, READER, RETENTION = "s3_admin", "s3", "s3_reader", "s3_retention"
+LOGS = "s3_logs"
+STATUS, STATUS_READER = "s3_status", "s3_status_reader"
 READ = ["s3:GetObject", "s3:ListBucket", "s3:GetBucketLocation"]
 WRITE = ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
 LOOK = [
@@ -47,6 +53,9 @@ class Store:
     path: str
     # Whether it is the fleet's own, on a host of group `vault`.
     own: bool
+    # Where copies of logs go, and the status page.
+    logs: str = "/logs"
+    status: str = "/status"
 
 
 def store() -> Store:
@@ -63,6 +72,8 @@ def store() -> Store:
         bucket=str(fleet.setting("s3_bucket")),
         path=str(fleet.setting("backup_path")),
         own=own,
+        logs=str(fleet.setting("log_cold_path")),
+        status=str(fleet.setting("status_path")),
     )
 
 
@@ -82,8 +93,13 @@ def problems() -> Iterator[str]:
         value = fleet.setting(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             yield f"`{name}` is {value!r}: write US dollars, such as 0.023, or 0 for none"
-    if not found.path.startswith("/") or found.path.endswith("/"):
-        yield f"`backup_path` is {found.path!r}: write it as /relay, with a / at its start only"
+    paths = {"backup_path": found.path, "log_cold_path": found.logs, "status_path": found.status}
+    for name, path in paths.items():
+        if not path.startswith("/") or path.endswith("/"):
+            yield f"`{name}` is {path!r}: write it as /relay, with a / at its start only"
+        other = next((other for other in paths if other != name and paths[other] == path), "")
+        if other and list(paths).index(other) < list(paths).index(name):
+            yield f"`{name}` is `{other}`, too: name another directory"
 
 
 def policies(found: Store) -> dict[str, dict[str, Any]]:
@@ -91,20 +107,26 @@ def policies(found: Store) -> dict[str, dict[str, Any]]:
     bucket = f"arn:aws:s3:::{found.bucket}"
     both = [bucket, f"{bucket}/*"]
     latest = f"{bucket}{found.path}/backup/{STANZA}/latest"
+    logs, status = f"{bucket}{found.logs}/*", f"{bucket}{found.status}/*"
     return {
         BACKUP: _policy(([*READ, *WRITE], both), (["s3:DeleteObject"], [latest])),
         READER: _policy((READ, both)),
         RETENTION: _policy(([*READ, *WRITE, *LOOK, "s3:DeleteObject"], both)),
+        LOGS: _policy(
+            (["s3:ListBucket"], [bucket]), (["s3:GetObject", "s3:PutObjectRetention", *WRITE], [logs])
+        ),
+        STATUS: _policy((["s3:PutObject"], [status])),
+        STATUS_READER: _policy((["s3:GetObject"], [status])),
     }
 
 
-def identities(found: Store, keys: Callable[[str], tuple[str, str]]) -> str:
-    """Accounts of the fleet's own store and what each may do, as SeaweedFS reads them."""
+def identities(found: Store, keys: Callable[[str], Sequence[tuple[str, str]]]) -> str:
+    """Accounts of the fleet's own store, the keys of each and what each may do, as SeaweedFS reads them."""
     rights = policies(found)
 
     def account(name: str, **may: list[str]) -> dict[str, Any]:
-        key, secret = keys(name)
-        return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], **may}
+        credentials = [{"accessKey": key, "secretKey": secret} for key, secret in keys(name)]
+        return {"name": name, "credentials": credentials, **may}
 
     accounts = [account(name, actions=[], policyNames=[name]) for name in rights]
     named = [{"name": name, "document": document} for name, document in rights.items()]
@@ -117,11 +139,59 @@ def keys(account: str) -> tuple[str, str]:
     return fleet.secret(f"{account}_access_key"), fleet.secret(f"{account}_secret_key")
 
 
+def taken_keys(account: str) -> list[tuple[str, str]]:
+    """Every pair of keys that the fleet's own store takes for an account: two in the middle of a rotation."""
+    names = (f"{account}_access_key", f"{account}_secret_key")
+    key, secret = ([found.value for found in fleet.taken(name)] for name in names)
+    return list(zip(key, secret, strict=True))
+
+
 def secrets(account: str) -> tuple[Secret, Secret]:
     """The declaration of an account's keys; those of another's store are made there."""
+    way = Way(
+        rotation.OVERLAPPED,
+        "the fleet's own store restarts twice (backups and archiving of WAL try again); who uses the key "
+        "reads it "
+        "when it runs next",
+        along=(f"{account}_secret_key",),
+        trial=Trial(
+            "ops", lambda: f"exec python3 -c {shlex.quote(TRY_KEYS)}", lambda found: _asked(found, account)
+        ),
+    )
     return (
-        Secret(f"{account}_access_key", access_key, given=elsewhere),
+        Secret(f"{account}_access_key", access_key, given=elsewhere, way=way),
         Secret(f"{account}_secret_key", given=elsewhere),
+    )
+
+
+# Lists the bucket with the keys of standard input (python3-boto3, which retention needs on the same host).
+TRY_KEYS = f"""import json, sys
+import boto3
+from botocore.client import Config
+from botocore.exceptions import ClientError
+asked = json.load(sys.stdin)
+style = {{"addressing_style": asked.pop("style")}}
+bucket, options = asked.pop("bucket"), Config(s3=style, connect_timeout=5, read_timeout=20)
+try:
+    boto3.client("s3", config=options, **asked).list_objects_v2(Bucket=bucket, MaxKeys=1)
+except ClientError as error:
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    sys.exit({REFUSED} if status in (401, 403) else 4)
+"""
+
+
+def _asked(found: Mapping[str, Credential], account: str) -> str:
+    where = store()
+    return json.dumps(
+        {
+            "endpoint_url": f"https://{where.endpoint}:{where.port}",
+            "region_name": where.region,
+            "verify": where.ca_file or True,
+            "style": "virtual" if where.uri_style == "host" else where.uri_style,
+            "bucket": where.bucket,
+            "aws_access_key_id": found[f"{account}_access_key"].value,
+            "aws_secret_access_key": found[f"{account}_secret_key"].value,
+        }
     )
 
 

@@ -15,11 +15,14 @@ each sentence, so that another version is tried by running it:
 - `should_raise_failed_hosts` is asked when a host failed; false lets the others go on.
 - An operation's `_timeout` bounds each of its commands and may be set after it was prepared.
 - Callbacks are called on the instance that was added, although the base class declares them static.
+- An operation's global arguments are the fields of one class, and each is looked for in the host's data, for
+  which all its groups' are merged; one dictionary, merged once in the same order, holds the same.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -27,15 +30,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gevent
 import pyinfra
+from gevent.lock import BoundedSemaphore
 from paramiko import SSHClient, SSHException, Transport
+from pyinfra.api import arguments
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
 from pyinfra.api.exceptions import ConnectError, PyinfraError
-from pyinfra.api.host import Host
+from pyinfra.api.host import Host, HostData
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import OperationMeta
 from pyinfra.api.operations import run_ops
@@ -46,6 +52,11 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state, state
 _FACT_CONTEXT = ("_sudo", "_sudo_user", "_su_user", "_env", "_chdir")
 # Between the names of nested deploys and of an operation.
 _SEPARATOR = " | "
+# One at a time connects to a host.
+_connecting: WeakKeyDictionary[Host, BoundedSemaphore] = WeakKeyDictionary()
+
+# pyinfra reads the hints of the class of global arguments for every operation of every host.
+arguments.all_global_arguments = functools.cache(arguments.all_global_arguments)
 
 
 def is_executing() -> bool:
@@ -79,10 +90,35 @@ def new_state(
     config = Config()
     ctx_config.set(config)
     runpy.run_path(str(directory / "config.py"))
+    merge_data(inventory)
     state = State(inventory, config, initial_limit=list(hosts))
     state.cwd = str(directory)
     state.add_callback_handler(Progress(report))
     return state
+
+
+def merge_data(inventory: Inventory) -> None:
+    """Merges each host's data once: a role of 80 operations looks for 3,000 global arguments in it."""
+    for host in inventory:
+        sources = (
+            inventory.get_data(),
+            inventory.get_groups_data(host.groups),
+            inventory.get_host_data(host.name),
+            inventory.get_override_data(),
+        )
+        merged = {name: value for source in sources for name, value in source.items()}
+        host.data = _MergedData(host, merged, host.get_deploy_data)
+
+
+class _MergedData(HostData):
+    """Says quickly that nobody gave a global argument."""
+
+    def __getattr__(self, key: str) -> Any:
+        own, merged, of_deploy = self.datas
+        for data in (own, merged, of_deploy()):
+            if key in data:
+                return copy.copy(data[key])
+        raise AttributeError(key if key.startswith("_") else f"host {self.host} has no data {key!r}")
 
 
 @contextmanager
@@ -157,12 +193,17 @@ def in_run(hosts: Iterable[Host]) -> list[Host]:
 
 
 def reachable(host: Host, seconds: float) -> bool:
-    """Whether a host can be asked for facts, be it part of the run or not."""
-    try:
-        host.connect(show_errors=False, raise_exceptions=True)
-    except ConnectError:
-        return False
-    return alive(host, seconds)
+    """Whether a host can be asked for facts, be it part of the run or not.
+
+    Hosts that are prepared side by side may ask for the same one: who comes second waits, since another
+    connection would take the place of the first one while it is being made.
+    """
+    with _connecting.setdefault(host, BoundedSemaphore()):
+        try:
+            host.connect(show_errors=False, raise_exceptions=True)
+        except ConnectError:
+            return False
+        return alive(host, seconds)
 
 
 class Watch:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from deploys.lib.errors import DeployError
@@ -22,11 +24,15 @@ HASH_LENGTH = 16
 
 def files(source: Path = SOURCE) -> Iterator[Path]:
     """The files of the package, in a fixed order."""
-    for path in sorted(source.rglob("*")):
-        parts = path.relative_to(source).parents
-        hidden = any(Path(part.name).match(pattern) for part in [path, *parts] for pattern in IGNORED)
-        if path.is_file() and not hidden:
-            yield path
+    found = []
+    for directory, below, names in os.walk(source):
+        below[:] = _kept(below)
+        found += [Path(directory, name) for name in _kept(names)]
+    yield from sorted(path for path in found if path.is_file())
+
+
+def _kept(names: list[str]) -> list[str]:
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in IGNORED)]
 
 
 def version(*recipe: str, source: Path = SOURCE) -> str:

@@ -21,7 +21,8 @@ class Opening:
 
     `groups` None means everybody, or the networks (CIDR) that the setting `networks` lists when it has any.
     With `some`, not all of the role's hosts listen on them. With `when`, the setting of that name must have a
-    value. A protocol without ports, such as vrrp, has none.
+    value, or the function say so; it asks the current host, where there is one. A protocol without ports,
+    such as vrrp, has none.
     """
 
     ports: tuple[int, ...]
@@ -29,7 +30,7 @@ class Opening:
     proto: str = "tcp"
     networks: str = ""
     some: bool = False
-    when: str = ""
+    when: str | Callable[[], bool] = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ class Role:
     group: str
     # Whether only the group's first host gets it.
     first_only: bool = False
+    # Whether the environment has it at all; asked when the inventory is known.
+    wanted: Callable[[], bool] = lambda: True
+    # Why it has not although nobody switched it off, in one line that `apply` prints; else empty.
+    left_out: Callable[[], str] = str
     # How many hosts the group must have, and how big they must be.
     hosts: int = 0
     odd: bool = False

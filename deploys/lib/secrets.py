@@ -2,6 +2,7 @@
 
 The file is an age-encrypted YAML mapping of names to values. Roles declare passwords
 and keys; the fleet's CA and certificates (deploys.lib.pki) live beside them: ``ca_cert``, ``tls_cert:db1``, …
+One entry more says since when each is used, and which is being rotated (deploys.lib.rotation).
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from deploys.lib import authority, pki
+from deploys.lib import authority, pki, rotation, whole_files
 from deploys.lib.errors import DeployError
+from deploys.lib.rotation import Unit, Way
 
 KEY_VARIABLE = "RELAY_SECRETS_KEY"
 MINIMUM_LENGTH = 20
+# What the fleet's authority is called where secrets are named: its own certificate.
+AUTHORITY = "ca_cert"
 
 
 class SecretMissing(DeployError, KeyError):
@@ -61,11 +65,13 @@ class Secret:
     """A secret that a role declares, and what makes it.
 
     Where `given`, somebody else makes it, such as the operator of a store; a person puts it into the file.
+    `way` says how it is rotated; None only for one that changes along with another.
     """
 
     name: str
     make: Callable[[], str] = password
     given: Callable[[], bool] = lambda: False
+    way: Way | None = None
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,12 @@ class SecretStore(Mapping[str, str]):
             self._create_key()
         recipient = _identity(self.key_path).to_public()
         plain = yaml.safe_dump(dict(values), default_flow_style=False).encode()
-        _write_private(self.path, pyrage.encrypt(plain, [recipient]))
+        whole_files.write(self.path, pyrage.encrypt(plain, [recipient]), 0o600)
 
     def _create_key(self) -> None:
         if self.path.exists():
             raise DeployError(f"{self.path} exists but its key {self.key_path} does not: restore the key")
-        _write_private(self.key_path, f"{pyrage.x25519.Identity.generate()}\n".encode())
+        whole_files.write(self.key_path, f"{pyrage.x25519.Identity.generate()}\n".encode(), 0o600)
 
 
 def create_missing(
@@ -152,9 +158,43 @@ def create_missing(
         if isinstance(secret, BcryptHash):
             values |= _hashed(secret, values)
     values = authority.renewed(values, subjects) if renew else authority.completed(values, subjects)
+    made = [name for name, value in values.items() if before.get(name) != value]
+    values = rotation.dated(values, [secret.name for secret in declared] + [AUTHORITY], made)
     if values != before:
         store.write(values)
-    return [name for name, value in values.items() if before.get(name) != value]
+    return made
+
+
+def units(declared: Sequence[Secret | BcryptHash]) -> dict[str, Unit]:
+    """What is rotated as one, by name: each secret that says how, with those that change along with it; and
+    the authority, with every certificate."""
+    by_name = {secret.name: secret for secret in declared}
+    result = {}
+    for secret in declared:
+        if isinstance(secret, Secret) and secret.way is not None:
+            names = (secret.name, *secret.way.along)
+            result[secret.name] = Unit(
+                secret.name, _way(secret, secret.way), {name: _maker(by_name[name]) for name in names}
+            )
+    result[AUTHORITY] = Unit(AUTHORITY, authority.WAY, {AUTHORITY: lambda values: values[AUTHORITY]})
+    return result
+
+
+def _way(secret: Secret, way: Way) -> Way:
+    """The way that is stated, where it is not somebody else who makes the secret."""
+    if not secret.given() or way.kind not in rotation.AUTOMATIC:
+        return way
+    remedy = (
+        f"others make it: get another one there, `secrets edit ENV {secret.name}`, apply, "
+        "then end the old one there"
+    )
+    return Way(rotation.BY_HAND, along=way.along, remedy=remedy)
+
+
+def _maker(secret: Secret | BcryptHash) -> Callable[[Mapping[str, str]], str]:
+    if isinstance(secret, Secret):
+        return lambda _: secret.make()
+    return lambda values: _hash(values[secret.of])
 
 
 def departed(values: Mapping[str, str], subjects: Iterable[pki.Subject]) -> list[str]:
@@ -173,10 +213,14 @@ def forget_departed(store: SecretStore, subjects: Iterable[pki.Subject]) -> list
 
 
 def put(store: SecretStore, name: str, value: str) -> None:
-    """Puts a secret that somebody else made into the file; DeployError for an empty one."""
+    """Puts a secret that somebody else made into the file; DeployError for an empty one, and for one that is
+    being rotated."""
     if not value.strip():
         raise DeployError(f"--set {name}: its value is empty: write it to standard input")
-    store.write(store.read() | {name: value.strip()})
+    values = store.read()
+    if rotation.record(values, name).step != rotation.STEADY:
+        raise DeployError(f"{name} is being rotated: run `python -m deploys secrets rotate ENV {name}` first")
+    store.write(rotation.noted(values | {name: value.strip()}, [name], rotation.moment()))
 
 
 def trust(store: SecretStore, bundle: str) -> int:
@@ -202,7 +246,11 @@ def _hashed(secret: BcryptHash, values: Mapping[str, str]) -> dict[str, str]:
     plain = values[secret.of]
     if matches(plain, values.get(secret.name, "")):
         return {}
-    return {secret.name: bcrypt.hashpw(plain.encode(), bcrypt.gensalt(10)).decode()}
+    return {secret.name: _hash(plain)}
+
+
+def _hash(plain: str) -> str:
+    return bcrypt.hashpw(plain.encode(), bcrypt.gensalt(10)).decode()
 
 
 def _identity(key_path: Path) -> pyrage.x25519.Identity:
@@ -219,15 +267,5 @@ def _decrypt(path: Path, key_path: Path, _mtime_ns: int) -> dict[str, str]:
         plain = pyrage.decrypt(path.read_bytes(), [_identity(key_path)])
     except pyrage.DecryptError as error:
         raise DeployError(f"{path} cannot be opened with {key_path}: {error}") from None
-    return {str(name): str(value) for name, value in (yaml.safe_load(plain) or {}).items()}
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    values = yaml.load(plain, Loader=yaml.CSafeLoader) or {}
+    return {str(name): str(value) for name, value in values.items()}

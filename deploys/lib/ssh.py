@@ -6,6 +6,7 @@ of the operator work for both.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,12 @@ def command(host: Host, sockets: Path) -> list[str]:
     whose socket is in the directory `sockets`."""
     options = [f"-o{name}={value}" for name, value in _options(host, sockets)]
     return ["ssh", *options, str(host.data.get("ssh_hostname") or host.name)]
+
+
+def as_root(command: list[str], shell: str) -> list[str]:
+    """The command that runs a shell command as root on the host of `command`."""
+    # Nobody's home directory may be in the way: root and postgres cannot always enter the operator's.
+    return [*command, "sudo -n sh -c " + shlex.quote(f"cd / && {shell}")]
 
 
 def disconnect(host: Host, sockets: Path) -> list[str]:

@@ -27,14 +27,26 @@ ORDER = (
     "backup",
     "cache",
     "relay",
+    "probe_account",
     "edge",
     "acme",
     "bans",
+    "mend",
     "node_exporter",
+    # Before the store: who measures it from its first minute on counts on every host's lines.
+    "logship",
+    "logstore",
     "retention",
     "drill",
+    # Before the monitoring, whose alerts it takes.
+    "healer",
     "monitoring",
+    "probe",
+    "status",
+    "status_page",
     "firewall",
+    # Last: it comes from elsewhere, and all else is done when it cannot be had.
+    "grafana",
 )
 
 
@@ -52,7 +64,9 @@ def run(role: Role) -> None:
 
 
 def members(role: Role) -> list[fleet.Node]:
-    """The hosts that get a role, in inventory order."""
+    """The hosts that get a role, in inventory order; none where the environment does without it."""
+    if not role.wanted():
+        return []
     nodes = fleet.all_hosts() if role.group == ALL else fleet.hosts(role.group)
     return nodes[:1] if role.first_only else nodes
 
@@ -67,7 +81,13 @@ def openings(node: fleet.Node, *, published: bool) -> list[Opening]:
     """What a host's roles open to others: through Docker where `published`, else by the host itself."""
     mine = [role for role in table() if role.published == published and node in members(role)]
     all_of_them = [opening for role in mine for opening in role.all_openings()]
-    return [opening for opening in all_of_them if not opening.when or fleet.setting(opening.when)]
+    return [opening for opening in all_of_them if _wanted(opening)]
+
+
+def _wanted(opening: Opening) -> bool:
+    if callable(opening.when):
+        return opening.when()
+    return not opening.when or bool(fleet.setting(opening.when))
 
 
 def secrets() -> list[Secret | BcryptHash]:

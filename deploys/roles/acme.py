@@ -32,9 +32,10 @@ from pyinfra.context import host
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, files, systemd
 
-from deploys.lib import acting, edge_names, fleet
+from deploys.lib import acting, edge_names, fleet, rotation
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render, source
 from deploys.lib.role import Role
+from deploys.lib.rotation import Way
 from deploys.lib.secrets import Secret
 from deploys.roles import pebble
 
@@ -126,13 +127,28 @@ def _challenge() -> Iterator[str]:
         yield f"`edge_acme_dns_hook`: there is no file {hook} in the repository"
 
 
+_KEYS_BY_HAND = Way(
+    rotation.BY_HAND,
+    remedy="the authority must revoke what it certified: monitoring/runbooks/EdgeCertificateRenewalFails.md, "
+    "'A key is lost or stolen'",
+)
+
 ROLE = Role(
     "acme",
     "edge",
     secrets=(
-        Secret("edge_acme_key_ecdsa", ecdsa_key),
-        Secret("edge_acme_key_rsa", rsa_key),
-        Secret("edge_acme_dns_token", given=by_dns),
+        Secret("edge_acme_key_ecdsa", ecdsa_key, way=_KEYS_BY_HAND),
+        Secret("edge_acme_key_rsa", rsa_key, way=_KEYS_BY_HAND),
+        Secret(
+            "edge_acme_dns_token",
+            given=by_dns,
+            way=Way(
+                rotation.BY_HAND,
+                remedy="the DNS service makes it: make another one there, `secrets edit ENV "
+                "edge_acme_dns_token`, "
+                "apply, then end the old one there",
+            ),
+        ),
     ),
     problems=problems,
 )

@@ -15,9 +15,10 @@ from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 from pyinfra.context import host
 
-from deploys.lib import backup_files, fleet, object_store, pgbackrest
+from deploys.lib import backup_files, fleet, object_store, pgbackrest, rotation
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import Role
+from deploys.lib.rotation import Way
 from deploys.lib.secrets import Secret
 
 
@@ -34,7 +35,17 @@ ROLE = Role(
     "db",
     cluster=True,
     secrets=(
-        Secret(pgbackrest.PASSPHRASE),
+        Secret(
+            pgbackrest.PASSPHRASE,
+            way=Way(
+                rotation.KEPT,
+                remedy="pgBackRest cannot encrypt a repository anew: with another passphrase no backup could "
+                "be "
+                "read. Set another `backup_path`, `secrets edit` the passphrase, apply (a full backup is "
+                "made there), "
+                "keep the old passphrase as long as the old path, then remove that path",
+            ),
+        ),
         *object_store.secrets(object_store.BACKUP),
     ),
     problems=problems,

@@ -16,12 +16,14 @@ from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, systemd
 
-from deploys.lib import fleet
+from deploys.lib import fleet, rotation, webhook
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import ALL, HealthCheck, Role
+from deploys.lib.rotation import Trial, Way
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.timing import seconds
+from deploys.lib.trials import curl_bearer, curl_script
 
 PACKAGES = ["nftables"]
 # The second lets fail2ban read the journal.
@@ -99,6 +101,12 @@ def _login_problems() -> Iterator[str]:
         yield "`ban_login_paths` may not hold \", %, <, > or a line's end: fail2ban reads them otherwise"
 
 
+def _alert_script() -> str:
+    # A message without alerts changes nothing.
+    urls = [f"https://{node.address}:{ALERTS_PORT}/" for node in fleet.hosts("edge")]
+    return curl_script(urls, "--data '{\"alerts\": []}'")
+
+
 ROLE = Role(
     "bans",
     ALL,
@@ -110,7 +118,16 @@ ROLE = Role(
             mend="what its log names, then `sudo systemctl start relay-bans`",
         ),
     ),
-    secrets=(Secret(TOKEN_SECRET),),
+    secrets=(
+        Secret(
+            TOKEN_SECRET,
+            way=Way(
+                rotation.OVERLAPPED,
+                "what takes alerts on the edges restarts twice (bans stay in force), Alertmanager reloads",
+                trial=Trial("ops", _alert_script, lambda found: curl_bearer(found[TOKEN_SECRET].value)),
+            ),
+        ),
+    ),
     problems=problems,
 )
 
@@ -133,14 +150,15 @@ def bans() -> None:
     apt.packages(name="Install nftables", packages=PACKAGES, no_recommends=True)
     takes_alerts = fleet.node_of(host) in fleet.hosts("edge")
     words = ["keep", f"--listen 0.0.0.0:{ALERTS_PORT}", f"--token {TOKEN}"] if takes_alerts else ["keep"]
-    token = [ConfigFile(TOKEN, fleet.secret(TOKEN_SECRET) + "\n", mode="600")] if takes_alerts else []
+    tokens = "".join(f"{found.value}\n" for found in fleet.taken(TOKEN_SECRET))
+    token = ConfigFile(TOKEN, tokens, mode="600")
     files = [
         ConfigFile(PROGRAM, source("bans/relay_bans.py"), mode="755"),
         ConfigFile(RULES, rules()),
         ConfigFile(
             f"{SYSTEMD_UNITS}{UNIT}", render("bans/relay-bans.service.j2", program=PROGRAM, words=words)
         ),
-        *token,
+        *([token, webhook.module()] if takes_alerts else []),
     ]
     Configuration(UNIT, files, check=f"{PROGRAM} list >/dev/null").keep()
     logins()

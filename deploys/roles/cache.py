@@ -9,15 +9,26 @@ from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, server, systemd
 
-from deploys.lib import fleet
+from deploys.lib import fleet, rotation
 from deploys.lib.config_files import TLS, ConfigFile, Configuration, render, trusted_authorities
 from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape
+from deploys.lib.rotation import REFUSED, TAKEN, Trial, Way
 from deploys.lib.secrets import Secret
 
 PACKAGES = ["prometheus-redis-exporter", "redis-server"]
 SETTINGS = "/etc/redis/redis.conf"
 REDIS_PORT, EXPORTER_PORT = 6379, 9121
 LOCAL_URL = f"rediss://127.0.0.1:{REDIS_PORT}"
+
+# Pings with the password of standard input.
+TRY_PASSWORD = f"""read -r REDISCLI_AUTH; export REDISCLI_AUTH
+answer=$(redis-cli --tls --cacert {TLS}/ca.crt -h 127.0.0.1 -p {REDIS_PORT} --no-auth-warning ping 2>&1)
+case "$answer" in
+*WRONGPASS*|*NOAUTH*) exit {REFUSED} ;;
+PONG) exit {TAKEN} ;;
+esac
+exit 4
+"""
 
 ROLE = Role(
     "cache",
@@ -35,7 +46,18 @@ ROLE = Role(
     scrapes=(Scrape("redis", EXPORTER_PORT),),
     probes=(Probe("tls", REDIS_PORT),),
     openings=(Opening((REDIS_PORT,), ("app",)),),
-    secrets=(Secret("redis_password"),),
+    secrets=(
+        Secret(
+            "redis_password",
+            way=Way(
+                rotation.OVERLAPPED,
+                "Redis restarts twice (limits count anew, the relay serves without it), its exporter "
+                "restarts, "
+                "the relay's replicas are rolled, one after the other",
+                trial=Trial("ops", lambda: TRY_PASSWORD, lambda found: f"{found['redis_password'].value}\n"),
+            ),
+        ),
+    ),
 )
 
 
@@ -73,13 +95,14 @@ def cache() -> None:
 
 
 def configuration() -> Configuration:
-    """Redis; its file knows the hash of the password only."""
+    """Redis; its file knows the hashes of passwords only, of two while one takes the other's place."""
+    passwords = [credential.value for credential in fleet.taken("redis_password")]
     text = render(
         "cache/redis.conf.j2",
         node=fleet.node_of(host),
         tls=TLS,
         port=REDIS_PORT,
-        password_sha256=hashlib.sha256(fleet.secret("redis_password").encode()).hexdigest(),
+        passwords_sha256=[hashlib.sha256(password.encode()).hexdigest() for password in passwords],
         maxmemory=host.data.redis_maxmemory,
     )
     return Configuration(

@@ -30,6 +30,8 @@ PACKAGES = ["docker.io"]
 
 AFTER_RULES = "/etc/ufw/after.rules"
 REGISTRY_PORT = 5000
+# Its second account, while a password is rotated, has a name of its own.
+REGISTRY_ACCOUNT = "relay"
 METRICS_PORT = 9323
 RESTART = "/usr/local/sbin/relay-docker-restart"
 # What Docker itself needs to stop containers, beyond their grace.
@@ -73,10 +75,15 @@ def daemon() -> dict[str, Any]:
     }
 
 
+def login() -> str:
+    """The account at the registry and its password."""
+    found = fleet.shown("registry_password")
+    return f"{found.account(REGISTRY_ACCOUNT)}:{found.value}"
+
+
 def credentials() -> dict[str, Any]:
     """Docker's own file of logins, for root."""
-    login = f"relay:{fleet.secret('registry_password')}"
-    return {"auths": {registry(): {"auth": base64.b64encode(login.encode()).decode()}}}
+    return {"auths": {registry(): {"auth": base64.b64encode(login().encode()).decode()}}}
 
 
 def allowed(node: fleet.Node) -> list[tuple[str, int]]:

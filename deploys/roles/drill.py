@@ -17,10 +17,11 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.facts.files import Sha256File
 
-from deploys.lib import backup_files, fleet, object_store, pgbackrest, relay_image
+from deploys.lib import backup_files, fleet, object_store, pgbackrest, relay_image, rotation
 from deploys.lib.config_files import ConfigFile, place
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import Role
+from deploys.lib.rotation import Way
 from deploys.lib.secrets import Secret, signing_key
 from deploys.lib.venv import virtualenv
 from deploys.roles.backup import timer
@@ -55,7 +56,20 @@ ROLE = Role(
     "drill",
     "ops",
     first_only=True,
-    secrets=(Secret("drill_signing_key", signing_key), *object_store.secrets(object_store.READER)),
+    secrets=(
+        Secret(
+            "drill_signing_key",
+            signing_key,
+            way=Way(
+                rotation.BY_HAND,
+                remedy="receipts and exports that it signed would not be verified any more: keep its public "
+                "key "
+                "(`ssh-keygen -y -f /etc/relay/drill.key` on the ops host) with them, give another key to "
+                "`secrets edit ENV drill_signing_key` (`ssh-keygen -t ed25519 -N ''`), apply, run a drill",
+            ),
+        ),
+        *object_store.secrets(object_store.READER),
+    ),
     problems=problems,
 )
 

@@ -14,12 +14,13 @@ from ipaddress import ip_network
 from pathlib import PurePosixPath
 
 from pyinfra.api.deploy import deploy
-from pyinfra.context import host
+from pyinfra.api.facts import FactBase
+from pyinfra.context import ctx_host, host
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, files, server, systemd
 
-from deploys.lib import edge_names, fleet, pki, vrrp, waf_exceptions
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
+from deploys.lib import edge_names, fleet, grafana, pki, status_page, vrrp, waf_exceptions
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.errors import DeployError
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.services import running
@@ -28,12 +29,18 @@ from deploys.lib.waf_exceptions import WafException
 from deploys.roles.bans import ALERTS_PORT
 from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS
 
-PACKAGES = ["nginx", "prometheus-nginx-exporter"]
+NGINX_PACKAGES = ["nginx", "libnginx-mod-http-lua"]
+EXPORTER_PACKAGE = "prometheus-nginx-exporter"
 SHARED_ADDRESS_PACKAGES = ["curl", "keepalived"]
 WAF_PACKAGES = ["libnginx-mod-http-modsecurity", "modsecurity-crs"]
 
 CONFIG = "/etc/nginx"
 EXPORTER_PORT = 9113
+# A client that is slower than `edge_slowest_client` for so long is cut.
+SLOW_SECONDS = 30
+SLOW_CLIENTS = "/usr/local/sbin/relay-slow-clients"
+# When nginx ends a connection at its next quiet moment, however busy it is.
+KEEPALIVE_SECONDS = 600
 # By how much the relay is quicker than the edge to give up.
 EDGE_MARGIN_SECONDS = 5
 # How long the edge keeps an idle connection to a relay, and by how much longer a relay that stops serves it.
@@ -49,6 +56,7 @@ TOOL, STATE = "/usr/local/sbin/relay-edge", "/var/lib/relay-edge"
 # nginx.conf includes the others, which lie in the directory `relay` beside it.
 TEMPLATES = (
     "slow_clients",
+    "slow_bodies",
     "client_address",
     "credentials",
     "limit_zones",
@@ -61,6 +69,8 @@ TEMPLATES = (
     "health",
     "headers",
     "headers_of_pages",
+    "headers_of_status",
+    "headers_of_tools",
     "tls",
     "certificates",
     "nodes",
@@ -90,16 +100,50 @@ WAF_LOGGER = "/usr/local/sbin/relay-waf-log"
 # Puts a first pair where one by ACME will be: in one step, and never readable by others.
 BEGIN = """umask 077; cd {tls}; if [ -s edge.crt ] && [ -s edge.key ]; then from=edge; else from=first; fi
 cat $from.crt $from.key > {path}.new && mv {path}.new {path}"""
+HTTP3_MODES = ("auto", "on", "off")
 # Debian 12's nginx has no HTTP/3, Debian 13's has: only the host knows.
 HAS_HTTP3 = """{ nginx -V 2>&1 | grep -q http_v3_module || { echo '`edge_http3` is on, but this nginx has no \
-HTTP/3 (it needs 1.25 or newer): set it to False, or install a newer distribution' >&2; false; }; }"""
+HTTP/3 (it needs 1.25 or newer): set it to off, or install a newer distribution' >&2; false; }; }"""
+OFFERS_HTTP3 = """if command -v nginx >/dev/null; then nginx -V 2>&1 | grep -o http_v3_module; \
+elif dpkg --compare-versions "$(apt-cache policy nginx | sed -n 's/^ *Candidate: //p')" ge 1.25; then \
+echo http_v3_module; fi || true"""
 # Files of a certificate and of its key, below relay/tls.
 OWN_PAIR, FIRST_PAIR = ("edge.crt", "edge.key"), ("first.crt", "first.key")
+# Where the certificates that customers meet can be, by where they come from.
+EDGE_CERTIFICATES = tuple(
+    f"{edge_names.TLS}/{name}" for name in ("edge.crt", "edge-ecdsa.pem", "edge-rsa.pem")
+)
 # Paths of the API that take files, as multipart forms.
 UPLOAD_PATHS = (
     "^/v1/(?:audio/(?:transcriptions|translations)|images/(?:edits|variations)|files"
     "|uploads/[A-Za-z0-9_-]+/parts)$"
 )
+
+
+# The settings that bound a call: it waits for its hold, for the provider, and for its settlement.
+CALL_AT_MOST = {"relay_hold_wait_seconds": 1, "relay_provider_timeout_seconds": 1, "relay_settle_seconds": 1}
+
+
+class OffersHttp3(FactBase[bool]):
+    """Whether the host's nginx has HTTP/3, or the one that it would install has."""
+
+    def command(self) -> str:
+        return OFFERS_HTTP3
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return "http_v3_module" in output
+
+
+def http3() -> bool:
+    """Whether the current host serves HTTP/3. Where none is asked, `auto` is no."""
+    mode = fleet.setting("edge_http3")
+    if mode == "auto":
+        return ctx_host.isset() and bool(host.get_fact(OffersHttp3))
+    return bool(mode == "on")
 
 
 def public_certificates() -> list[pki.Subject]:
@@ -111,13 +155,13 @@ def problems() -> Iterator[str]:
     """The relay ends a call before the edge does, so that customers get its answer and not a 504."""
     yield from relation(
         "edge_read_timeout",
-        {"relay_provider_timeout_seconds": 1, "relay_settle_seconds": 1},
+        CALL_AT_MOST,
         "the edge would end calls that the relay still answers",
         more=EDGE_MARGIN_SECONDS,
     )
     yield from relation(
         "edge_drain_timeout",
-        {"relay_provider_timeout_seconds": 1, "relay_settle_seconds": 1},
+        CALL_AT_MOST,
         "a reload of nginx would cut long calls",
     )
     yield from relation(
@@ -139,10 +183,15 @@ def _what_nginx_would_misread() -> Iterator[str]:
     """Settings that nginx would refuse on the host, or worse, take for something else."""
     yield from _networks()
     yield from _sizes()
+    slowest = fleet.setting("edge_slowest_client")
+    if type(slowest) is not int or slowest < 1:
+        yield f"`edge_slowest_client` is {slowest!r}: write a number of bytes a second, such as 1024"
     if fleet.setting("edge_waf") not in WAF_MODES:
         yield f"`edge_waf` is {fleet.setting('edge_waf')!r}: write one of {', '.join(WAF_MODES)}"
-    if not isinstance(fleet.setting("edge_http3"), bool):
-        yield f"`edge_http3` is {fleet.setting('edge_http3')!r}: write True or False"
+    if fleet.setting("edge_http3") not in HTTP3_MODES:
+        yield f"`edge_http3` is {fleet.setting('edge_http3')!r}: write one of {', '.join(HTTP3_MODES)}"
+    if not isinstance(fleet.setting("edge_status_page"), bool):
+        yield f"`edge_status_page` is {fleet.setting('edge_status_page')!r}: write True or False"
     if fleet.setting("edge_waf_paranoia") not in (1, 2, 3, 4):
         yield "`edge_waf_paranoia` is a number from 1 to 4; above 1 usual clients are refused"
     if fleet.setting("edge_tools") and not fleet.setting("edge_tools_allowed_from"):
@@ -193,7 +242,7 @@ ROLE = Role(
     probes=(Probe("edge", 443, "/healthz"),),
     openings=(
         Opening((80, 443)),
-        Opening((443,), proto="udp", when="edge_http3"),
+        Opening((443,), proto="udp", when=http3),
         Opening((ALERTS_PORT,), (MONITORS,)),
         VRRP,
     ),
@@ -208,9 +257,11 @@ class EdgeSettings:
 
     Upstreams and `tools` (by name) are ``host:port``; rates are requests a second; times and sizes are
     written as nginx does; networks are CIDR blocks. `waf` is on, detect (nothing is refused) or off. A server
-    whose names or addresses are empty does not exist. `certificates` are files of a certificate and of its
-    key; `certificate_names` are proven to an authority, by whichever of `peers` (``host:port``, all edges)
-    has the answer; without `peers` there is no ACME.
+    whose names or addresses are empty does not exist. Those of `tools` that are in `own_tools` show the
+    fleet's certificate by the name there, see the edge's (in `fleet_tls`), and say what their pages may load.
+    `certificates` are files of a certificate and of its key; `certificate_names` are proven to an
+    authority, by whichever of `peers` (``host:port``, all edges) has the answer; without `peers` there is no
+    ACME.
     """
 
     names: list[str]
@@ -228,6 +279,9 @@ class EdgeSettings:
     form_max: str = "1m"
     connect_timeout: str = "1s"
     retry_timeout: str = "5s"
+    keepalive_time: str = f"{KEEPALIVE_SECONDS}s"
+    slow_seconds: int = SLOW_SECONDS
+    slow_bytes: int = 1024
     hop_timeout: str = "1h"
     upstream_idle: str = f"{UPSTREAM_IDLE_SECONDS}s"
     fail_timeout: str = f"{FAIL_SECONDS}s"
@@ -239,9 +293,11 @@ class EdgeSettings:
     crs_rules: str = CRS_RULES
     console_names: list[str] = field(default_factory=list)
     status_page_names: list[str] = field(default_factory=list)
-    status_page: str = ""
+    status_root: str = status_page.DIRECTORY
     tools_names: list[str] = field(default_factory=list)
     tools: dict[str, str] = field(default_factory=dict)
+    own_tools: dict[str, str] = field(default_factory=dict)
+    fleet_tls: str = TLS
     tools_allowed_from: list[str] = field(default_factory=list)
     security_contact: str = ""
     certificates: list[tuple[str, str]] = field(default_factory=lambda: [("edge.crt", "edge.key")])
@@ -268,6 +324,7 @@ def render_edge(settings: EdgeSettings) -> dict[str, str]:
     """The nginx configuration: text by path below the configuration's directory."""
     values = asdict(settings) | {
         "upload_paths": UPLOAD_PATHS,
+        "status_policy": status_page.policy(),
         "exceptions": settings.waf_exceptions,
         "inspected_max": max(map(size_in_bytes, (settings.body_max, settings.upload_max, settings.form_max))),
     }
@@ -290,11 +347,11 @@ def settings() -> EdgeSettings:
     acme = edge_names.by_acme()
     return EdgeSettings(
         names=edge_names.api(),
-        http3=fleet.setting("edge_http3"),
+        http3=http3(),
         console_names=edge_names.console(),
-        status_page=fleet.setting("edge_status_page"),
         status_page_names=edge_names.status_page(),
-        tools=fleet.setting("edge_tools"),
+        tools=fleet.setting("edge_tools") | grafana.edge_tools(),
+        own_tools=dict.fromkeys(grafana.edge_tools(), fleet.hosts("ops")[0].fqdn),
         tools_names=edge_names.tools(),
         certificates=[(_pair(kind), _pair(kind)) for kind in edge_names.KINDS] if acme else [OWN_PAIR],
         certificate_names=edge_names.certified() if acme else [],
@@ -312,6 +369,7 @@ def settings() -> EdgeSettings:
         upload_max=fleet.setting("edge_upload_max"),
         form_max=fleet.setting("edge_form_max"),
         read_timeout=fleet.setting("edge_read_timeout"),
+        slow_bytes=fleet.setting("edge_slowest_client"),
         hop_timeout=f"{seconds('edge_read_timeout') + HOP_MARGIN_SECONDS:g}s",
         drain_timeout=fleet.setting("edge_drain_timeout"),
         connect_timeout=fleet.setting("edge_connect_timeout"),
@@ -334,7 +392,7 @@ def exceptions() -> list[WafException]:
 def edge() -> None:
     """The edge role, for hosts of the group `edge`."""
     waf = WAF_PACKAGES if fleet.setting("edge_waf") != "off" else []
-    apt.packages(name="Install nginx", packages=[*PACKAGES, *waf], no_recommends=True)
+    apt.packages(name="Install nginx", packages=[*NGINX_PACKAGES, EXPORTER_PACKAGE, *waf], no_recommends=True)
     directories()
     dead_peers()
     if edge_names.by_acme():
@@ -342,6 +400,7 @@ def edge() -> None:
     nginx()
     exporter()
     virtual_address()
+    slow_clients()
     if waf:
         waf_log()
 
@@ -388,7 +447,7 @@ def nginx() -> None:
     tool = ConfigFile(TOOL, source("edge/relay_edge.py"), mode="755")
     own = certificate() if fleet.setting("edge_certificate") == "fleet" else []
     check = f"{TOOL} write && nginx -t"
-    if fleet.setting("edge_http3"):
+    if http3():
         check = f"{HAS_HTTP3} && {check}"
     Configuration("nginx", [*own, *config, tool, restart], check=check, action="reload").keep()
 
@@ -403,6 +462,20 @@ def virtual_address() -> None:
     apt.packages(name="Install keepalived", packages=SHARED_ADDRESS_PACKAGES, no_recommends=True)
     text = vrrp.configuration(fleet.node_of(host), fleet.hosts("edge"))
     Configuration(unit, [ConfigFile(path, text)], check=vrrp.check(path), action="reload").keep()
+
+
+def slow_clients() -> None:
+    """What cuts clients that nginx would wait for without end."""
+    unit = "relay-slow-clients.service"
+    # No call lasts longer: a reload would cut it.
+    oldest = KEEPALIVE_SECONDS + seconds("edge_drain_timeout")
+    words = [SLOW_CLIENTS, f"--slowest {fleet.setting('edge_slowest_client')}", f"--oldest {oldest:g}"]
+    words.append(f"--window {SLOW_SECONDS}")
+    files = [
+        ConfigFile(SLOW_CLIENTS, source("edge/relay_slow_clients.py"), mode="755"),
+        ConfigFile(f"{SYSTEMD_UNITS}{unit}", render("edge/relay-slow-clients.service.j2", words=words)),
+    ]
+    Configuration(unit, files, check=f"{SLOW_CLIENTS} --help >/dev/null").keep()
 
 
 def waf_log() -> None:
@@ -447,7 +520,7 @@ def _pair(kind: str) -> str:
 
 def exporter() -> None:
     """nginx's counters for Prometheus, on EXPORTER_PORT."""
-    service = "prometheus-nginx-exporter"
+    service = EXPORTER_PACKAGE
     options = ConfigFile(
         f"/etc/default/{service}", render("edge/exporter.j2", status=STATUS, port=EXPORTER_PORT)
     )

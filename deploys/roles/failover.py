@@ -13,10 +13,9 @@ from pyinfra.facts.files import File
 from pyinfra.operations import apt, files, server, systemd
 
 from deploys.lib import fleet
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
+from deploys.lib.config_files import LIBRARY, SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import HealthCheck, Role
 from deploys.lib.timing import relation
-from deploys.roles.postgres import LIBRARY
 
 PACKAGES = ["nftables"]
 PROGRAM = "/usr/local/sbin/relay-failover-watch"

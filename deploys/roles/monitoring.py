@@ -6,38 +6,38 @@ The web pages of Prometheus and Alertmanager listen on loopback only:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pyinfra.api.deploy import deploy
 from pyinfra.context import host
-from pyinfra.operations import apt
+from pyinfra.facts.files import File
+from pyinfra.operations import apt, server
 
 from deploys import roles
-from deploys.lib import edge_names, fleet
-from deploys.lib.config_files import TLS, ConfigFile, Configuration, render
+from deploys.lib import alerting, edge_names, fleet, grafana, secret_ages, secrets
+from deploys.lib.config_files import TLS, ConfigFile, Configuration, place, render
+from deploys.lib.log_store import INSTANCES
 from deploys.lib.role import ALL, MONITORS, HealthCheck, Probe, Role
 from deploys.lib.services import options
-from deploys.roles import acme
+from deploys.roles import acme, healer
 from deploys.roles.bans import ALERTS_PORT, TOKEN_SECRET
 
 PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter"]
 
-RULES = fleet.REPOSITORY / "monitoring/rules"
 CONFIG = "/etc/prometheus"
+# What is told to nobody else.
+_NOBODY: dict[str, object] = {"bans": None, "healer": None, "routes": [], "receivers": {}, "mail": {}}
 LOCAL = (("prometheus", 9090), ("alertmanager", 9093), ("blackbox", 9115))
 
 
 def problems() -> Iterator[str]:
-    """Alerts must reach somebody, where the environment says so."""
-    url = fleet.setting("alert_webhook_url")
-    if fleet.setting("alerts_required") and not url:
-        yield "alerts would reach nobody: set `alert_webhook_url` in the environment's group_data"
-    for name in ("alert_webhook_url", "alert_watchdog_url"):
-        if (value := fleet.setting(name)) and not value.startswith(("https://", "http://")):
-            yield f"`{name}` is not an http(s) address: {value!r}"
+    """Alerts must reach somebody, and secrets have an age."""
+    yield from alerting.problems()
+    days = fleet.setting("secret_max_age_days")
+    if isinstance(days, bool) or not isinstance(days, int) or days < 1:
+        yield f"`secret_max_age_days` is {days!r}: write whole days, 365 for a year"
 
 
 ROLE = Role(
@@ -122,27 +122,67 @@ def _probed(probe: Probe, node: fleet.Node) -> dict[str, str]:
     return {"name": f"{node.name}:{probe.port}", "url": listener}
 
 
+def local_jobs() -> list[tuple[str, int]]:
+    """What listens on loopback only: name and port; the log store and Grafana where they are here."""
+    here = [role.name for role in roles.table() if fleet.node_of(host) in roles.members(role)]
+    stores = [(f"logs-{instance.name}", instance.port) for instance in INSTANCES]
+    boards = [("grafana", grafana.PORT)]
+    return [*LOCAL, *(stores if "logstore" in here else ()), *(boards if "grafana" in here else ())]
+
+
 @deploy("Monitoring")
 def monitoring() -> None:
     """Prometheus, Alertmanager and the blackbox exporter, on the hosts of group `ops`."""
+    first_configuration()
     apt.packages(name="Install Prometheus", packages=PACKAGES, no_recommends=True)
     alertmanager()
     blackbox()
     prometheus()
+    if fleet.node_of(host) == fleet.hosts("ops")[0]:
+        place(ConfigFile(secret_ages.FIGURES, secret_figures()))
+
+
+def secret_figures() -> str:
+    """How old each secret is."""
+    units = secrets.units(roles.secrets())
+    return secret_ages.figures(fleet.store().read(), units, fleet.setting("secret_max_age_days"))
+
+
+def alertmanager_text(urls: Mapping[str, str], **others: object) -> str:
+    """alertmanager.yml. `urls`: the webhooks of `on-call` and `watchdog`; the rest (``bans``, ``healer``,
+    ``routes``, ``receivers``, ``mail``) may be left out."""
+    summary = "{{ .CommonLabels.alertname }}: {{ .CommonAnnotations.summary }}"
+    details = {
+        name: f"{{{{ .CommonAnnotations.{name} }}}}"
+        for name in ("runbook", "runbook_url", "board", "deploys")
+    }
+    return render(
+        "monitoring/alertmanager.yml.j2", urls=urls, **_NOBODY | others, summary=summary, details=details
+    )
+
+
+def healer_webhook() -> dict[str, str] | None:
+    """Where this host's Alertmanager sends what can be healed; the healer is on one host."""
+    if fleet.node_of(host) not in roles.members(healer.ROLE):
+        return None
+    return {"url": f"http://127.0.0.1:{healer.PORT}/", "token": fleet.secret(healer.TOKEN_SECRET)}
 
 
 def alertmanager() -> None:
     """Alertmanager and where it sends alerts."""
-    receivers = {
-        "on-call": fleet.setting("alert_webhook_url"),
-        "watchdog": fleet.setting("alert_watchdog_url"),
-    }
     edges = {
         "urls": [f"https://{node.address}:{ALERTS_PORT}/" for node in fleet.hosts("edge")],
         "token": fleet.secret(TOKEN_SECRET),
         "ca_file": f"{TLS}/ca.crt",
     }
-    text = render("monitoring/alertmanager.yml.j2", receivers=receivers, bans=edges)
+    text = alertmanager_text(
+        {"on-call": fleet.setting("alert_webhook_url"), "watchdog": fleet.setting("alert_watchdog_url")},
+        bans=edges,
+        healer=healer_webhook(),
+        routes=alerting.routes(),
+        receivers=alerting.receivers(),
+        mail=alerting.mail(),
+    )
     path = f"{CONFIG}/alertmanager.yml"
     # Webhooks' addresses often carry a token.
     config = ConfigFile(path, text, mode="640", group="prometheus")
@@ -163,6 +203,18 @@ def blackbox() -> None:
     options(unit, f"--config.file={path}", "--web.listen-address=127.0.0.1:9115").keep()
 
 
+def first_configuration() -> None:
+    """What Prometheus starts with when its package is installed. The package's own file has it scrape this
+    host under another name, whose last figures would raise alerts for five minutes after ours is loaded."""
+    path = f"{CONFIG}/prometheus.yml"
+    missing = host.get_fact(File, path=path) is None
+    server.shell(
+        name=f"Begin with a configuration that scrapes nothing ({path})",
+        commands=[f"mkdir -p {CONFIG} && echo 'global: {{}}' > {path}"],
+        _if=lambda: missing,
+    )
+
+
 def prometheus() -> None:
     """Prometheus, what it scrapes, and the alert rules of monitoring/rules."""
     check = f"promtool check config {CONFIG}/prometheus.yml"
@@ -175,21 +227,20 @@ def prometheus() -> None:
     ).keep()
 
 
-def rule_files() -> list[Path]:
-    """Files of alert rules, without their tests."""
-    return sorted(path for path in RULES.glob("*.yml") if not path.stem.endswith("_test"))
-
-
 def configuration() -> list[ConfigFile]:
     """Rules, and prometheus.yml which names them."""
-    rules = [ConfigFile(f"{CONFIG}/rules/{path.name}", path.read_text()) for path in rule_files()]
+    rules = [
+        ConfigFile(f"{CONFIG}/rules/{path.name}", alerting.annotated(path.read_text()))
+        for path in alerting.rule_files()
+    ]
     text = render(
         "monitoring/prometheus.yml.j2",
         domain=fleet.domain(),
         own_name=fleet.node_of(host).name,
-        rules=[path.name for path in rule_files()],
+        rules=[path.name for path in alerting.rule_files()],
         jobs=[asdict(job) for job in jobs() if job.nodes],
         probes=probes(),
-        local_jobs=LOCAL,
+        teams=alerting.teams(),
+        local_jobs=local_jobs(),
     )
     return [*rules, ConfigFile(f"{CONFIG}/prometheus.yml", text)]

@@ -15,9 +15,10 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt, server
 
-from deploys.lib import backup_files, fleet, object_store
+from deploys.lib import backup_files, fleet, object_store, rotation
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import Opening, Probe, Role, Scrape
+from deploys.lib.rotation import Way
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.venv import installed, virtualenv
@@ -32,9 +33,20 @@ ROLE = Role(
     "vault",
     scrapes=(Scrape("objectstore", METRICS_PORT),),
     probes=(Probe("tls", S3_PORT),),
-    openings=(Opening((S3_PORT,), ("db", "ops")),),
+    openings=(
+        Opening((S3_PORT,), ("db", "ops")),
+        Opening((S3_PORT,), ("edge",), when="edge_status_page"),
+    ),
     secrets=(
-        Secret("s3_sse_key"),
+        Secret(
+            "s3_sse_key",
+            way=Way(
+                rotation.KEPT,
+                remedy="the store could read no object that it holds with another key: make a new bucket "
+                "with a new "
+                "key, let a full backup go there, and remove the old bucket when its retention ends",
+            ),
+        ),
         *object_store.secrets(object_store.ADMINISTRATOR),
     ),
 )
@@ -87,7 +99,7 @@ def objectstore() -> None:
 
 def configuration() -> Configuration:
     """The store: its unit, its accounts and the key that it encrypts with."""
-    accounts = object_store.identities(object_store.store(), object_store.keys)
+    accounts = object_store.identities(object_store.store(), object_store.taken_keys)
     key = f"WEED_S3_SSE_KEY={fleet.secret('s3_sse_key')}\n"
     return Configuration(
         UNIT,

@@ -7,7 +7,8 @@ transaction is acknowledged when a replica has it on disk; with no replica left,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyinfra.api.deploy import deploy
@@ -17,12 +18,32 @@ from pyinfra.context import host, inventory
 from pyinfra.facts.files import File
 from pyinfra.operations import apt, server, systemd
 
-from deploys.lib import acting, backup_files, fleet, object_store, patroni, pgbackrest, postgres_tuning
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
+from deploys.lib import (
+    acting,
+    backup_files,
+    fleet,
+    object_store,
+    patroni,
+    pgbackrest,
+    postgres_tuning,
+    rotation,
+)
+from deploys.lib.config_files import (
+    LIBRARY,
+    SYSTEMD_UNITS,
+    TLS,
+    ConfigFile,
+    Configuration,
+    place,
+    render,
+    source,
+)
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
+from deploys.lib.rotation import Credential, Trial, Way
 from deploys.lib.secrets import Secret
 from deploys.lib.services import running
 from deploys.lib.timing import relation
+from deploys.lib.trials import curl_script, curl_user
 from deploys.lib.venv import installed, virtualenv
 from deploys.roles.etcd import CLIENT_PORT
 
@@ -36,7 +57,6 @@ PACKAGES = [
     "python3-venv",
 ]
 POSTGRES_PORT, REST_PORT, EXPORTER_PORT = 5432, 8008, 9187
-LIBRARY = "/usr/local/lib/relay"
 VENV = "/opt/patroni"
 # There while a restart of Patroni is due.
 DISK_WATCH = "/usr/local/sbin/relay-disk-watch"
@@ -65,6 +85,27 @@ ROLE_SECRETS = {
     "replicator": "postgres_replication_password",
     "rewinder": "postgres_rewind_password",
 }
+# What a rotation of each does beside reloading Patroni (pg_hba) and writing the roles.
+_EFFECTS = {
+    "relay_owner": "only the next migration uses it; nothing restarts",
+    "relay_app": "the relay's replicas are rolled, one after the other",
+    "relay_exporter": "the exporter of PostgreSQL restarts",
+    READER: "restore drills and reports use it when they run next; nothing restarts",
+    "replicator": "replicas open their streams anew, one reload",
+    "rewinder": "Patroni uses it when a primary comes back; nothing restarts",
+}
+# Who is let in from the database hosts alone is tried there, the others where the relay is.
+_LOCAL = {"relay_exporter", "replicator", "rewinder"}
+# Connects by the connection string of standard input. 3: the server refused the login.
+LOGIN = """import sys, psycopg
+try:
+    psycopg.connect(sys.stdin.read().strip()).close()
+except psycopg.OperationalError as error:
+    words = ("authentication failed", "not permitted to log in", "no pg_hba.conf entry")
+    print(type(error).__name__, file=sys.stderr)
+    sys.exit(3 if any(word in str(error) for word in words) else 4)
+"""
+REPLICA = "docker ps --quiet --filter label=com.docker.swarm.service.name=relay_relay | head -n 1"
 _MEMBERS_RUN = (
     "import json, sys; members = json.load(sys.stdin); "
     "sys.exit(not (any(m['Role'] == 'Leader' for m in members) "
@@ -92,12 +133,50 @@ def problems() -> Iterator[str]:
         {"patroni_ttl": 1, "patroni_loop_wait": 2},
         "the relay would give up its captures before a dead primary is replaced",
     )
+    yield from relation(
+        "relay_hold_wait_seconds",
+        {"patroni_ttl": 1, "patroni_loop_wait": 2},
+        "the relay would refuse calls before a dead primary is replaced",
+    )
     if (watchdog := fleet.setting("postgres_watchdog")) not in WATCHDOG_MODES:
         yield f"`postgres_watchdog` is {watchdog!r}: write one of {', '.join(WATCHDOG_MODES)}"
     if (chosen := fleet.setting("postgres_replicas_from")) not in REPLICA_SOURCES:
         yield f"`postgres_replicas_from` is {chosen!r}: write one of {', '.join(REPLICA_SOURCES)}"
     connections = fleet.setting("postgres_max_connections")
     yield from postgres_tuning.misfits(smallest_host(), connections, chosen_amounts())
+
+
+def _login_script(role: str) -> str:
+    if role in _LOCAL:
+        return f"exec {VENV}/bin/python -c {shlex.quote(LOGIN)}"
+    found = f'replica=$({REPLICA}); [ -n "$replica" ] || exit 5'
+    return f'{found}; exec docker exec --interactive "$replica" python3 -c {shlex.quote(LOGIN)}'
+
+
+def _trial(role: str) -> Trial:
+    """A login to the primary, or as the role is used."""
+    name = ROLE_SECRETS[role]
+    where = {
+        "relay_exporter": {"host": "127.0.0.1", "target_session_attrs": "any"},
+        "replicator": {"replication": "true", "target_session_attrs": "any"},
+        "rewinder": {"dbname": "postgres"},
+    }
+    return Trial(
+        "db" if role in _LOCAL else "app",
+        lambda: _login_script(role),
+        lambda found: dsn_of(role, found[name], where.get(role, {})) + "\n",
+    )
+
+
+def _secret(role: str) -> Secret:
+    effect = f"Patroni reloads, a second login takes turns with the first; {_EFFECTS[role]}"
+    return Secret(ROLE_SECRETS[role], way=Way(rotation.OVERLAPPED, effect, trial=_trial(role)))
+
+
+def _rest_script() -> str:
+    # Needs the password, and changes nothing: Patroni reads its settings again.
+    urls = [f"https://{node.address}:{REST_PORT}/reload" for node in fleet.hosts("db")]
+    return curl_script(urls, "-X POST", taken=(200, 202))
 
 
 ROLE = Role(
@@ -118,7 +197,23 @@ ROLE = Role(
     scrapes=(Scrape("postgres", EXPORTER_PORT), Scrape("patroni", REST_PORT, tls=True)),
     probes=(Probe("tls", REST_PORT),),
     openings=(Opening((POSTGRES_PORT,), ("db", "app", MONITORS)), Opening((REST_PORT,), ("db",))),
-    secrets=(*map(Secret, ROLE_SECRETS.values()), Secret("patroni_rest_password")),
+    secrets=(
+        *map(_secret, ROLE_SECRETS),
+        Secret(
+            "patroni_rest_password",
+            way=Way(
+                rotation.REPLACED,
+                "Patroni reloads on each database host; for the seconds between the first and the last of "
+                "them "
+                "a switchover that is asked of another host may be refused",
+                trial=Trial(
+                    "db",
+                    _rest_script,
+                    lambda found: curl_user("patroni", found["patroni_rest_password"].value),
+                ),
+            ),
+        ),
+    ),
     problems=problems,
 )
 # libpq gives up a dead host within seconds with these, and finds the primary among the hosts.
@@ -137,12 +232,17 @@ def dsn(user: str) -> str:
 
     The CA is where it is on every host; containers have it at the same path.
     """
+    return dsn_of(user, fleet.shown(ROLE_SECRETS[user]), {})
+
+
+def dsn_of(user: str, credential: Credential, changes: Mapping[str, str]) -> str:
+    """The same with one of the passwords of the role's logins."""
     options = {
         "host": ",".join(node.address for node in fleet.hosts("db")),
         "port": str(POSTGRES_PORT),
         "dbname": "relay",
-        "user": user,
-        "password": fleet.secret(ROLE_SECRETS[user]),
+        "user": credential.account(user),
+        "password": credential.value,
         "sslmode": "verify-ca",
         "sslrootcert": f"{TLS}/ca.crt",
     }
@@ -150,11 +250,16 @@ def dsn(user: str) -> str:
     if user == READER:
         # Its sessions are read-only, on the primary too: asked for read-write, no host would do.
         options["target_session_attrs"] = "primary"
-    else:
+    elif user not in _LOCAL:
         # An old primary that is cut off from its peers takes half a minute to see that it is none any more.
         # In their order its host would be found again and again. Debian 12's libpq (the reader's) lacks this.
         options["load_balance_hosts"] = "random"
-    return " ".join(f"{name}={value}" for name, value in options.items())
+    return " ".join(f"{name}={value}" for name, value in {**options, **changes}.items())
+
+
+def logins(role: str) -> list[str]:
+    """The logins of a role that are let in."""
+    return [credential.account(role) for credential in fleet.taken(ROLE_SECRETS[role])]
 
 
 @deploy("PostgreSQL")
@@ -249,7 +354,11 @@ def tools() -> None:
 
 def setup_files() -> Callable[[], bool]:
     """The program that makes roles and database, and their passwords; returns whether either changed."""
-    passwords = {role: fleet.secret(name) for role, name in ROLE_SECRETS.items()}
+    passwords = {
+        credential.account(role): credential.value
+        for role, name in ROLE_SECRETS.items()
+        for credential in fleet.taken(name)
+    }
     text = json.dumps(passwords, indent=1) + "\n"
     return place(
         ConfigFile(f"{LIBRARY}/database_setup.py", source("postgres/database_setup.py"), mode="755"),
@@ -290,8 +399,8 @@ def configuration() -> Configuration:
         replica_wal=REPLICA_WAL,
         access=access_rules(),
         rest_password=fleet.secret("patroni_rest_password"),
-        replication_password=fleet.secret("postgres_replication_password"),
-        rewind_password=fleet.secret("postgres_rewind_password"),
+        replication=_account("replicator"),
+        rewind=_account("rewinder"),
     )
     file = ConfigFile("/etc/patroni/patroni.yml", text, mode="640", group="postgres")
     # Patroni's own test asks every member of etcd: with one away, nothing could be changed.
@@ -299,6 +408,11 @@ def configuration() -> Configuration:
     if host.data.postgres_watchdog == "required":
         check += f" && {WATCHDOG_WRITABLE}"
     return Configuration(UNIT, [file], check=check, action="reload", label="patroni")
+
+
+def _account(role: str) -> dict[str, str]:
+    found = fleet.shown(ROLE_SECRETS[role])
+    return {"name": found.account(role), "password": found.value}
 
 
 def service() -> Configuration:
@@ -390,15 +504,20 @@ def access_rules() -> list[str]:
     replication = ["127.0.0.1", *(node.address for node in fleet.hosts("db"))]
     clients = [node.address for node in fleet.hosts("app")]
     readers = [*clients, *(node.address for node in fleet.hosts(MONITORS))]
+    names = {role: ",".join(logins(role)) for role in ROLE_SECRETS}
+    callers = f"{names['relay_app']},{names['relay_owner']}"
     # Patroni asks the server on its own host over 127.0.0.1: without that line an old primary that comes back
     # cannot learn its timeline and never rewinds.
     return [
         "local all postgres peer",
-        *(f"hostssl replication replicator {address}/32 scram-sha-256" for address in replication),
-        *(f"hostssl postgres rewinder {node.address}/32 scram-sha-256" for node in fleet.hosts("db")),
-        *(f"hostssl relay relay_app,relay_owner {address}/32 scram-sha-256" for address in clients),
-        *(f"hostssl relay relay_reader {address}/32 scram-sha-256" for address in readers),
-        "hostssl relay relay_exporter 127.0.0.1/32 scram-sha-256",
+        *(f"hostssl replication {names['replicator']} {address}/32 scram-sha-256" for address in replication),
+        *(
+            f"hostssl postgres {names['rewinder']} {node.address}/32 scram-sha-256"
+            for node in fleet.hosts("db")
+        ),
+        *(f"hostssl relay {callers} {address}/32 scram-sha-256" for address in clients),
+        *(f"hostssl relay {names[READER]} {address}/32 scram-sha-256" for address in readers),
+        f"hostssl relay {names['relay_exporter']} 127.0.0.1/32 scram-sha-256",
     ]
 
 
@@ -454,18 +573,19 @@ def disk_watch() -> Configuration:
 
 def exporter() -> Configuration:
     """prometheus-postgres-exporter, with a role of its own that may only read statistics."""
-    password = fleet.secret("postgres_exporter_password")
+    login = fleet.shown("postgres_exporter_password")
     options = render(
         "postgres/exporter.env.j2",
         node=fleet.node_of(host),
         tls=TLS,
         port=POSTGRES_PORT,
         exporter_port=EXPORTER_PORT,
+        user=login.account("relay_exporter"),
     )
     return Configuration(
         "prometheus-postgres-exporter.service",
         [
-            ConfigFile("/etc/relay/postgres-exporter.password", password, mode="640", group="prometheus"),
+            ConfigFile("/etc/relay/postgres-exporter.password", login.value, mode="640", group="prometheus"),
             ConfigFile("/etc/relay/postgres-queries.yml", source("postgres/queries.yml")),
             ConfigFile("/etc/default/prometheus-postgres-exporter", options),
         ],

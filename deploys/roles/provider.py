@@ -8,9 +8,10 @@ from pyinfra.api.deploy import deploy
 from pyinfra.context import host
 from pyinfra.operations import apt, files, server
 
-from deploys.lib import fleet
+from deploys.lib import fleet, rotation
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render
 from deploys.lib.role import Opening, Role
+from deploys.lib.rotation import Way
 from deploys.lib.secrets import Secret
 
 PACKAGES = ["python3-starlette", "python3-uvicorn"]
@@ -21,7 +22,25 @@ ACCOUNT = "provider"
 UNIT = "provider"
 CERTIFICATE = "/etc/provider/certificate.arguments"
 
-ROLE = Role("provider", "provider", openings=(Opening((PORT,)),), secrets=(Secret("provider_api_key"),))
+ROLE = Role(
+    "provider",
+    "provider",
+    openings=(Opening((PORT,)),),
+    secrets=(
+        Secret(
+            "provider_api_key",
+            way=Way(
+                rotation.BY_HAND,
+                remedy="a provider makes its keys, and says whether two are valid at once: get another one, "
+                "`relayctl channel key add NAME --name NEW --api-key-stdin`, `channel key remove NAME OLD` "
+                "(calls that run keep the old one), then end the old one there. Where only one is valid: "
+                "`channel set NAME --api-key-stdin`. "
+                "The sandbox's provider knows one key at a time: `secrets edit`, apply, then `channel "
+                "set`",
+            ),
+        ),
+    ),
+)
 
 
 @deploy("Provider")

@@ -3,12 +3,17 @@
 The image is named by the hash of its sources and pinned by the digest that the registry answers; nothing is
 built, migrated or rolled while both are what runs. Secrets and the CA reach the replicas as Swarm secrets and
 configs that are named by their content, since Swarm never changes one in place.
+
+`apply` rolls what the repository says. Where `release` or `rollback` has decided for another image, the
+service names the repository's version of that time (label relay.pinned): while that stays, so does the image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Generator, Iterator, Mapping
 from io import StringIO
 from typing import Any
@@ -21,15 +26,17 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt
 
-from deploys.lib import acting, fleet, relay_image
+from deploys.lib import acting, fleet, relay_image, rotation
 from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
+from deploys.lib.rotation import REFUSED, TAKEN, Trial, Way
 from deploys.lib.secrets import Secret, fernet_key
 from deploys.lib.timing import relation, seconds
+from deploys.lib.trials import curl_bearer, curl_script
 from deploys.roles import cache, postgres, swarm
 from deploys.roles.base import UPLOADS
-from deploys.roles.docker import registry
+from deploys.roles.docker import login, registry
 
 Commands = Generator[PyinfraCommand, None, None]
 
@@ -37,17 +44,25 @@ Commands = Generator[PyinfraCommand, None, None]
 PACKAGES = ["mmdebstrap", "python3-venv"]
 IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 
+# How long Swarm pauses within a canary: see templates/relay/relay_roll.py.
+CANARY_PAUSE_NANOSECONDS = 24 * 3600 * 10**9
 STACK_FILE, STACK_TEMPLATE = "/etc/relay/stack.yml", "relay/stack.yml.j2"
 CA_PATH = f"{TLS}/ca.crt"
 SERVICE = "relay_relay"
 HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
+# For administrators alone, and read only.
+ADMIN_PATH = "/api/pricing/groups"
 # The least that a hold outlives its call: clocks differ, and a hold is written before its call begins.
 HOLD_MARGIN_SECONDS = 10
 # How long a new replica may take to be healthy (stack.yml: start_period and retries), and to be watched.
 START_SECONDS = 100
 # Between a new replica that is healthy and the stop of the next one: edges have found it by then.
 ROLL_PAUSE_SECONDS = 6
+# How much of a replica's memory a request takes while it is read, checked and sent on, in its own sizes.
+COPIES_OF_A_BODY = 4
+_MEMORY = re.compile(r"(\d+)([kmg])b?", re.IGNORECASE)
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 HEALTH_CHECK = (
     f"import socket, sys; s = socket.create_connection(('127.0.0.1', {API_PORT}), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
@@ -60,8 +75,25 @@ _WHY = (
 )
 
 
+# Whether the key of standard input is one of the relay's and opens all that is sealed, or neither.
+OPENS = (
+    "import json, sys; found = json.load(sys.stdin); known, opened = found['known'], found['opened']; "
+    # A version before migration 0016 has one key a channel, and no figure of its own for them.
+    f"sys.exit({TAKEN} if known and opened == found.get('keys', found['channels']) else "
+    f"{REFUSED} if not known and not opened else 4)"
+)
+_TRY_SEAL_KEY = (
+    f"set -o pipefail; relayctl channel opens --seal-key-stdin --json | python3 -c {shlex.quote(OPENS)}"
+)
+
+
+def _admin_script() -> str:
+    return curl_script([f"http://{node.address}:{API_PORT}{ADMIN_PATH}" for node in fleet.hosts("app")])
+
+
 def problems() -> Iterator[str]:
-    """A replica that is stopped may end its calls and write down what they cost."""
+    """A replica that is stopped may end its calls and write down what they cost; its memory is enough for
+    what it may read at once."""
     yield from relation(
         "relay_stop_grace",
         {"relay_drain_seconds": 1, "relay_grace_seconds": 1, "relay_settle_seconds": 1},
@@ -71,9 +103,25 @@ def problems() -> Iterator[str]:
         "relay_hold_margin_seconds",
         {},
         "the sweeper would end holds of calls that are about to be settled "
-        "(a hold lives `relay_provider_timeout_seconds` + `relay_settle_seconds` + this)",
+        "(a hold lives as long as a call and its settlement may take, and this)",
         more=HOLD_MARGIN_SECONDS,
     )
+    yield from _bodies()
+
+
+def _bodies() -> Iterator[str]:
+    memory, bodies = fleet.setting("relay_memory"), fleet.setting("relay_bodies_bytes")
+    found = _MEMORY.fullmatch(str(memory))
+    if found is None:
+        yield f"`relay_memory` is not a size: {memory!r}; write for instance 512M or 1G"
+        return
+    most = int(found[1]) * _UNITS[found[2].lower()] // COPIES_OF_A_BODY
+    if not isinstance(bodies, int) or not 0 < bodies <= most:
+        yield (
+            f"`relay_bodies_bytes` is {bodies!r}, but must be a number of bytes up to {most}, "
+            f"`relay_memory` / {COPIES_OF_A_BODY}: replicas would be killed for their memory; "
+            "raise `relay_memory` or lower `relay_bodies_bytes`"
+        )
 
 
 ROLE = Role(
@@ -96,7 +144,31 @@ ROLE = Role(
     scrapes=(Scrape("relay", METRICS_PORT),),
     openings=(Opening((API_PORT,), ("edge", "ops")),),
     published=True,
-    secrets=(Secret("relay_seal_key", fernet_key), Secret("relay_admin_token")),
+    secrets=(
+        Secret(
+            "relay_seal_key",
+            fernet_key,
+            way=Way(
+                rotation.OVERLAPPED,
+                "the relay's replicas are rolled three times, one after the other; providers' keys are "
+                "sealed anew",
+                trial=Trial("app", lambda: _TRY_SEAL_KEY, lambda found: f"{found['relay_seal_key'].value}\n"),
+                after=("channel", "reseal"),
+            ),
+        ),
+        Secret(
+            "relay_admin_token",
+            way=Way(
+                rotation.OVERLAPPED,
+                "the relay's replicas are rolled twice, one after the other; who uses it outside the fleet "
+                "takes the "
+                "new one from `secrets show`",
+                trial=Trial(
+                    "ops", _admin_script, lambda found: curl_bearer(found["relay_admin_token"].value)
+                ),
+            ),
+        ),
+    ),
     problems=problems,
 )
 
@@ -171,16 +243,23 @@ def swarm_object(kind: str, stored: str, content: str) -> Commands:
 @operation()
 def roll(reference: str, values: Mapping[str, Any]) -> Commands:
     """Writes the stack file for the image's digest, migrates the database and rolls the replicas."""
+    deployed = host.get_fact(Deployed)
+    tag = reference.rsplit(":", 1)[1]
+    kept = decided(deployed, tag)
     digest = host.get_fact(ImageDigest, reference=reference)
-    if not digest:
+    if not digest and not kept:
         if is_executing():
             raise OperationError(f"the registry does not have {reference}")
         yield StringCommand("relay-roll", reference)
         return
-    pinned = f"{reference.rsplit(':', 1)[0]}@{digest}"
-    stack, stack_hash = stack_file(pinned, values)
-    deployed = host.get_fact(Deployed)
+    pinned = kept or f"{reference.rsplit(':', 1)[0]}@{digest}"
+    stack, stack_hash = stack_file(pinned, {**values, "pinned_for": tag if kept else ""})
     if not _runs(deployed, pinned, stack_hash, values["replicas"]):
+        if is_executing() and is_canary(deployed):
+            raise OperationError(
+                "a release of the relay is unfinished: `python -m deploys release ENV --yes` goes on, "
+                "`python -m deploys rollback ENV --yes` undoes it"
+            )
         yield FileUploadCommand(StringIO(stack), STACK_FILE)
         yield StringCommand("relay-roll", "--seconds", str(roll_seconds()), QuoteString(pinned))
 
@@ -189,6 +268,20 @@ def roll_seconds() -> int:
     """How long a roll may take: one replica after the other ends its calls and the next becomes healthy."""
     replacing = int(seconds("relay_stop_grace")) + START_SECONDS + ROLL_PAUSE_SECONDS
     return len(fleet.hosts("app")) * replacing
+
+
+def decided(deployed: Mapping[str, Any], tag: str) -> str:
+    """The image that a release or a rollback has decided for while the repository's own had this tag."""
+    specification = deployed.get("Spec", {})
+    if not tag or specification.get("Labels", {}).get("relay.pinned") != tag:
+        return ""
+    return str(specification["TaskTemplate"]["ContainerSpec"]["Image"])
+
+
+def is_canary(deployed: Mapping[str, Any]) -> bool:
+    """Whether Swarm waits in the middle of a release."""
+    pause = deployed.get("Spec", {}).get("UpdateConfig", {}).get("Delay", 0)
+    return int(pause) >= CANARY_PAUSE_NANOSECONDS
 
 
 def _runs(deployed: Mapping[str, Any], pinned: str, stack_hash: str, replicas: int) -> bool:
@@ -209,12 +302,21 @@ def stack_file(pinned: str, values: Mapping[str, Any]) -> tuple[str, str]:
     return render(STACK_TEMPLATE, image=pinned, stack_hash=stack_hash, **values), stack_hash
 
 
+def relabelled(stack: str, pinned_for: str) -> tuple[str, str]:
+    """A stack file of before as `stack_file` would write it with another `pinned_for`, and its hash."""
+    bare = re.sub(r'(relay\.pinned: )".*"', rf'\g<1>"{pinned_for}"', stack)
+    bare = re.sub(r'(relay\.stack: )".*"', r'\g<1>""', bare)
+    stack_hash = hashlib.sha256(bare.encode()).hexdigest()
+    return bare.replace('relay.stack: ""', f'relay.stack: "{stack_hash}"'), stack_hash
+
+
 def secrets() -> dict[str, str]:
     """Content of each secret of the stack, by the setting that reads it."""
     return {
         "database_url": postgres.dsn("relay_app"),
         "redis_url": cache.url(),
-        "seal_key": fleet.secret("relay_seal_key"),
+        # Seals by the first, opens with each.
+        "seal_key": ",".join(found.value for found in fleet.taken("relay_seal_key")),
     }
 
 
@@ -236,14 +338,24 @@ def stack_values() -> dict[str, Any]:
         "RELAY_CORS_ORIGINS": fleet.setting("relay_cors_origins"),
         "RELAY_MODEL_MAX_OUTPUT": fleet.setting("relay_model_max_output"),
         "RELAY_UNKNOWN_FIELDS": fleet.setting("relay_unknown_fields"),
+        "RELAY_PING_SECONDS": str(fleet.setting("relay_ping_seconds")),
         "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
         "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),
         "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.setting("relay_provider_timeout_seconds")),
+        "RELAY_PROVIDER_CONNECT_SECONDS": str(fleet.setting("relay_provider_connect_seconds")),
+        "RELAY_REDIS_TIMEOUT_SECONDS": str(fleet.setting("relay_redis_timeout_seconds")),
+        "RELAY_BODIES_BYTES": str(fleet.setting("relay_bodies_bytes")),
+        "RELAY_HOLD_WAIT_SECONDS": str(fleet.setting("relay_hold_wait_seconds")),
+        "RELAY_HOLD_WAIT_CALLS": str(fleet.setting("relay_hold_wait_calls")),
         "RELAY_SETTLE_SECONDS": str(fleet.setting("relay_settle_seconds")),
         "RELAY_HOLD_MARGIN_SECONDS": str(fleet.setting("relay_hold_margin_seconds")),
         "RELAY_DRAIN_SECONDS": str(fleet.setting("relay_drain_seconds")),
         "RELAY_GRACE_SECONDS": str(fleet.setting("relay_grace_seconds")),
-        "RELAY_ADMIN_TOKEN_HASH": hashlib.sha256(fleet.secret("relay_admin_token").encode()).hexdigest(),
+        "RELAY_ADMIN_TOKEN_HASH": ",".join(
+            sorted(
+                hashlib.sha256(found.value.encode()).hexdigest() for found in fleet.taken("relay_admin_token")
+            )
+        ),
     }
     return {
         "environment": environment,
@@ -258,7 +370,25 @@ def stack_values() -> dict[str, Any]:
         "api_port": API_PORT,
         "metrics_port": METRICS_PORT,
         "memory": fleet.setting("relay_memory"),
+        # Swarm keeps the login that the stack was deployed with: another one must deploy it again.
+        "registry_login": hashlib.sha256(login().encode()).hexdigest()[:HASH_LENGTH],
+        "pinned_for": "",
+        "trial": False,
     }
+
+
+def image_base() -> str:
+    """The name of the image that the relay's is built on."""
+    return f"relay-base:{hashlib.sha256(' '.join(_recipe()).encode()).hexdigest()[:HASH_LENGTH]}"
+
+
+def image_reference() -> str:
+    """The name of the image of this repository: its tag is the hash of all that it is made from."""
+    return f"{registry()}/relay:{relay_image.version(*_recipe())}"
+
+
+def _recipe() -> tuple[str, ...]:
+    return (*IMAGE_PACKAGES, fleet.setting("relay_base_epoch"))
 
 
 @deploy("Relay")
@@ -286,10 +416,8 @@ def tools() -> None:
 
 def build_and_roll() -> None:
     """Image, secrets, stack."""
-    recipe = (*IMAGE_PACKAGES, fleet.setting("relay_base_epoch"))
-    base = f"relay-base:{hashlib.sha256(' '.join(recipe).encode()).hexdigest()[:HASH_LENGTH]}"
-    reference = f"{registry()}/relay:{relay_image.version(*recipe)}"
-    image(name="Build and push the relay's image (relay/)", reference=reference, base=base)
+    reference = image_reference()
+    image(name="Build and push the relay's image (relay/)", reference=reference, base=image_base())
     values = stack_values()
     for name, content in host.loop(list(secrets().items())):
         swarm_object(

@@ -1,9 +1,8 @@
-"""The command line: plan, apply, verify, secrets, ban, node, edge, sandbox."""
+"""The command line: plan, apply, verify, doctor, release, secrets, ban, node, edge, waf, sandbox."""
 
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import os
 import subprocess
@@ -15,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploys import roles
-from deploys.lib import authority, fleet
+from deploys.lib import authority, fleet, rotation
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
-from deploys.run import bans, drains, environment, trust
+from deploys.run import bans, doctor, drains, environment, release, secret_commands, trust, waf
+from deploys.run.node import commands as node_commands
 
 CHECKERS = 6
 LOOK_AGAIN_SECONDS = 5
@@ -30,11 +30,16 @@ EPILOG = """examples:
   python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
   python -m deploys secrets sandbox --renew       a step towards new certificates and a new authority
   python -m deploys secrets production --set s3_access_key < FILE     take a key that others made
+  python -m deploys secrets rotate sandbox redis_password             another value, without a failed call
   python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
   python -m deploys apply sandbox --limit edge    bring one group (or host) in line; 0 done, 1 error,
                                                   3 done but for hosts that stopped answering
   python -m deploys verify sandbox                run the launch checklist
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
+  python -m deploys doctor sandbox                what to know before touching anything, on one screen
+  python -m deploys release sandbox               bring a new version of the relay out (--yes does it)
+  python -m deploys node replace sandbox db2      take an empty machine in for one that died (--yes does it)
+  python -m deploys waf explain sandbox ID        why the edge refused a call: its rules, and an exception
   python -m deploys sandbox up                    boot the sandbox's hosts
 """
 
@@ -49,9 +54,7 @@ networks (`ssh_allowed_from`, `edge_tools_allowed_from`), `ban_never` and where 
 a load balancer (`edge_trusted_proxies`) packets come from it: ban there.
 """
 
-DRAIN_EPILOG = """examples:
-  python -m deploys node drain sandbox app1 --reason "new kernel"    0 no call is open there, 2 some are
-  python -m deploys node return sandbox app1
+EDGE_EPILOG = """examples:
   python -m deploys edge drain sandbox edge1 --reason "new disk"
   python -m deploys edge serve sandbox edge1
   python -m deploys edge status sandbox
@@ -79,12 +82,13 @@ def verify(arguments: argparse.Namespace) -> int:
     """Runs the launch checklist: 0 all true, 1 not. Looks again at what is not true for `--wait` seconds."""
     with environment.use(arguments.environment) as inventory:
         hosts = environment.select(inventory, arguments.limit)
+        shares = _shares()
     settings = {
         "RELAY_ENVIRONMENT": arguments.environment,
         "RELAY_CHECK_HOSTS": ",".join(host.name for host in hosts),
     }
     start = time.monotonic()
-    look = _look(_files(), settings)
+    look = _look(shares, settings)
     end = time.monotonic() + arguments.wait
     while look.items and not broke_off(look.codes, look.counts) and time.monotonic() < end:
         print(f"\nnot true yet: {len(look.failures)}; looking at that again", flush=True)
@@ -135,9 +139,12 @@ def _look(shares: Sequence[Sequence[str]], settings: Mapping[str, str]) -> Look:
     )
 
 
-def _files() -> list[list[str]]:
-    """The files of the checklist, dealt out to as many shares as run at once."""
-    files = sorted(map(str, (fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py")))
+def _shares() -> list[list[str]]:
+    """The files of the checklist, dealt out to as many shares as run at once, but for those of roles that
+    the environment does without."""
+    without = {f"test_{role.name}.py" for role in roles.table() if not roles.members(role)}
+    found = sorted((fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py"))
+    files = [str(path) for path in found if path.name not in without]
     return [files[first::CHECKERS] for first in range(min(CHECKERS, len(files)))]
 
 
@@ -163,34 +170,43 @@ def secrets(arguments: argparse.Namespace) -> int:
     with environment.use(name):
         store = fleet.store()
         if arguments.show:
-            print(fleet.secret(arguments.show))
+            secret_commands.audit("show", {"environment": name, "secrets": [arguments.show]})
+            print(store[secret_commands.known(store, arguments.show)])
             return 0
-        if arguments.set:
-            vault.put(store, arguments.set, _typed(arguments.set))
-        if arguments.trust:
-            print(f"{vault.trust(store, _text(arguments.trust))} authorities are trusted")
-        if arguments.renew and not trust.may_go_on(fleet.state_directory(), store.read()):
-            raise DeployError(
-                f"the step before is not known to be on all hosts: run `python -m deploys apply {name}` "
-                "(without --limit), then this again"
-            )
-        subjects = roles.certificate_subjects()
-        removed = vault.forget_departed(store, subjects)
-        made = vault.create_missing(store, roles.secrets(), subjects, renew=arguments.renew)
+        with secret_commands.exclusive():
+            removed, made = _make(arguments, store)
         step = authority.step(store)
     for one in removed:
         print(f"removed {one}: for no host of the inventory")
     for one in made:
         print(f"made {one}")
-    print(f"{store.path}: {len(made)} made, {len(store)} in all; opened by {store.key_path}")
+    kept = len(rotation.plain(store.read()))
+    print(f"{store.path}: {len(made)} made, {kept} in all; opened by {store.key_path}")
     if step in NEXT:
         print(NEXT[step].format(name=name))
     return 0
 
 
-def _typed(name: str) -> str:
-    """A secret from a terminal, where it is not shown, or from a pipe."""
-    return getpass.getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.read()
+def _make(arguments: argparse.Namespace, store: vault.SecretStore) -> tuple[list[str], list[str]]:
+    """Does what `secrets ENV` is for: names that were removed, and that were made."""
+    name = arguments.environment
+    about: dict[str, object] = {"environment": name}
+    if arguments.set:
+        vault.put(store, arguments.set, secret_commands.typed(arguments.set))
+        about["secrets"] = [arguments.set]
+    if arguments.trust:
+        print(f"{vault.trust(store, _text(arguments.trust))} authorities are trusted")
+    if arguments.renew and not trust.may_go_on(fleet.state_directory(), store.read()):
+        raise DeployError(
+            f"the step before is not known to be on all hosts: run `python -m deploys apply {name}` "
+            "(without --limit), then this again"
+        )
+    subjects = roles.certificate_subjects()
+    removed = vault.forget_departed(store, subjects)
+    made = vault.create_missing(store, roles.secrets(), subjects, renew=arguments.renew)
+    if made or removed or arguments.set or arguments.trust:
+        secret_commands.audit("", about | {"made": made, "removed": removed})
+    return removed, made
 
 
 def _text(path: str) -> str:
@@ -246,13 +262,6 @@ def _add_ban(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command.set_defaults(run=ban)
 
 
-def node(arguments: argparse.Namespace) -> int:
-    """Takes a relay node out of service at every edge, or brings it back."""
-    if arguments.verb == "drain":
-        return drains.drain_node(arguments.environment, arguments.host, arguments.reason, arguments.wait)
-    return drains.return_node(arguments.environment, arguments.host)
-
-
 def edge(arguments: argparse.Namespace) -> int:
     """Lets an edge tell balancers that it drains, or serves; shows what is drained."""
     if arguments.verb == "drain":
@@ -262,42 +271,25 @@ def edge(arguments: argparse.Namespace) -> int:
     return drains.show(arguments.environment)
 
 
-def _add_drains(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_edge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     layout = argparse.RawDescriptionHelpFormatter
-    verbs_of = {
-        "node": (
-            node,
-            "take a relay node out of service at every edge, and back",
-            {
-                "drain": "send it no new calls; running ones end; its task keeps running",
-                "return": "send it calls again",
-            },
-        ),
-        "edge": (
-            edge,
-            "take an edge out of service, and back; show what is drained",
-            {
-                "drain": "tell balancers and DNS services to send nobody new: /edge-health answers 503",
-                "serve": "tell them to send clients again",
-                "status": "which edges and nodes serve, and how many calls are open to drained ones",
-            },
-        ),
+    verbs = {
+        "drain": "tell balancers and DNS services to send nobody new: /edge-health answers 503",
+        "serve": "tell them to send clients again",
+        "status": "which edges and nodes serve, and how many calls are open to drained ones",
     }
-    for noun, (run, text, verbs) in verbs_of.items():
-        command = commands.add_parser(noun, help=text, epilog=DRAIN_EPILOG, formatter_class=layout)
-        below = command.add_subparsers(dest="verb", required=True, metavar="|".join(verbs))
-        for verb, text in verbs.items():
-            command = below.add_parser(verb, help=text, epilog=DRAIN_EPILOG, formatter_class=layout)
-            command.add_argument("environment", metavar="ENV")
-            if verb != "status":
-                command.add_argument("host", metavar="HOST")
-            if verb == "drain":
-                text = "for those who find it drained"
-                command.add_argument("--reason", required=True, metavar="TEXT", help=text)
-            if (noun, verb) == ("node", "drain"):
-                text = "how long to watch running calls end (default: 60)"
-                command.add_argument("--wait", metavar="SECONDS", type=float, default=60, help=text)
-            command.set_defaults(run=run)
+    text = "take an edge out of service, and back; show what is drained"
+    command = commands.add_parser("edge", help=text, epilog=EDGE_EPILOG, formatter_class=layout)
+    below = command.add_subparsers(dest="verb", required=True, metavar="|".join(verbs))
+    for verb, text in verbs.items():
+        command = below.add_parser(verb, help=text, epilog=EDGE_EPILOG, formatter_class=layout)
+        command.add_argument("environment", metavar="ENV")
+        if verb != "status":
+            command.add_argument("host", metavar="HOST")
+        if verb == "drain":
+            text = "for those who find it drained"
+            command.add_argument("--reason", required=True, metavar="TEXT", help=text)
+        command.set_defaults(run=edge)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -306,9 +298,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m deploys", description=__doc__, epilog=EPILOG, formatter_class=layout
     )
-    commands = top.add_subparsers(
-        dest="command", required=True, metavar="plan|apply|verify|secrets|ban|node|edge|sandbox"
-    )
+    names = "plan|apply|verify|doctor|release|rollback|releases|secrets|ban|node|edge|waf|sandbox"
+    commands = top.add_subparsers(dest="command", required=True, metavar=names)
     for run, text in (
         (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
         (
@@ -327,7 +318,7 @@ def parser() -> argparse.ArgumentParser:
     commands.choices["apply"].add_argument("--until", metavar="ROLE", default="", help=text)
     text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
     commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
-    text = "make what is missing: passwords, keys, certificates; remove those of hosts that left"
+    text = "make what is missing, remove what is for no host; or `secrets rotate|list|show|edit`"
     command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
     command.add_argument("environment", metavar="ENV")
     text = (
@@ -341,15 +332,27 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--set", metavar="NAME", help=text)
     command.set_defaults(run=secrets)
     _add_ban(commands)
-    _add_drains(commands)
+    node_commands.add_to(commands)
+    _add_edge(commands)
+    waf.add_to(commands)
+    doctor.add_to(commands)
+    release.add_to(commands)
     commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
     return top
 
 
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The verbs of secrets have a parser of their own: `secrets ENV` takes none."""
+    if words[:1] == ["secrets"] and words[1:2] and words[1] in secret_commands.VERBS:
+        return secret_commands.parser().parse_args(words[1:])
+    return parser().parse_args(words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 done or clean, 2 drift, 1 error."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parsed(words)
     except SystemExit as stop:
         # argparse ends with 2, which means drift here.
         return 1 if stop.code else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,11 +25,12 @@ PAUSE_SECONDS = 2.0
 STILL_OPEN = 2
 
 
-def drain_node(name: str, node: str, reason: str, wait: float) -> int:
+def drain_node(name: str, node: str, reason: str, wait: float, without: Collection[str] = ()) -> int:
     """Sends a relay node no new calls, then watches its running ones end for `wait` seconds: 0 none is open,
-    2 some are, 1 an edge was not told."""
+    2 some are, 1 an edge was not told. Edges `without` which it shall do are not asked."""
     with environment.use(name) as inventory:
-        edges, address = environment.select(inventory, ["edge"]), _address(node)
+        edges = [one for one in environment.select(inventory, ["edge"]) if one.name not in without]
+        address = _address(node)
         words = ["node-drain", address, "--name", node, "--reason", _signed(reason)]
         if _tell(edges, words, name, node):
             return 1
@@ -92,7 +93,7 @@ def told(name: str, hosts: Sequence[Host], shell: Callable[[Host, str], tuple[bo
             f"{node} is drained at {', '.join(by_edge)}"
             + (f" but not at {', '.join(missing)}" if missing else "")
             + f" since {since} ({about['reason']}) and stays so: "
-            f"`python -m deploys node return {name} {node}`"
+            f"`python -m deploys node undrain {name} {node}`"
         )
 
 

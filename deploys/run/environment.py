@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ast
 import runpy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in INVENTORIES.glob("*.py") if path.stem != "__init__")
 
 
-def load(name: str, directory: Path = INVENTORIES) -> Inventory:
-    """The inventory of an environment; an unknown or empty one is an error."""
+def load(name: str, directory: Path | None = None, without: Collection[str] = ()) -> Inventory:
+    """The inventory of an environment, as if hosts `without` were not in it; an unknown or empty one is an
+    error."""
     if name not in names():
         raise DeployError(f"no environment {name!r}; there are: {', '.join(names())}")
-    groups = _groups(directory / f"{name}.py")
+    directory = directory or INVENTORIES
+    groups = {
+        group: [entry for entry in entries if _host_name(entry) not in without]
+        for group, entries in _groups(directory / f"{name}.py").items()
+    }
     hosts = list(dict.fromkeys(_host_name(entry) for group in groups.values() for entry in group))
     if not hosts:
         raise DeployError(f"environment {name!r} has no hosts: inventories/{name}.py lists none")
@@ -45,9 +51,9 @@ def load(name: str, directory: Path = INVENTORIES) -> Inventory:
 
 
 @contextmanager
-def use(name: str) -> Iterator[Inventory]:
+def use(name: str, without: Collection[str] = ()) -> Iterator[Inventory]:
     """The environment's inventory, current for deploys.lib.fleet inside the block. Connects to nothing."""
-    inventory = load(name)
+    inventory = load(name, without=without)
     before = ctx_inventory.get()
     ctx_inventory.set(inventory)
     try:
@@ -86,15 +92,16 @@ def _host_name(entry: Any) -> str:
 
 def _settings(path: Path) -> dict[str, Any]:
     values = runpy.run_path(str(path))
-    imported = _imported(path)
+    imported = _imported(path.read_text())
     return {
         name: value for name, value in values.items() if not name.startswith("__") and name not in imported
     }
 
 
-def _imported(path: Path) -> set[str]:
+@cache
+def _imported(source: str) -> set[str]:
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(source).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
     return found

@@ -28,7 +28,7 @@ def wait(
     """
     hosts = list(inventory) if role.group == ALL else inventory.groups.get(role.group, [])
     hosts = hosts[:1] if role.first_only else hosts
-    hosts = [host for host in hosts if host.name not in away]
+    hosts = [host for host in hosts if host.name not in away] if role.wanted() else []
     start = time.monotonic()
     for host in hosts[:1] if check.first else hosts:
         _wait(role, check, host, hosts, shell, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
@@ -10,21 +11,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from deploys.lib.errors import DeployError
 from deploys.lib.lock import Busy, held
 
+# The descriptor of the lock that a command shares with the commands that it runs.
+SHARED = "RELAY_DEPLOY_LOCK"
+
 
 @contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Holds the environment's lock; somebody else holding it is an error that says who."""
+def exclusive(directory: Path) -> Iterator[TextIO | None]:
+    """Holds the environment's lock; somebody else holding it is an error that says who.
+
+    A command that was run by the holder, with `shared`, has it already: None.
+    """
     path = directory / "deploy.lock"
+    if _shares(path):
+        yield None
+        return
     try:
-        with held(path, f"{operator()} (process {os.getpid()}, since {_now()})"):
-            yield
-    except Busy as holder:
-        raise DeployError(f"{holder} is at work here ({path}); wait for it to end") from None
+        with held(path, holder()) as file:
+            yield file
+    except Busy as other:
+        raise DeployError(f"{other} is at work here ({path}); wait for it to end") from None
+
+
+def shared(file: TextIO) -> dict[str, Any]:
+    """Arguments of subprocess.run for a command that works under the lock of this one."""
+    number = file.fileno()
+    return {"env": os.environ | {SHARED: str(number)}, "pass_fds": (number,)}
+
+
+def _shares(path: Path) -> bool:
+    """Whether this process was given the very lock of `path`: a name in the environment proves nothing, so
+    the kernel is asked, which lets nobody take a lock that somebody else has."""
+    number = os.environ.get(SHARED, "")
+    try:
+        given, there = os.fstat(int(number)), path.stat()
+        fcntl.flock(int(number), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ValueError):
+        return False
+    return (given.st_dev, given.st_ino) == (there.st_dev, there.st_ino)
 
 
 def audit(directory: Path, **entry: Any) -> None:
@@ -32,6 +60,11 @@ def audit(directory: Path, **entry: Any) -> None:
     line = {"at": _now(), "who": operator(), "commit": commit(), **entry}
     with (directory / "audit.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def holder() -> str:
+    """Who holds a lock, for others to read."""
+    return f"{operator()} (process {os.getpid()}, since {_now()})"
 
 
 def operator() -> str:

@@ -15,7 +15,7 @@ from deploys import roles
 from deploys.lib import fleet, secrets
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
-from deploys.run import diagnosis, drains, environment, health_checks, lock, trust, validate
+from deploys.run import deployed, diagnosis, drains, environment, health_checks, lock, trust, validate
 from deploys.run.runner import Change, HostsLost, Runner
 
 CLEAN, DRIFT = 0, 2
@@ -81,6 +81,8 @@ def apply(name: str, limits: Sequence[str], until: str = "") -> int:
     with _run("apply", name, limits, until) as (run, runner):
         pending = _prepare(run, runner, wanted)
         run.say(_foreseen(pending))
+        for line in filter(None, (role.left_out() for role in wanted)):
+            run.say(f"{line}; everything else goes on")
         stale = {change.stage for change in pending}
         # What follows a changed stage may depend on it, so it is looked at again.
         acting = False
@@ -97,7 +99,16 @@ def apply(name: str, limits: Sequence[str], until: str = "") -> int:
         if not run.limited and not run.without and not until:
             trust.record(fleet.state_directory())
         _summary(run, runner)
+    if run.changes:
+        _note(name)
     return PARTIAL if run.without else CLEAN
+
+
+def _note(name: str) -> None:
+    """Tells the monitoring of the run, which is in the audit log now."""
+    with environment.use(name) as inventory:
+        for host in deployed.note(name, inventory, fleet.state_directory()):
+            print(f"{host} was not told of this run: alerts will name the one before as the last deploy")
 
 
 def _prepare(run: Run, runner: Runner, wanted: Sequence[Role]) -> list[Change]:

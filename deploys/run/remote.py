@@ -14,10 +14,13 @@ from pyinfra.api.host import Host
 
 from deploys.lib import ssh
 
+# SSH's exit code for a host that was not reached.
+UNREACHED = 255
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a host answered: exit code (255: it was not reached), and both outputs."""
+    """What a host answered: exit code (UNREACHED, too), and both outputs."""
 
     host: str
     status: int
@@ -30,22 +33,23 @@ class Answer:
         return (self.out if self.status == 0 else self.err or self.out).strip()
 
 
-def ask(hosts: Sequence[Host], words: Sequence[str], *, seconds: float = 30) -> list[Answer]:
+def ask(hosts: Sequence[Host], words: Sequence[str], *, stdin: str = "", seconds: float = 30) -> list[Answer]:
     """Runs a command as root on each host, and waits for all of them, `seconds` at the most.
 
-    In `words`, ``{client}`` becomes the address that the host sees this machine at.
+    In `words`, ``{client}`` becomes the address that the host sees this machine at. What nobody else on the
+    host may see in its list of processes is for `stdin`.
     """
     with TemporaryDirectory(prefix="relay-ssh-") as directory, ThreadPoolExecutor(max(1, len(hosts))) as pool:
-        return list(pool.map(lambda host: _ask(host, words, Path(directory), seconds), hosts))
+        return list(pool.map(lambda host: _ask(host, words, Path(directory), stdin, seconds), hosts))
 
 
-def _ask(host: Host, words: Sequence[str], sockets: Path, seconds: float) -> Answer:
+def _ask(host: Host, words: Sequence[str], sockets: Path, stdin: str, seconds: float) -> Answer:
     quoted = " ".join('"${SSH_CLIENT%% *}"' if word == "{client}" else shlex.quote(word) for word in words)
     command = [*ssh.command(host, sockets), f"sudo -n {quoted}"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, check=False, timeout=seconds, input=stdin
         )
     except subprocess.TimeoutExpired:
-        return Answer(host.name, 255, "", f"no answer within {seconds:.0f} s")
+        return Answer(host.name, UNREACHED, "", f"no answer within {seconds:.0f} s")
     return Answer(host.name, done.returncode, done.stdout, done.stderr)

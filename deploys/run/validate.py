@@ -110,9 +110,10 @@ def credentials(inventory: Inventory, name: str) -> Iterator[str]:
     if not values:
         yield f"no secrets yet: {make}"
         return
-    for group, secret in ((role.group, secret) for role in roles.table() for secret in role.secrets):
+    declared = [(role, secret) for role in roles.table() for secret in role.secrets]
+    for role, secret in declared:
         if isinstance(secret, Secret) and secret.given():
-            if inventory.groups.get(group) and not values.get(secret.name):
+            if roles.members(role) and not values.get(secret.name):
                 yield f"secret {secret.name!r} is missing; others make it: {make[:-1]} --set {secret.name}`"
         elif isinstance(secret, Secret):
             yield from _weakness(secret.name, values.get(secret.name), make)

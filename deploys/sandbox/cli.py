@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from deploys.sandbox import access, engine, hosts, image, preflight, settings, state
+from deploys.sandbox import access, engine, hosts, image, log_store, preflight, settings, state
 from deploys.sandbox.settings import Sandbox, SandboxError
 from deploys.sandbox.shell import phase, say
 
@@ -20,6 +20,7 @@ EXAMPLE = "example: python -m deploys sandbox up && ssh -F .sandbox/ssh/config d
 def up(sandbox: Sandbox) -> None:
     """Bring every host to life; what already lives is left alone."""
     preflight.require(sandbox)
+    build = log_store.start(sandbox)
     running = engine.ensure(sandbox)
     engine.raise_limits(sandbox)
     access.ensure(sandbox)
@@ -32,6 +33,7 @@ def up(sandbox: Sandbox) -> None:
             hosts.create_all(sandbox, running, absent, reference)
     hosts.start_all(sandbox, running)
     hosts.wait_all(sandbox, running)
+    build.finish()
     example = f"ssh -F {sandbox.ssh_config} {sandbox.hosts[0].name}"
     say(f"{len(sandbox.hosts)} hosts are up; reach one with: {example}")
 

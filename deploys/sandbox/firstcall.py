@@ -6,9 +6,11 @@ that an error in the relay's own arithmetic cannot agree with itself.
 
 from __future__ import annotations
 
+import argparse
 import ssl
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -67,7 +69,9 @@ def open_channel() -> None:
         *("--base-url", f"{remote.PROVIDER_URL}/v1", "--models", MODEL, "--api-key-stdin"),
         stdin=key,
     )
-    if not relayctl("price", "list", "--model", MODEL):
+    # One of a group, such as that of the probe's account, is nobody else's price.
+    prices = relayctl("price", "list", "--model", MODEL)
+    if not any(not price["customer_group"] and not price["valid_to"] for price in prices):
         relayctl(
             *("price", "publish", "--model", MODEL),
             *("--in-text", f"{USD_PER_MILLION_INPUT}/1M", "--out-text", f"{USD_PER_MILLION_OUTPUT}/1M"),
@@ -135,8 +139,17 @@ def same(what: str, **figures: int) -> None:
         raise Mismatch(f"{what}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the last phase of `make up`; exits 0 when the books agree, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m deploys.sandbox.firstcall", description=main.__doc__)
+    parser.add_argument("--only-channel", action="store_true", help="make the channel, and call nobody")
+    if parser.parse_args(words).only_channel:
+        try:
+            open_channel()
+        except remote.RemoteError as error:
+            print(f"the channel to the provider was not made: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
+        return
     edge, address = next(iter(remote.addresses("edge").items()))
     try:
         with ThreadPoolExecutor() as pool:

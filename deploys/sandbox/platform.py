@@ -24,6 +24,8 @@ PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("hosts", (*DEPLOYS, "sandbox", "up")),
     ("secrets", (*DEPLOYS, "secrets", "sandbox")),
     ("apply", (*DEPLOYS, "apply", "sandbox")),
+    # What the probe calls, before somebody looks at how its calls went.
+    ("channel", ("-m", "deploys.sandbox.firstcall", "--only-channel")),
     # What has only now started may need a moment to be found well.
     ("checklist", (*DEPLOYS, "verify", "sandbox", "--wait", "60")),
     ("first call", ("-m", "deploys.sandbox.firstcall")),

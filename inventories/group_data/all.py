@@ -40,6 +40,8 @@ journal_max_retention = "30day"
 # --- validation ------------------------------------------------------------------------------------------
 # Days that a host certificate must still be valid for `plan` and `apply` to go on.
 certificate_days_left = 30
+# How old a secret may be before somebody is told to rotate it (`python -m deploys secrets rotate`), in days.
+secret_max_age_days = 365
 
 # --- edge ------------------------------------------------------------------------------------------------
 # Requests a second, the burst above it, and calls at a time that one client may make; a client is a key or,
@@ -57,9 +59,12 @@ edge_trusted_proxies: list[str] = []
 edge_body_max = "20m"
 edge_upload_max = "26m"
 edge_form_max = "1m"
+# Bytes a second that a client must send of a body, or read of an answer that waits for it, over half a
+# minute; who is slower is cut. A mobile phone with a bad connection makes some 8000.
+edge_slowest_client = 1024
 # How long the relay may be silent within one call, as nginx writes times; above the time-out for providers
 # and the time to settle, so that the relay's answer wins.
-edge_read_timeout = "670s"
+edge_read_timeout = "700s"
 # How long to wait for a connection to a relay, and for how long others are tried when there is none.
 edge_connect_timeout = "1s"
 edge_retry_timeout = "5s"
@@ -85,8 +90,9 @@ edge_acme_dns_hook = ""
 # File on the hosts of `edge` and `ops` with the authority of the edge's certificates; empty: one that systems
 # know.
 edge_ca_file = ""
-# HTTP/3 beside HTTP/2, where the distribution's nginx has it (Debian 13; not Debian 12).
-edge_http3 = False
+# HTTP/3 beside HTTP/2: auto (where the host's nginx has it: Debian 13's, not Debian 12's; UDP 443 is opened
+# only there), on (an nginx without it is an error) or off.
+edge_http3 = "auto"
 
 # The web application firewall: on, detect (nothing is refused, all is logged) or off.
 edge_waf = "on"
@@ -94,14 +100,16 @@ edge_waf = "on"
 edge_waf_paranoia = 1
 # What its rules must not refuse, relative to the repository.
 edge_waf_exceptions = "inventories/waf_exceptions.yml"
-# Where the core rule set lies on the host: the distribution's, or a newer one that you put there.
+# Where the core rule set lies on the host: the distribution's, or a newer one that you put there. Debian 12
+# packages 3.3.4; version 4 is in no repository of it, so none is installed by itself, nor is it tested.
 edge_crs_setup = "/etc/modsecurity/crs/crs-setup.conf"
 edge_crs_rules = "/usr/share/modsecurity-crs/rules"
 # Whether console.domain passes on the relay's web pages.
 edge_console = False
-# host:port of what answers as status.domain; empty: that name does not exist.
-edge_status_page = ""
-# Operators' tools as tools.domain/NAME/: {"grafana": "10.0.0.41:3000"}; and who may see them (CIDR).
+# Whether status.domain shows the status page, from each edge's own disk.
+edge_status_page = False
+# Operators' tools as tools.domain/NAME/, beside Grafana: {"wiki": "10.0.0.41:8000"}; and who may see all of
+# them (CIDR).
 edge_tools: dict[str, str] = {}
 edge_tools_allowed_from: list[str] = []
 # Where people report weaknesses (security.txt): mailto:, https: or tel:. Empty: no such file.
@@ -140,9 +148,100 @@ alerts_required = True
 alert_webhook_url = ""
 # Where the Watchdog goes, which always fires: a service elsewhere that pages when it is silent. Empty: off.
 alert_watchdog_url = ""
+# Who else is told, and by which kind of way. What proves who sends is a secret, which `secrets ENV --set
+# alert_NAME` takes (with _ for - in the name):
+#   {"kind": "webhook", "url": ADDRESS}          any service that takes Alertmanager's JSON
+#   {"kind": "webhook-token", "url": ADDRESS}    ... and a bearer token, its secret
+#   {"kind": "mail", "to": [ADDRESS, ...]}       see alert_mail_server
+#   {"kind": "pagerduty"}, {"kind": "opsgenie"}  telephone and SMS; the service's key is the secret
+#   {"kind": "sns", "phone_number": "+15550100", "region": "eu-central-1", "access_key": ID}
+#                                                SMS by Amazon; the account's secret access key is the secret
+alert_receivers: dict[str, dict[str, object]] = {}
+# Which of them are told of what: {"to": [NAME, ...], "severity": ["critical"], "team": ["money"]}.
+# Severities are critical and warning; teams are money, data, security and platform (whose alert is whose:
+# deploys/lib/alerting.py). Without either, of all. An alert goes by every entry that takes it, and without
+# one to alert_webhook_url, whose name in `to` is on-call.
+alert_routes: list[dict[str, list[str]]] = []
+# The server for mail, HOST:PORT, which must speak STARTTLS; whom mail comes from; and the account there, with
+# the secret alert_mail_password. Empty: no mail, no account.
+alert_mail_server = ""
+alert_mail_from = ""
+alert_mail_user = ""
+# Where people read the pages of monitoring/runbooks and the boards (Grafana): addresses to which /NAME.md and
+# /d/ID are added. Empty: alerts carry the page's path and the board's id.
+alert_runbook_url = ""
+alert_board_url = ""
 # How long Prometheus keeps samples, and the disk space they may take. A monthly report needs its whole month.
 metrics_retention = "100d"
 metrics_retention_size = "20GB"
+
+# The model that the probe calls through each edge every minute, one token, whole and streaming; empty: no
+# probe. For the probe's account it is free; what the provider asks, for about 30,000 tokens of prompt a day
+# and edge, is yours. And after how many seconds such a call has failed.
+probe_model = ""
+probe_seconds = 20
+
+# --- status page -----------------------------------------------------------------------------------------
+# What it calls the service; empty: the API's name. And where it lies in the bucket (`s3_bucket`).
+status_title = ""
+status_path = "/status"
+
+# --- healer ----------------------------------------------------------------------------------------------
+# Whether a program mends what a machine can, when an alert fires whose rule has the label `heal`: off, dry
+# (it says what it would do) or act. People are told either way. What may be done: deploys/roles/mend.py. The
+# file /etc/relay/healer.stop on the first host of ops stops every act at once. Switched off later, what runs
+# is left running without alerts, and its ports are closed.
+healer = "dry"
+# How long a target rests between two acts, and how many acts an hour there may be.
+healer_cooldown = "10m"
+healer_most_an_hour = 6
+# How long an alert may take to end after an act before the act counts as of no use.
+healer_verify = "4m"
+# How long a provider's channel that failed is off before it is tried again.
+healer_channel_rest = "10m"
+# To how many US dollars a day an account above its cost budget is throttled.
+healer_throttle_usd_day = 1
+
+# --- logs ------------------------------------------------------------------------------------------------
+# Whether every host's logs are collected on ops: auto (where the store's program can be had), required or
+# off. Switched off later, what runs is left running and its port is closed.
+log_store = "auto"
+# The store's program, VictoriaLogs: the address of a release (a program or a .tar.gz) and its SHA-256; or,
+# where there is no address, a file on the control machine.
+log_store_url = ""
+log_store_sha256 = ""
+log_store_program = ""
+# How long lines can be searched: business, and security (logins, sudo, what the WAF refused, bans).
+log_business_retention = "183d"
+log_security_retention = "366d"
+# The most disk space that each of the two may take, and the memory it plans with.
+log_store_disk = "20GB"
+log_store_memory = "128MiB"
+# Where each day's lines are copied to in the bucket, and for how many days nobody may delete copies of
+# security logs, where the bucket was made with object lock (s3_lock_days).
+log_cold_path = "/logs"
+log_cold_lock_days = 366
+# How much of each of the two waits on a host's disk while the store is away, in megabytes.
+log_buffer_mb = 512
+
+# --- Grafana ---------------------------------------------------------------------------------------------
+# Whether the first host of ops has Grafana: auto (where its package source is named), required or off.
+# Operators open it as tools.domain/grafana/ (edge_tools_allowed_from); without them it is reached on its host
+# only. Switched off later, what runs is left running, and its port is closed.
+grafana = "auto"
+# Grafana's APT source, the address of the key that signs it and the key's fingerprint (40 hex digits in
+# capitals), as its documentation gives them. The source may install the package grafana and no other.
+grafana_apt_url = ""
+grafana_apt_key_url = ""
+grafana_apt_fingerprint = ""
+# The package's version; empty: the newest when it is first installed, which later deploys leave alone.
+grafana_version = ""
+# The most memory that it may take.
+grafana_memory = "512M"
+# Its data source for the log store: the address of a release of VictoriaLogs' plugin (.zip or .tar.gz) and
+# its SHA-256. Without it logs are searched on the store's own page.
+grafana_logs_plugin_url = ""
+grafana_logs_plugin_sha256 = ""
 
 # --- etcd ------------------------------------------------------------------------------------------------
 # How often the leader is heard, and how long without it until another is elected (ten times as much).
@@ -251,14 +350,27 @@ relay_cors_origins = ""
 relay_model_max_output = "*=4096"
 # Fields of a request that the relay does not know: pass, drop or refuse, where a channel does not say.
 relay_unknown_fields = "pass"
+# Customers' streams get a ping after so long without a word from the provider.
+relay_ping_seconds = 12
 # Longest time that a whole call may take; `plan` sees to it that the edge waits longer.
 relay_provider_timeout_seconds = 600
+# How long a connection to a provider may take to open; then the next channel is asked.
+relay_provider_connect_seconds = 5
+# How long a call waits for Redis; then its replica counts limits alone, and asks Redis again a second later.
+relay_redis_timeout_seconds = 0.25
+# How long a call waits for its hold while the database is away: longer than a failover.
+relay_hold_wait_seconds = 30
+# How many calls of a replica may wait so, each with its request in memory; the next ones are refused at once.
+relay_hold_wait_calls = 2000
 # How long a capture is tried again while the database is away: longer than a failover.
 relay_settle_seconds = 60
 # How long a hold outlives any call and its settlement before the sweeper ends it: at least 10.
 relay_hold_margin_seconds = 60
 # Most memory that one replica may take.
 relay_memory = "1G"
+# How much of it customers' requests may fill before larger ones than 256 KB are refused (503), in bytes: a
+# quarter, since reading and sending one takes as much again, more than once.
+relay_bodies_bytes = 256 << 20
 # A replica that is being replaced answers new calls for so long, until edges have closed what they kept ...
 relay_drain_seconds = 5
 # ... and finishes its streams for so long. Then it settles (relay_settle_seconds).

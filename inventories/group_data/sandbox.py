@@ -27,6 +27,11 @@ postgres_version = {"bookworm": 15, "trixie": 17, "noble": 16}.get(
 journal_max_use = "64M"
 unattended_upgrades = False
 
+# Built by `make up` where the machine has Go.
+log_store_program = f"{_state}/cache/victoria-logs/victoria-logs"
+log_store_memory = "64MiB"
+log_buffer_mb = 64
+
 # All hosts share this machine's memory ...
 postgres_shared_buffers = "128MB"
 postgres_effective_cache_size = "512MB"
@@ -39,11 +44,17 @@ postgres_disk_handover_mb = 96
 postgres_disk_handover_percent = 0.1
 postgres_disk_reserve_mb = 48
 
+# The fake provider's model; and the status page, with nobody to read it.
+probe_model = "fake-small"
+edge_status_page = True
+
 # Nobody sleeps beside the sandbox.
 alerts_required = False
 
 # The fake provider answers at once; what a killed host left is swept within two minutes.
 relay_provider_timeout_seconds = 30
+# Twelve hosts share this machine's processors: one of them may stand still for seconds.
+relay_provider_connect_seconds = 20
 relay_hold_margin_seconds = 15
 
 # Operators and tests come from the network's first address, SSH included.

@@ -49,6 +49,77 @@ BOARD = Board(
             ],
         ),
         Section(
+            "Calls of the probe",
+            [
+                Table(
+                    title="Calls that succeed",
+                    description="The last one of each kind through each edge, as a customer makes it.",
+                    unit="short",
+                    alerts=["ProbeFails"],
+                    query=Query("relay_probe_success"),
+                ),
+                Table(
+                    title="Why they fail",
+                    description="By what a customer meets; empty while none fails.",
+                    unit="short",
+                    pages=["ProbeFails"],
+                    query=Query("relay_probe_failure == 1 or vector(0)"),
+                ),
+                Lines(
+                    title="First byte of the content",
+                    description="From the beginning of the connection, TLS included.",
+                    unit="s",
+                    queries=[Query("relay_probe_first_byte_seconds", "{{edge}} {{kind}}")],
+                ),
+                Lines(
+                    title="Whole call",
+                    description="One token: nearly all of it is the way between customer and provider.",
+                    unit="s",
+                    queries=[Query("relay_probe_seconds", "{{edge}} {{kind}}")],
+                ),
+                Lines(
+                    title="Availability, one day",
+                    description="Share of the probe's calls that succeeded in the day before, by edge.",
+                    unit="percentunit",
+                    queries=[Query("probe:availability:ratio1d", "{{edge}}")],
+                ),
+                Table(
+                    title="Availability, 30 days",
+                    description="Share of the probe's calls that succeeded, by edge.",
+                    unit="percentunit",
+                    query=Query("probe:availability:ratio30d"),
+                ),
+                Number(
+                    title="Last call of the probe",
+                    description="Since it last ended.",
+                    unit="s",
+                    alerts=["ProbeStale"],
+                    query=Query("time() - max(relay_probe_timestamp_seconds)"),
+                ),
+            ],
+        ),
+        Section(
+            "Status page",
+            [
+                Table(
+                    title="Components",
+                    description="What the status page shows: 1 works, 0 is out.",
+                    unit="percentunit",
+                    query=Query("status:component:up"),
+                ),
+                Lines(
+                    title="Age of the page",
+                    description="Where it is made, and as each edge serves it; it is renewed twice a minute.",
+                    unit="s",
+                    alerts=["StatusPageOld"],
+                    queries=[
+                        Query("time() - relay_status_published_timestamp_seconds", "{{instance}}"),
+                        Query("time() - relay_status_page_timestamp_seconds", "{{instance}}"),
+                    ],
+                ),
+            ],
+        ),
+        Section(
             "Traffic",
             [
                 Lines(
@@ -64,6 +135,7 @@ BOARD = Board(
                     queries=[
                         Query("nginx_connections_active", "{{instance}} open"),
                         Query("nginx_connections_waiting", "{{instance}} waiting"),
+                        Query("relay_slow_clients_connections", "{{instance}} of clients"),
                     ],
                 ),
                 Lines(
@@ -102,6 +174,16 @@ BOARD = Board(
                             " or vector(0)",
                             "{{outcome}}",
                         )
+                    ],
+                ),
+                Lines(
+                    title="Slow clients cut",
+                    description="Connections an hour that were cut, by why: slow readers, and too old ones.",
+                    unit="short",
+                    pages=["SlowClientsUncut"],
+                    queries=[
+                        Query("sum by (why) (rate(relay_slow_clients_cut_total[15m])) * 3600", "{{why}}"),
+                        Query("sum(rate(relay_slow_clients_uncut_total[15m])) * 3600", "not cut"),
                     ],
                 ),
                 Lines(

@@ -67,6 +67,52 @@ BOARD = Board(
             ],
         ),
         Section(
+            "Deploys and healing",
+            [
+                Lines(
+                    title="What the healer did",
+                    description="Acts an hour by how they ended; dry: what it would have done.",
+                    unit="short",
+                    pages=["HealerCouldNotMend"],
+                    queries=[
+                        Query("sum by (end) (increase(relay_healer_acts_total[1h]))", "{{end}}"),
+                    ],
+                ),
+                Lines(
+                    title="What the healer left alone",
+                    description="Alerts an hour that it did not act upon, by why.",
+                    unit="short",
+                    pages=["HealerHeldBack"],
+                    queries=[
+                        Query("sum by (why) (increase(relay_healer_refused_total[1h]))", "{{why}}"),
+                        Query("sum(relay_healer_waiting)", "wait for their turn"),
+                    ],
+                ),
+                Number(
+                    title="The healer",
+                    description="Whether it acts, or only says what it would do.",
+                    unit="short",
+                    pages=["HealerSilent"],
+                    words={"0": "says", "1": "acts"},
+                    query=Query("max(relay_healer_acting)"),
+                ),
+                Number(
+                    title="The healer is stopped",
+                    description="By the file /etc/relay/healer.stop.",
+                    unit="short",
+                    pages=["HealerStopped"],
+                    words={"0": "no", "1": "yes"},
+                    query=Query("max(relay_healer_stopped)"),
+                ),
+                Table(
+                    title="Last deploys",
+                    description="Runs of `apply` that changed something; alerts name them.",
+                    unit="dateTimeFromNow",
+                    query=Query("sort_desc(relay_deploy_timestamp_seconds * 1000)"),
+                ),
+            ],
+        ),
+        Section(
             "CPU",
             [
                 Lines(
@@ -234,6 +280,13 @@ BOARD = Board(
                     ),
                 ),
                 Table(
+                    title="Secrets (days old)",
+                    description="Since each was last rotated; one whose age is not known is the oldest.",
+                    unit="d",
+                    pages=["SecretTooOld"],
+                    query=Query("sort_desc((time() - secret_made_timestamp_seconds) / 86400)", "{{secret}}"),
+                ),
+                Table(
                     title="Security updates (days ago)",
                     description="Since they last ended well; a host that makes none has no row.",
                     unit="d",
@@ -259,6 +312,18 @@ BOARD = Board(
                     description="That Prometheus holds in memory: it costs about 3 KiB for each.",
                     unit="short",
                     queries=[Query("prometheus_tsdb_head_series", "series")],
+                ),
+                Lines(
+                    title="Memory of the monitoring",
+                    description="Of each program; Grafana's is limited by `grafana_memory`.",
+                    unit="bytes",
+                    pages=["GrafanaDown"],
+                    queries=[
+                        Query(
+                            'process_resident_memory_bytes{job=~"prometheus|alertmanager|blackbox|grafana"}',
+                            "{{job}}",
+                        )
+                    ],
                 ),
                 Lines(
                     title="Rules that fail",

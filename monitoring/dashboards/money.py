@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitoring.dashboards.panels import Board, LedgerTable, Lines, Number, Query, Section
+from monitoring.dashboards.panels import Board, LedgerTable, Lines, Number, Query, Section, Table
 
 SALES, COST = "relay_revenue_usd_total", "relay_cost_usd_total"
 HOUR = 3600
@@ -93,6 +93,13 @@ BOARD = Board(
                     unit="short",
                     pages=["LedgerHoldsUnsettled"],
                     query=Query("max(ledger_unsettled_holds)"),
+                ),
+                Table(
+                    title="Budgets of which little is left",
+                    description="Of the platform (global 0) and of accounts; from 80 % on.",
+                    unit="percentunit",
+                    alerts=["LedgerBudgetSpent"],
+                    query=Query("max by (scope, scope_id, period) (ledger_budget_used_ratio)"),
                 ),
                 Number(
                     title="Backups a month",

@@ -72,6 +72,13 @@ BOARD = Board(
                     query=Query('sum(probe_success{job="edge_probe"})'),
                 ),
                 Number(
+                    title="Available, 30 days",
+                    description="Share of the probe's calls that succeeded through the better edge.",
+                    unit="percentunit",
+                    pages=["ProbeFails"],
+                    query=Query("probe:availability_any:ratio30d"),
+                ),
+                Number(
                     title="Last backup",
                     description="Age of the newest good backup.",
                     unit="s",

@@ -46,6 +46,12 @@ BOARD = Board(
                     queries=[Query("sum by (instance) (relay_inflight_requests)", "{{instance}}")],
                 ),
                 Lines(
+                    title="Requests in memory",
+                    description="Bodies, by task. Above relay_bodies_bytes large requests get 503.",
+                    unit="bytes",
+                    queries=[Query("sum by (instance) (relay_request_body_bytes)", "{{instance}}")],
+                ),
+                Lines(
                     title="First token by model, p95",
                     description="From the request to the first streamed byte.",
                     unit="s",
@@ -87,7 +93,7 @@ BOARD = Board(
                     title="Failed attempts by channel",
                     description="Attempts a second.",
                     unit="reqps",
-                    pages=["ChannelFails"],
+                    pages=["ChannelFails", "ChannelAccountRefused"],
                     queries=[Query(by("channel", "relay_provider_errors_total"), "{{channel}}")],
                 ),
                 Table(
@@ -96,6 +102,41 @@ BOARD = Board(
                     unit="short",
                     pages=["ChannelFails"],
                     query=Query("min by (channel) (relay_channel_state)"),
+                ),
+                Lines(
+                    title="Usable keys of channels",
+                    description="API keys that do not rest after a refusal, at the relay that has least.",
+                    unit="short",
+                    pages=["ChannelWithoutKey", "ChannelAccountRefused"],
+                    queries=[Query("min by (channel) (relay_channel_keys_usable)", "{{channel}}")],
+                ),
+                Table(
+                    title="Budgets of channels",
+                    description="Share that is spent of the fuller budget; at 1 a channel is not used.",
+                    unit="percentunit",
+                    alerts=["ChannelBudgetSpent"],
+                    query=Query("max by (channel) (relay_channel_budget_used_ratio)"),
+                ),
+                Lines(
+                    title="Sticky calls that moved",
+                    description="Share of sticky calls that another channel than theirs has answered.",
+                    unit="percentunit",
+                    queries=[
+                        Query(
+                            'sum by (type) (rate(relay_sticky_calls_total{outcome="moved"}'
+                            "[$__rate_interval])) /"
+                            " sum by (type) (rate(relay_sticky_calls_total[$__rate_interval]))",
+                            "{{type}}",
+                        )
+                    ],
+                ),
+                Lines(
+                    title="Channels passed over",
+                    description="How often a second, for their own limits, or a budget without a cost price.",
+                    unit="reqps",
+                    queries=[
+                        Query(by("channel, reason", "relay_channel_full_total"), "{{channel}} {{reason}}")
+                    ],
                 ),
             ],
         ),
@@ -183,8 +224,9 @@ BOARD = Board(
             [
                 Lines(
                     title="Calls refused by limits",
-                    description="For credit, budgets, rate or concurrency, a second.",
+                    description="For credit, budgets, an hour, requests, tokens or concurrency, a second.",
                     unit="reqps",
+                    pages=["SpendBreakerOpen"],
                     queries=[Query(by("reason", "relay_quota_rejections_total"), "{{reason}}")],
                 ),
                 Lines(
@@ -231,6 +273,15 @@ BOARD = Board(
                     unit="s",
                     pages=["RelayTaskDown"],
                     query=Query('time() - max(process_start_time_seconds{job="relay"})'),
+                ),
+                Number(
+                    title="Release under way",
+                    description="Since a release began that has not ended: one task is another version.",
+                    unit="s",
+                    alerts=["ReleaseUnfinished"],
+                    query=Query(
+                        "time() - (max(relay_release_unfinished_timestamp_seconds) > 0) or vector(0)"
+                    ),
                 ),
             ],
         ),

@@ -10,7 +10,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from monitoring.dashboards.panels import Board
 
 JSON = Path(__file__).parent / "json"
-NAMES = ("overview", "relay", "money", "edge", "postgres", "etcd", "hosts", "backups")
+NAMES = ("overview", "relay", "money", "edge", "postgres", "etcd", "hosts", "logs", "backups")
 
 
 def boards() -> list[Board]:

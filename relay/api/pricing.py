@@ -34,11 +34,12 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from relay import errors
-from relay.asgi import Receive, Scope, Send, authorization, client_address, read_body, send_body
+from relay.asgi import Receive, Scope, Send, api_key, client_address, read_body, send_body
 from relay.errors import ApiError
 from relay.formats.json_depth import check_depth
 from relay.formats.openai_chat_request import parse as parse_chat
 from relay.formats.openai_chat_request import prompt_estimate
+from relay.identity.permissions import MODELS
 from relay.identity.token_cache import TokenCache
 from relay.price_book import publish
 from relay.price_book.cache import PriceBook
@@ -94,14 +95,13 @@ class PricingApi:
         await send_body(send, 200, body, [(b"content-type", b"application/json")])
 
     async def _authenticate(self, scope: Scope) -> Who:
-        given_key = authorization(scope)
-        scheme, _, secret = given_key.partition(b" ")
-        expected = self._settings.admin_token_hash
-        given = hashlib.sha256(secret.strip()).hexdigest()
-        if expected and scheme.lower() == b"bearer" and hmac.compare_digest(given, expected.lower()):
+        given_key = api_key(scope)
+        expected = self._settings.admin_token_hash.lower()
+        given = hashlib.sha256(given_key).hexdigest()
+        if any([hmac.compare_digest(given, one.strip()) for one in expected.split(",")]):
             return Who(True, "default")
         address = client_address(scope, self._settings.trusted_networks)
-        caller = await self._tokens.authenticate(given_key, address)
+        caller = await self._tokens.authenticate(given_key, address, MODELS)
         return Who(False, caller.group)
 
     async def _answer(self, who: Who, scope: Scope, receive: Receive) -> Any:

@@ -7,8 +7,16 @@ from typing import Any
 
 from psycopg import AsyncConnection, errors
 
-from relay.commands.command import CommandError, Subparsers, add_command, leaf
-from relay.store import identity
+from relay.commands.command import (
+    CommandError,
+    Subparsers,
+    add_command,
+    add_limit_action,
+    leaf,
+)
+from relay.store import identity, plans
+
+NO_PLAN = "none"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -22,6 +30,11 @@ def register(subparsers: Subparsers) -> None:
     show.add_argument("account", help="id or name")
     listing = leaf(actions, "list", _list_accounts, "account list --json")
     listing.add_argument("--limit", type=int, default=100, help="newest first (default: %(default)s)")
+    change = leaf(actions, "set", _set_account, "account set 3 --plan pro")
+    change.add_argument("account", type=int, help="id")
+    change.add_argument("--plan", required=True, help=f"whose limits hold for it, too; {NO_PLAN}: no plan")
+    limit = add_limit_action(actions, "account", "account limit 1 --model gpt-4o --tpm 1000000 --rpm none")
+    limit.description = "What all of an account's keys may use together, beside what each key may."
     for verb, status in (("suspend", "suspended"), ("activate", "active"), ("close", "closed")):
         change = leaf(actions, verb, _set_account_status, f"account {verb} 1")
         change.add_argument("account", type=int, help="id")
@@ -53,6 +66,15 @@ async def _account(connection: AsyncConnection, key: str) -> dict[str, Any]:
 
 async def _list_accounts(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
     return await identity.list_accounts(connection, options.limit)
+
+
+async def _set_account(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    plan = None if options.plan == NO_PLAN else await plans.lock_plan(connection, options.plan)
+    if plan is None and options.plan != NO_PLAN:
+        raise CommandError(f"--plan: plan '{options.plan}' does not exist; `plan list` shows them")
+    if not await identity.set_account_plan(connection, options.account, plan):
+        raise CommandError(f"account {options.account} does not exist; `account list` shows them")
+    return await _account(connection, str(options.account))
 
 
 async def _set_account_status(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from psycopg import AsyncConnection, errors
 
-from relay.commands.command import CommandError, Subparsers, add_command, leaf
+from relay.commands.command import CommandError, Subparsers, add_command, leaf, positive
+from relay.price_book.load import load_catalog
+from relay.pricing.errors import FieldError
+from relay.pricing.units import NANO, decimal
 from relay.routing.channels import FORMATS
 from relay.routing.key_cipher import KeyCipher
-from relay.settings import OutputLimitField, UnknownFields
+from relay.settings import OutputLimitField, SettingError, UnknownFields
 from relay.store import channels
 
 CREATE = (
@@ -21,8 +25,11 @@ CREATE = (
     " --api-key-stdin --models gpt-4o,fast=gpt-4o-mini < key"
 )
 SET = "channel set main --priority 10 --models gpt-4o,fast=gpt-4o-mini"
+ADD_KEY = "channel key add main --name second --api-key-stdin < key"
 USUAL = "usual"
-_PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+UNLIMITED = "none"
+PERIODS = ("day", "month")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def register(subparsers: Subparsers) -> None:
@@ -36,10 +43,47 @@ def register(subparsers: Subparsers) -> None:
     change.add_argument("channel", help="name or id")
     _add_fields(change, creating=False)
     leaf(actions, "list", _list, "channel list --json")
+    _register_keys(actions)
+    _register_budgets(actions)
+    leaf(actions, "reseal", _reseal, "channel reseal --json")
+    opens = leaf(actions, "opens", _opens, "channel opens --seal-key-stdin --json < key")
+    opens.add_argument(
+        "--seal-key-stdin",
+        action="store_true",
+        required=True,
+        help="read the seal key to try from standard input",
+    )
     for verb, status in (("disable", "disabled"), ("enable", "enabled")):
         switch = leaf(actions, verb, _set_status, f"channel {verb} main")
         switch.add_argument("channel", help="name or id")
         switch.set_defaults(status=status)
+
+
+def _register_keys(actions: Subparsers) -> None:
+    keys = add_command(actions, "key", "A channel's keys at its provider: calls take turns among them")
+    add = leaf(keys, "add", _add_key, ADD_KEY)
+    add.add_argument("channel", help="name or id")
+    add.add_argument("--name", type=_name, required=True, help="how you call the key")
+    add.add_argument(
+        "--api-key-stdin", action="store_true", required=True, help="read it from standard input"
+    )
+    shown = leaf(keys, "list", _list_keys, "channel key list main --json")
+    shown.add_argument("channel", help="name or id")
+    remove = leaf(keys, "remove", _remove_key, "channel key remove main first")
+    remove.add_argument("channel", help="name or id")
+    remove.add_argument("name", help="of the key, as `channel key list` shows it")
+
+
+def _register_budgets(actions: Subparsers) -> None:
+    budgets = add_command(actions, "budget", "What a channel may cost in a period, by cost prices")
+    change = leaf(budgets, "set", _set_budget, "channel budget set main --period month --amount-usd 500")
+    change.add_argument("channel", help="name or id")
+    change.add_argument("--period", choices=PERIODS, required=True, help="UTC")
+    change.add_argument("--amount-usd", required=True, help="US dollars a period")
+    leaf(budgets, "list", _list_budgets, "channel budget list --json")
+    remove = leaf(budgets, "remove", _remove_budget, "channel budget remove main --period month")
+    remove.add_argument("channel", help="name or id")
+    remove.add_argument("--period", choices=PERIODS, required=True, help="UTC")
 
 
 def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
@@ -47,7 +91,7 @@ def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
     kept = "" if creating else " (default: as it is)"
     parser.add_argument(
         "--provider",
-        type=_provider,
+        type=_name,
         required=creating,
         help=f"whose bill it is; cost prices and metrics go by it{kept}",
     )
@@ -64,7 +108,7 @@ def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
         "--api-key-stdin",
         action="store_true",
         required=creating,
-        help="read the key from standard input" + ("" if creating else ", in place of the present one"),
+        help="read the key from standard input" + ("" if creating else ", in place of the present first one"),
     )
     parser.add_argument(
         "--models",
@@ -84,6 +128,13 @@ def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
         default=1 if creating else None,
         help="share among equals" + (" (default: %(default)s)" if creating else kept),
     )
+    for name, meaning in (
+        ("--rpm", "requests a minute that it is sent at most"),
+        ("--tpm", "tokens a minute, prompts and answers, that it is sent at most"),
+        ("--concurrency", "requests at a time that it is sent at most"),
+    ):
+        usual = " (default: no limit)" if creating else kept
+        parser.add_argument(name, type=_limit, help=f"{meaning}, by all relays; {UNLIMITED}: no limit{usual}")
     parser.add_argument(
         "--unknown-fields",
         choices=(*get_args(UnknownFields), USUAL),
@@ -133,17 +184,27 @@ def _columns(options: argparse.Namespace) -> dict[str, Any]:
         chosen = getattr(options, name)
         if chosen is not None:
             columns[name] = "" if chosen == USUAL else chosen
+    for name in ("rpm", "tpm", "concurrency"):
+        limit = getattr(options, name)
+        if limit is not None:
+            columns[name] = limit or None
     if options.models is not None:
         columns["models"] = list(options.models)
         columns["model_map"] = {ours: theirs for ours, theirs in options.models.items() if ours != theirs}
     if options.api_key_stdin:
-        key = sys.stdin.readline().strip()
-        if not key:
-            raise CommandError(
-                "--api-key-stdin: standard input is empty; pipe the provider's API key into it"
-            )
-        columns["api_key_sealed"] = KeyCipher(options.settings.require("seal_key")).encrypt(key)
+        columns["api_key_sealed"] = _cipher(options).encrypt(_given_key())
     return columns
+
+
+def _given_key() -> str:
+    key = sys.stdin.readline().strip()
+    if not key:
+        raise CommandError("--api-key-stdin: standard input is empty; pipe the provider's API key into it")
+    return key
+
+
+def _cipher(options: argparse.Namespace) -> KeyCipher:
+    return KeyCipher(options.settings.require("seal_key"))
 
 
 def _check_names(others: list[dict[str, Any]], name: str, provider: str) -> None:
@@ -171,14 +232,134 @@ async def _list(connection: AsyncConnection, options: argparse.Namespace) -> lis
     return await channels.list_channels(connection)
 
 
+async def _list_keys(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    channel = await _find(connection, options.channel)
+    return await channels.list_keys(connection, channel["id"])
+
+
+async def _add_key(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    key, cipher = _given_key(), _cipher(options)
+    found = await _find(connection, options.channel)
+    channel = await channels.lock_channel(connection, found["id"])
+    if options.name in channel["keys"]:
+        raise CommandError(
+            f"--name: channel '{channel['name']}' has a key '{options.name}'; choose another name, "
+            "or remove that key first"
+        )
+    for sealed in channel["sealed_keys"]:
+        if cipher.opens(sealed["api_key_sealed"]) and cipher.decrypt(sealed["api_key_sealed"]) == key:
+            raise CommandError(f"--api-key-stdin: the channel has this key already, as '{sealed['name']}'")
+    await channels.add_key(connection, channel["id"], options.name, cipher.encrypt(key))
+    return await channels.list_keys(connection, channel["id"])
+
+
+async def _remove_key(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = await _find(connection, options.channel)
+    channel = await channels.lock_channel(connection, found["id"])
+    if options.name not in channel["keys"]:
+        raise CommandError(
+            f"channel '{channel['name']}' has no key '{options.name}'; it has {', '.join(channel['keys'])}"
+        )
+    if not await channels.remove_key(connection, channel["id"], options.name):
+        raise CommandError(
+            f"'{options.name}' is the only key of channel '{channel['name']}'; add another one first "
+            "(`channel key add`), or switch the channel off (`channel disable`)"
+        )
+    return await channels.list_keys(connection, channel["id"])
+
+
+async def _list_budgets(connection: AsyncConnection, _: argparse.Namespace) -> list[dict[str, Any]]:
+    return await channels.list_budgets(connection)
+
+
+async def _set_budget(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    channel = await _find(connection, options.channel)
+    try:
+        maximum = int(decimal(options.amount_usd, "--amount-usd") * NANO)
+    except FieldError as error:
+        raise CommandError(str(error)) from None
+    if maximum <= 0:
+        raise CommandError("--amount-usd: it must be above 0; `channel disable` switches a channel off")
+    await _check_costs(connection, channel)
+    await channels.set_budget(connection, channel["id"], options.period, maximum)
+    rows = await channels.list_budgets(connection)
+    return next(row for row in rows if (row["channel_id"], row["period"]) == (channel["id"], options.period))
+
+
+async def _check_costs(connection: AsyncConnection, channel: dict[str, Any]) -> None:
+    """What has no cost price would count as nothing, so a channel with a budget does not serve it."""
+    now = datetime.now(UTC)
+    catalog = await load_catalog(connection, since=now)
+    unknown = [
+        model
+        for model in channel["models"]
+        if catalog.cost_tariff(model, channel["provider"], now, channel["name"]) is None
+    ]
+    if unknown:
+        raise CommandError(
+            f"channel '{channel['name']}' has no cost price for {', '.join(unknown[:5])}; publish it first: "
+            f"price publish --model {unknown[0]} --side cost --channel {channel['name']} …"
+        )
+
+
+async def _remove_budget(connection: AsyncConnection, options: argparse.Namespace) -> list[dict[str, Any]]:
+    channel = await _find(connection, options.channel)
+    if not await channels.remove_budget(connection, channel["id"], options.period):
+        raise CommandError(
+            f"channel '{channel['name']}' has no budget a {options.period}; `channel budget list` shows them"
+        )
+    return await channels.list_budgets(connection)
+
+
+async def _reseal(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    """Seals every provider's key by the newest seal key. Run again, it has nothing to do."""
+    cipher = _cipher(options)
+    rows = await channels.load_channels(connection)
+    resealed = 0
+    for row, key in _sealed_keys(rows):
+        try:
+            again = cipher.renewed(key["api_key_sealed"])
+        except SettingError as error:
+            raise CommandError(f"channel '{row['name']}': {error}; {_remedy(row, key['name'])}") from None
+        if again is not None:
+            sealed = key["api_key_sealed"]
+            resealed += await channels.reseal_key(connection, row["id"], key["name"], sealed, again)
+    now = _sealed_keys(await channels.load_channels(connection))
+    if any(cipher.renewed(key["api_key_sealed"]) for _, key in now):
+        raise CommandError("a key was given meanwhile; run it again")
+    return {"channels": len(rows), "keys": len(now), "resealed": resealed}
+
+
+def _sealed_keys(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Each key of each channel, with its channel."""
+    return [(row, key) for row in rows for key in row["sealed_keys"]]
+
+
+def _remedy(channel: dict[str, Any], key: str) -> str:
+    if key == channel["keys"][0]:
+        return "give it anew: `channel set`"
+    return f"remove it, and give it anew: `channel key remove {channel['name']} {key}`"
+
+
+async def _opens(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+    """How many providers' keys a seal key opens, and whether the relay has it."""
+    key = sys.stdin.readline().strip()
+    cipher = KeyCipher(key)
+    rows = await channels.load_channels(connection)
+    keys = _sealed_keys(rows)
+    opened = sum(cipher.opens(sealed["api_key_sealed"]) for _, sealed in keys)
+    known = _cipher(options).has(key)
+    return {"channels": len(rows), "keys": len(keys), "opened": opened, "known": known}
+
+
 async def _set_status(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
     channel = await _find(connection, options.channel)
     await channels.update_channel(connection, channel["id"], {"status": options.status})
     return {"channel": options.channel, "status": options.status}
 
 
-def _provider(text: str) -> str:
-    if not _PROVIDER.fullmatch(text):
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a name of letters, digits, '.', '_' and '-'")
     return text
 
@@ -204,3 +385,13 @@ def _weight(text: str) -> int:
     if not text.isdigit() or int(text) > 1_000_000:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 1000000")
     return int(text)
+
+
+def _limit(text: str) -> int:
+    """0: none."""
+    if text == UNLIMITED:
+        return 0
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor '{UNLIMITED}'") from None

@@ -7,14 +7,17 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
 
 from relay.settings import SettingError, Settings
+from relay.store import identity
 from relay.store.connection import connected
 
+_NO_LIMIT = 0
+_TABLES: dict[str, identity.Limited] = {"token": "tokens", "account": "accounts", "plan": "plans"}
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Action = Callable[[AsyncConnection, argparse.Namespace], Awaitable[Any]]
 
@@ -42,6 +45,45 @@ def positive(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) < 2**31:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
     return int(text)
+
+
+def add_limits(parser: argparse.ArgumentParser, kind: Callable[[str], int | None], without: str) -> None:
+    """Options of what a key, an account or a plan may use; ``without``: what holds where one is not given."""
+    parser.add_argument("--rpm", type=kind, help=f"requests a minute ({without})")
+    parser.add_argument("--tpm", type=kind, help=f"tokens a minute, prompts and answers ({without})")
+    parser.add_argument("--concurrency", type=kind, help=f"calls at a time ({without})")
+
+
+def add_limit_action(
+    actions: Subparsers, noun: Literal["token", "account", "plan"], example: str
+) -> argparse.ArgumentParser:
+    """Add the action ``limit`` of keys, accounts or plans."""
+
+    async def limit(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
+        given = {name: getattr(options, name) for name in ("rpm", "tpm", "concurrency")}
+        limits = {name: value or None for name, value in given.items() if value is not None}
+        if not limits:
+            raise CommandError("nothing is to be changed: give --rpm, --tpm or --concurrency")
+        table = _TABLES[noun]
+        if options.model is None:
+            limited = await identity.set_limits(connection, table, options.id, limits)
+        else:
+            limited = await identity.set_model_limits(connection, table, options.id, options.model, limits)
+        if limited is None:
+            listing = "token list --account ID" if noun == "token" else f"{noun} list"
+            raise CommandError(f"{noun} {options.id} does not exist; `{listing}` shows them")
+        return limited
+
+    parser = leaf(actions, "limit", limit, example)
+    parser.add_argument("id", type=int, help=f"id of the {noun}")
+    parser.add_argument("--model", help="what may be used of this model, beside the limits of all together")
+    add_limits(parser, _positive_or_none, "none: no limit; default: as it is")
+    return parser
+
+
+def _positive_or_none(text: str) -> int:
+    """The type of an option that is a count, or ``none``."""
+    return _NO_LIMIT if text == "none" else positive(text)
 
 
 def leaf(

@@ -6,30 +6,17 @@ tolerantly: a field of another type than the protocol's counts as absent, and pa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from relay.formats.answer import NOT_JSON, BadAnswer, ErrorAnswer, loads
 from relay.formats.text_estimate import split_text, text_estimate
 
 USAGE_FORMAT = "openai"
-NOT_JSON: Any = object()
 # How deep parts of a content are followed: Mistral's have texts inside their "thinking".
 PART_DEPTH = 3
-
-
-class BadAnswer(Exception):
-    """What a provider sent with a success status is no answer."""
-
-
-class ErrorAnswer(Exception):
-    """What a provider sent with a success status is an error; ``error``: its value, decoded."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__("the answer is an error")
-        self.error = error
 
 
 class Message(msgspec.Struct):
@@ -52,12 +39,14 @@ class Message(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """One choice of a whole answer or of a stream's chunk."""
+    """One choice of a whole answer or of a stream's chunk. ``text``: in the place of both, in OpenAI's older
+    API."""
 
     index: int = 0
     message: Message | None = None
     delta: Message | None = None
     finish_reason: str | None = None
+    text: Any = None
 
     @classmethod
     def of(cls, value: Any) -> Choice | None:
@@ -70,6 +59,7 @@ class Choice(msgspec.Struct):
             Message.of(value.get("message")),
             Message.of(value.get("delta")),
             reason if isinstance(reason, str) else None,
+            value.get("text"),
         )
 
 
@@ -80,12 +70,19 @@ class Completion(msgspec.Struct):
     usage: dict[str, Any] | None = None
     error: Any = None
 
+    @property
+    def empty(self) -> bool:
+        """See Whole."""
+        return not self.choices
+
     def estimate(self) -> int:
         """Counted tokens of everything the provider generated in whole messages."""
         texts: list[str] = []
         for choice in self.choices:
             if choice.message is not None:
                 collect_texts(choice.message, texts)
+            elif type(choice.text) is str:
+                texts.append(choice.text)
         return sum(text_estimate(*split_text(text)) for text in texts)
 
 
@@ -115,14 +112,6 @@ def decode(document: bytes) -> Completion | None:
         usage if isinstance(usage, dict) else None,
         value.get("error"),
     )
-
-
-def loads(document: bytes) -> Any:
-    """JSON as Python's json reads it; NOT_JSON when it is none, or not UTF-8."""
-    try:
-        return json.loads(document.decode())
-    except (ValueError, RecursionError):
-        return NOT_JSON
 
 
 def read_completion(body: bytes) -> Completion:

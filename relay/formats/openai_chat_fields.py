@@ -9,7 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from relay.formats.description import (
+    FLAG,
+    NAME,
+    OBJECTS,
+    TEXT,
+    Description,
+    Schema,
+    answer,
+    body,
+    one_of,
+    whole,
+)
+
 Handling = Literal["pass", "priced", "drop", "refuse"]
+MAX_CHOICES = 128
+MAX_OUTPUT = 10_000_000
+PRICED_TIERS = ("auto", "default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +96,38 @@ UNPRICED_PARTS = frozenset(
 )
 # Types of tools that the customer runs; a provider bills the others apart.
 CUSTOMERS_TOOLS = frozenset({"function", "custom"})
+
+_PART: Schema = {"type": "object", "properties": {"type": TEXT}, "required": ["type"]}
+_MESSAGE: Schema = {
+    "type": "object",
+    "properties": {
+        "role": TEXT,
+        "content": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _PART}]},
+    },
+    "required": ["role"],
+}
+ABOUT = Description(
+    name="ChatCompletion",
+    summary="Have a model answer messages, in OpenAI's chat format",
+    reference="https://platform.openai.com/docs/api-reference/chat/create",
+    request=body(
+        (name for name, rule in FIELDS.items() if rule.handling in ("pass", "priced")),
+        typed={
+            "model": NAME,
+            "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
+            "tools": OBJECTS,
+            "stream": FLAG,
+            "stream_options": {"type": ["object", "null"], "properties": {"include_usage": FLAG}},
+            "n": whole(MAX_CHOICES),
+            "max_tokens": whole(MAX_OUTPUT),
+            "max_completion_tokens": whole(MAX_OUTPUT),
+            "modalities": {"enum": [["text"], None]},
+            "service_tier": one_of(*PRICED_TIERS),
+        },
+        required=("model", "messages"),
+        refused={name: rule.reason for name, rule in FIELDS.items() if rule.handling == "refuse"},
+        dropped=(name for name, rule in FIELDS.items() if rule.handling == "drop"),
+    ),
+    answer=answer(choices={"type": "array"}),
+    streams=True,
+)

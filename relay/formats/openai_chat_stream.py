@@ -15,29 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 from relay.formats import sse
-from relay.formats.openai_chat_answer import (
-    NOT_JSON,
-    BadAnswer,
-    Choice,
-    Completion,
-    collect_texts,
-    decode,
-    loads,
-)
+from relay.formats.answer import NOT_JSON, BadAnswer, loads
+from relay.formats.openai_chat_answer import Choice, Completion, collect_texts, decode
 from relay.formats.refusal import in_openais_shape
-from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.stream_meter import DROP, END, KEEP, PASS, EventMeter
 from relay.formats.top_level import replace_string
 
 MAX_EVENT_BYTES = 16 << 20
-# Above this nothing more is kept back: a begin passes on, and an end is not made longer.
-MAX_KEPT_BYTES = 256 << 10
 DONE = b"data: [DONE]\n\n"
 
-# What becomes of an event: _END passes what was kept so far, and is kept itself.
-_PASS, _KEEP, _END, _DROP = range(4)
 
-
-class StreamMeter:
+class StreamMeter(EventMeter):
     """Feed it blocks; it returns what may be sent on, and knows what was generated.
 
     ``error``: the value of an error event, None before one; it passes in OpenAI's shape. ``broken``: why what
@@ -57,63 +45,18 @@ class StreamMeter:
         model: str | None = None,
         redact: Callable[[bytes], bytes] = lambda text: text,
     ) -> None:
+        super().__init__(max_event_bytes, redact, model)
         self._keep_usage_chunk = keep_usage_chunk
         self._choices = choices
-        self._model = model
-        self._redact = redact
-        self._buffer = sse.EventBuffer(max_event_bytes)
-        self._opening = True
-        self._keeping = True
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
-        self._altered: bytes | None = None
         self._seen: set[int] = set()
         self._over: set[int] = set()
-        self._plain = 0
-        self._other = 0
         self._usage_ends = False
-        self.usage: dict[str, Any] | None = None
-        self.usage_is_last = False
-        self.error: Any = None
-        self.broken: str | None = None
-        self.events = 0
         self.done = False
-
-    def feed(self, block: bytes) -> bytes:
-        """The bytes to send on now; raises EventTooLarge."""
-        data = self._buffer.add(block)
-        if not data:
-            return b""
-        if self._opening:
-            data = data.removeprefix(sse.BOM)  # OpenAI's SDK would lose the first event
-            self._opening = sse.BOM.startswith(data)
-        pieces: list[bytes] = []
-        start = clean = 0  # data[clean:start] passes as it came
-        for stop, end in sse.event_ends(data):
-            verdict = self._read(data[start:stop])
-            if verdict or self._kept or self._altered is not None:
-                pieces.append(data[clean:start])
-                pieces += self._passed(verdict, data[start:end], data[stop:end])
-                clean = end
-            start = end
-            if self.broken is not None:
-                return b"".join(pieces)
-        if start < len(data):
-            self._buffer.keep(data[start:])
-        if not pieces:
-            return data if start == len(data) else data[:start]
-        pieces.append(data[clean:start])
-        return b"".join(pieces)
-
-    def release(self) -> bytes:
-        """What was kept back of the begin, which may wait no longer: from now on events pass as they come."""
-        self._keeping = False
-        return self._flush()
 
     def end(self) -> None:
         """The provider closed the stream: an event whose blank line is missing counts, unless it was cut, and
         gets one: clients pass over what has none."""
-        event, payload = _unended(self._buffer.take_rest())
+        event, payload = sse.unended(self._buffer.take_rest())
         if not payload:
             return
         if not _is_done(payload) and loads(payload) is NOT_JSON:
@@ -125,7 +68,7 @@ class StreamMeter:
 
     def break_off(self) -> None:
         """The provider fell silent or cut the stream: without its blank line only [DONE] counts."""
-        event, payload = _unended(self._buffer.take_rest())
+        event, payload = sse.unended(self._buffer.take_rest())
         if _is_bare_done(payload):
             self._kept[:0] = self._passed(self._read(event), DONE, b"\n\n")
 
@@ -138,12 +81,7 @@ class StreamMeter:
     def ending(self) -> bool:
         """Whether [DONE] has come, be it without its blank line."""
         rest = self._buffer.short_rest
-        return self.done or (rest != b"" and _is_bare_done(_unended(rest)[1]))
-
-    @property
-    def generating(self) -> bool:
-        """Whether anything was generated so far."""
-        return bool(self._plain or self._other)
+        return self.done or (rest != b"" and _is_bare_done(sse.unended(rest)[1]))
 
     @property
     def finished(self) -> bool:
@@ -157,39 +95,13 @@ class StreamMeter:
             return False
         return self.finished or self._usage_ends or (bool(self._over) and self._over >= self._seen)
 
-    def estimate(self) -> int:
-        """Counted tokens of what was read so far."""
-        return text_estimate(self._plain, self._other)
-
-    def _passed(self, verdict: int, event: bytes, blank: bytes) -> list[bytes]:
-        """What may pass after ``event`` was read, in its order."""
-        if self._altered is not None:
-            event, self._altered = self._altered + blank, None
-        if verdict == _DROP:
-            return []
-        if verdict == _PASS:
-            return [self._flush(), event]
-        passed = [self._flush()] if verdict == _END else []
-        if self._kept_bytes <= MAX_KEPT_BYTES:
-            self._kept.append(event)
-            self._kept_bytes += len(event)
-        elif not self.finished:
-            passed += [self.release(), event]
-        return passed
-
-    def _flush(self) -> bytes:
-        kept = b"".join(self._kept)
-        self._kept.clear()
-        self._kept_bytes = 0
-        return kept
-
     def _read(self, event: bytes) -> int:
         if self.error is not None:
-            return _DROP  # the customer's SDK stops at an error: what follows is neither heard nor billed
+            return DROP  # the customer's SDK stops at an error: what follows is neither heard nor billed
         payload = sse.data_of(event)
         if not payload:
             # An event without data is none by the standard, but OpenAI's SDK chokes on it.
-            return self._other_event(event, None) if sse.is_comment(event) else _DROP
+            return self._other_event(event, None) if sse.is_comment(event) else DROP
         if _is_done(payload):
             return self._read_done()
         try:
@@ -199,7 +111,7 @@ class StreamMeter:
         self.events += 1
         if self.done:
             self._read_usage(chunk)
-            return _DROP
+            return DROP
         if len(payload) + 6 != len(event) and not sse.is_utf8(event):
             self._altered = sse.with_data(event, payload)
         if chunk is None:
@@ -211,7 +123,7 @@ class StreamMeter:
     def _read_broken(self, error: BadAnswer) -> int:
         if not self.finished:
             self.broken = str(error)
-        return _DROP
+        return DROP
 
     def _rename(self, event: bytes, payload: bytes, model: str) -> bytes:
         renamed = replace_string(payload, "model", model)
@@ -222,11 +134,11 @@ class StreamMeter:
     def _read_done(self) -> int:
         self.events += 1
         if self.done:
-            return _DROP
+            return DROP
         self.done = self._keeping = True
         # What stands beside it, clients do not read and no redactor has seen.
         self._altered = DONE.rstrip()
-        return _KEEP
+        return KEEP
 
     def _read_chunk(self, chunk: Completion, event: bytes, payload: bytes) -> int:
         generated = self._count(chunk.choices) if chunk.choices else False
@@ -235,22 +147,22 @@ class StreamMeter:
         if generated:
             self._usage_ends = False
             self._keeping = bool(self._over) and self.finished
-            return _END if self._keeping else _PASS
+            return END if self._keeping else PASS
         if not chunk.choices:
             if chunk.usage:
                 return self._usage_alone()
             return self._other_event(event, payload)
         if self._over and self.finished:
             self._keeping = True
-        return _KEEP if self._keeping else _PASS
+        return KEEP if self._keeping else PASS
 
     def _usage_alone(self) -> int:
         """A chunk of usage alone: the end, as far as one can tell, once something was generated."""
         if self.generating:
             self._usage_ends = self._keeping = True
         if not self._keep_usage_chunk:
-            return _DROP
-        return _KEEP if self._keeping else _PASS
+            return DROP
+        return KEEP if self._keeping else PASS
 
     def _read_usage(self, chunk: Completion | None) -> None:
         if chunk is not None and chunk.usage:
@@ -259,26 +171,20 @@ class StreamMeter:
 
     def _read_error(self, chunk: Completion, event: bytes) -> int:
         if self.finished:
-            return _DROP  # what is complete is not undone
+            return DROP  # what is complete is not undone
         self._read_usage(chunk)
         self.error = chunk.error
         self._keeping = False
         shaped = json.dumps({"error": in_openais_shape(chunk.error)}).encode()
         self._altered = sse.with_data(event, self._redact(shaped))
-        return _PASS
+        return PASS
 
     def _other_event(self, event: bytes, payload: bytes | None) -> int:
         """A comment, or data that is no chunk."""
         if self.done:
-            return _DROP
+            return DROP
         self._clean(event, payload)
-        return _KEEP if self._keeping else _PASS
-
-    def _clean(self, event: bytes, payload: bytes | None) -> None:
-        before = event if payload is None else payload
-        after = self._redact(before)
-        if after != before:
-            self._altered = after if payload is None else sse.with_data(event, after)
+        return KEEP if self._keeping else PASS
 
     def _count(self, choices: list[Choice]) -> bool:
         """Count what was generated and which choices are over; whether anything was generated."""
@@ -287,27 +193,23 @@ class StreamMeter:
             before = len(texts)
             if choice.delta is not None:
                 collect_texts(choice.delta, texts)
+            elif choice.text and type(choice.text) is str:
+                texts.append(choice.text)
             self._seen.add(choice.index)
             if choice.finish_reason:
                 self._over.add(choice.index)
             elif len(texts) > before and self._over:
                 self._over.discard(choice.index)
-        for text in texts:
-            if text.isascii():
-                self._plain += len(text)
-            else:
-                plain, other = split_text(text)
-                self._plain += plain
-                self._other += other
-        if texts:
-            self.usage_is_last = False
+        self._add(texts)
         return bool(texts)
 
+    def partial_usage(self, delivered: int) -> Any:
+        """See Meter: chunks tell usage at the end only."""
+        return None
 
-def _unended(rest: bytes) -> tuple[bytes, bytes | None]:
-    """An event whose blank line is missing, and its data."""
-    event = rest.strip(b"\r\n")
-    return event, sse.data_of(event)
+    def is_answer(self, value: Any) -> bool:
+        """See Meter."""
+        return isinstance(value, dict) and "choices" in value
 
 
 def _is_bare_done(payload: bytes | None) -> bool:

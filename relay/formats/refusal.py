@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from relay.formats.openai_chat_answer import NOT_JSON, loads
+from relay.formats.answer import NOT_JSON, loads
 
 MAX_ERROR_BYTES = 64 << 10
 MAX_MESSAGE = 2_000

@@ -7,6 +7,7 @@ as they come and wherever blocks are cut; a byte order mark may open the stream.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 BOM = b"\xef\xbb\xbf"
 # Two line ends in a row, of three kinds each; CR with LF is one line end.
@@ -70,9 +71,11 @@ class EventBuffer:
 
 
 def event_ends(data: bytes) -> list[tuple[int, int]]:
-    """(begin, end) of the blank line after each event."""
+    """(begin, end) of the blank line after each event. The last one waits while it lacks its line feed."""
     if b"\r" in data:
-        return [match.span() for match in _EVENT_END.finditer(data)]
+        ends = [match.span() for match in _EVENT_END.finditer(data)]
+        cut = data.endswith(b"\r\n\r") and ends and ends[-1] == (len(data) - 3, len(data))
+        return ends[:-1] if cut else ends
     ends = []
     found = data.find(b"\n\n")
     while found >= 0:
@@ -87,6 +90,25 @@ def data_of(event: bytes) -> bytes | None:
         return event[6:]
     lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if _is_data(line)]
     return b"\n".join(lines) if lines else None
+
+
+def payloads(events: bytes, comments: bool = False) -> Iterator[bytes | None]:
+    """The data of whole events; with ``comments``: None for each that is comments alone."""
+    start = 0
+    for stop, end in event_ends(events):
+        event = events[start:stop]
+        start = end
+        payload = data_of(event)
+        if payload:
+            yield payload
+        elif comments and event.startswith(b":"):
+            yield None
+
+
+def unended(rest: bytes) -> tuple[bytes, bytes | None]:
+    """An event whose blank line is missing, and its data."""
+    event = rest.strip(b"\r\n")
+    return event, data_of(event)
 
 
 def is_comment(event: bytes) -> bool:

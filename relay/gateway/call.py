@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -11,13 +12,28 @@ from uuid import UUID
 
 from relay.asgi import Headers, Send
 from relay.errors import ApiError
+from relay.formats.format import Format
+from relay.formats.refusal import Said
 from relay.formats.request import Request
 from relay.gateway.disconnect_watcher import DisconnectWatcher
+from relay.gateway.pinger import Pinger
 from relay.gateway.services import Services
 from relay.identity.token_cache import Caller
+from relay.limits.shared import Slot
 from relay.pricing.tariff import Admission
 from relay.providers.transport import Reply
-from relay.routing.channels import Channel
+from relay.routing.channels import ApiKey, Candidates, Channel
+from relay.routing.order import Affinity
+
+SSE_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+# Characters of the header that lists what was left out.
+MAX_LEFT_OUT = 1_000
+# A customer names fields as it likes, a header's value is of visible ASCII.
+_UNSENDABLE = re.compile(r"[^!-+\--~]")
 
 
 class Answer(Protocol):
@@ -43,22 +59,54 @@ class Answer(Protocol):
 
 
 class Exchange(Protocol):
-    """What of a call's life is its format."""
+    """One attempt at one channel: what of it is the format of the customer or of the provider.
 
-    def post(self, channel: Channel) -> Awaitable[Reply]:
-        """Send the request to a channel's provider; raises TransportError."""
+    ``usage_format``, of ``normalise``: in which the provider tells usage.
+    """
 
-    def answer(self, channel: Channel) -> Answer:
-        """What will read the answer of that provider."""
+    @property
+    def usage_format(self) -> str: ...
+
+    def post(self) -> Awaitable[Reply]:
+        """Send the request to the channel's provider; raises TransportError, and ApiError."""
+
+    def said(self, body: bytes) -> Said:
+        """What the provider says in an answer with an error status."""
+
+    def answer(self) -> Answer:
+        """What will read the provider's answer."""
+
+
+class Asked(Protocol):
+    """What a customer has asked, and how a channel of any format is asked it."""
+
+    @property
+    def format(self) -> Format:
+        """The customer's."""
+
+    @property
+    def ping(self) -> bytes:
+        """A sign of life in the customer's format."""
+
+    def error_event(self, error: ApiError, request_id: str) -> bytes:
+        """An error inside a stream that has begun, in the customer's format."""
+
+    def fits(self, channel: Channel) -> bool:
+        """Whether the channel's provider can be asked it."""
+
+    def exchange(self, call: Call, channel: Channel, key: ApiKey) -> Exchange:
+        """For one attempt, by one of the channel's keys; only for channels that fit."""
 
 
 @dataclass(slots=True)
 class Call:
     """A call that was let in. Times but ``started_at`` are of the monotonic clock, in seconds.
 
-    ``usage_format``, of ``normalise``: in which the provider tells usage. ``count_prompt`` gives counted
-    tokens of the prompt, for when the provider tells none. ``ask_again_at``: the soonest moment at which a
-    provider of this call wants to be asked again; None while none has said so.
+    ``exchange``: of the current attempt. ``begun``: the head of a streamed answer is sent; ``first_byte``:
+    when the first part of the answer itself was. ``channel_slot``: the current attempt's within its channel's
+    limits. ``affinity``: see affinity_of(); ``candidates``: whom it may be sent to. ``ask_again_at``: the
+    soonest moment at which a provider of this call wants to be asked again, ``retry_after`` in how many
+    seconds the one of the current attempt does; None while none has said so.
     """
 
     services: Services
@@ -69,46 +117,73 @@ class Call:
     send: Send
     watcher: DisconnectWatcher
     started: float
-    usage_format: str
-    count_prompt: Callable[[], int]
+    slot: Slot
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
     provider_started: float = 0.0
     provider_seconds: float = 0.0
     attempt_started: float = 0.0
     channel: Channel | None = None
+    key: ApiKey | None = None
+    exchange: Exchange | None = None
+    left_out: tuple[str, ...] = ()
     status: int | None = None
     answer: Answer | None = None
     provider: str = "none"
     first_byte: float | None = None
     sending: bool = False
+    begun: bool = False
+    pinger: Pinger | None = None
     outcome: str = "ok"
+    channel_slot: Slot | None = None
+    affinity: Affinity | None = None
+    candidates: Candidates | None = None
     ask_again_at: float | None = None
+    retry_after: float | None = None
 
     @property
     def seconds_left(self) -> float:
         """Until this call, sending included, has lasted as long as a call may."""
         return self.started + self.services.settings.provider_timeout_seconds - time.monotonic()
 
-    def begin_attempt(self, channel: Channel) -> None:
-        """From now on ``channel`` is asked."""
-        self.channel, self.provider = channel, channel.provider
-        self.status, self.answer = None, None
+    def begin_attempt(self, channel: Channel, key: ApiKey, exchange: Exchange) -> None:
+        """From now on ``channel`` is asked by ``key``."""
+        self.channel, self.provider, self.key, self.exchange = channel, channel.provider, key, exchange
+        self.status, self.answer, self.retry_after = None, None, None
         self.attempt_started = time.monotonic()
 
     async def send_part(self, part: bytes, headers: Headers) -> None:
         """Send a part of a streamed answer, and before the first one its head with ``headers``."""
-        self.sending = True
+        if self.pinger is not None:
+            await self.pinger.pause()
         if self.first_byte is None:
             self.first_byte = time.monotonic()
-            start = {"type": "http.response.start", "status": 200, "headers": [*headers, self.id_header()]}
+        await self._send(part, headers)
+
+    async def send_ping(self, ping: bytes, headers: Headers) -> None:
+        """The same for a sign of life, which delivers nothing."""
+        await self._send(ping, headers)
+
+    async def _send(self, part: bytes, headers: Headers) -> None:
+        self.sending = True
+        if not self.begun:
+            self.begun = True
+            start = {"type": "http.response.start", "status": 200, "headers": [*headers, *self.head()]}
             await self.send(start)
         await self.send({"type": "http.response.body", "body": part, "more_body": True})
         self.sending = False
 
-    def id_header(self) -> tuple[bytes, bytes]:
-        """The header that names this call to its customer."""
-        return b"x-request-id", str(self.request_id).encode()
+    def head(self) -> Headers:
+        """Headers of the answer that are the call's own: its name, and what the provider was not told."""
+        named = (b"x-request-id", str(self.request_id).encode())
+        if not self.left_out:
+            return [named]
+        names = ", ".join(_UNSENDABLE.sub("?", name) for name in self.left_out)
+        return [named, (b"x-relay-left-out", names[:MAX_LEFT_OUT].encode())]
+
+    def count_prompt(self) -> int:
+        """Counted tokens of the prompt, for when the provider tells none."""
+        return self.request.counted_prompt(self.services.settings.image_hold_tokens)
 
     def log_fields(self) -> dict[str, Any]:
         """What every log line about this call says."""

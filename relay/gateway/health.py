@@ -12,8 +12,12 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from relay.asgi import Send, send_json
+from relay.formats.description import FLAG, TEXT, Schema, answer
 from relay.limits.shared import Limits
 
+ANSWER: Schema = answer(
+    status={"enum": ["ok", "unavailable"]}, database={"enum": ["ok", "away"]}, redis=TEXT, draining=FLAG
+)
 CHECK_SECONDS = 1.0
 DATABASE_SECONDS = 2.0
 

@@ -7,43 +7,47 @@ from typing import Any
 
 from relay.asgi import send_body
 from relay.errors import ApiError
-from relay.formats.openai_chat_answer import Completion, read_completion
-from relay.formats.top_level import replace_string
+from relay.formats.format import Whole
 from relay.gateway.call import Call
 from relay.providers.transport import Reply
 
 
 class JsonAnswer:
-    """An Answer in one piece. ``model``: the name that it gets in place of the provider's, if any.
+    """An Answer in one piece. ``read_whole``: of the provider's format; ``shape`` makes the customer's answer
+    of the provider's.
 
-    ``redact`` cleans an answer in which no choice was found: it may be anything, a debug dump among it.
+    ``redact`` cleans an answer in which none was found: it may be anything, a debug dump among it.
     """
 
-    def __init__(self, call: Call, model: str | None, redact: Callable[[bytes], bytes]) -> None:
-        self._call, self._model, self._redact = call, model, redact
+    def __init__(
+        self,
+        call: Call,
+        read_whole: Callable[[bytes], Whole],
+        shape: Callable[[bytes], bytes],
+        redact: Callable[[bytes], bytes],
+    ) -> None:
+        self._call, self._read_whole, self._shape, self._redact = call, read_whole, shape, redact
         self._body = b""
-        self._completion = Completion()
+        self._whole: Whole | None = None
 
     @property
     def usage(self) -> Any:
         """See Answer."""
-        return self._completion.usage
+        return self._whole.usage if self._whole else None
 
     def counted(self) -> int:
         """See Answer."""
-        return self._completion.estimate()
+        return self._whole.estimate() if self._whole else 0
 
     async def read(self, reply: Reply) -> None:
         """See Answer."""
         body = await reply.read(self._call.services.settings.max_answer_bytes)
-        self._completion = read_completion(body)
-        if not self._completion.choices:
-            body = self._redact(body)
-        self._body = body if self._model is None else replace_string(body, "model", self._model)
+        self._whole = self._read_whole(body)
+        self._body = self._shape(self._redact(body) if self._whole.empty else body)
 
     async def finish(self, error: ApiError | None) -> None:
         """See Answer."""
         if error is not None:
             raise error
-        headers = [(b"content-type", b"application/json"), self._call.id_header()]
+        headers = [(b"content-type", b"application/json"), *self._call.head()]
         await send_body(self._call.send, 200, self._body, headers)

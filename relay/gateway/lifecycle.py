@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.gateway import call_metrics, failover, payment
-from relay.gateway.call import Call, Exchange
+from relay.gateway.call import SSE_HEADERS, Asked, Call
 from relay.gateway.outcome import Outcome, outcome_of
+from relay.gateway.pinger import Pinger
 from relay.ledger.orders import Hold
 
 # For the last bytes: the call is settled, and a customer that does not take them keeps nothing waiting.
@@ -23,7 +25,7 @@ FINISH_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
-async def run(call: Call, exchange: Exchange) -> None:
+async def run(call: Call, asked: Asked) -> None:
     """From the hold to the last byte; raises ApiError while nothing was sent, and ClientGone."""
     try:
         hold = await payment.hold(call)
@@ -31,26 +33,40 @@ async def run(call: Call, exchange: Exchange) -> None:
         call.outcome = refusal.reason
         call_metrics.report(call)
         raise
-    failure = await _answer(call, exchange)
-    outcome = outcome_of(call, failure)
-    call.outcome = outcome.word
-    failover.record(call, outcome)
-    try:
-        await _settle(call, hold)
-    except ApiError as unsettled:
-        failure, outcome = unsettled, outcome_of(call, unsettled)
-    finally:
-        call_metrics.report(call)
-    await _finish(call, outcome, failure)
+    async with _signs_of_life(call, asked):
+        failure = await _answer(call, asked)
+        outcome = outcome_of(call, failure)
+        call.outcome = outcome.word
+        failover.record(call, outcome)
+        try:
+            await _settle(call, hold)
+        except ApiError as unsettled:
+            failure, outcome = unsettled, outcome_of(call, unsettled)
+        finally:
+            call.services.limits.correct(call.slot)
+            failover.count_tokens(call, outcome)
+            call_metrics.report(call)
+    await _finish(call, asked, outcome, failure)
 
 
-async def _answer(call: Call, exchange: Exchange) -> BaseException | None:
+def _signs_of_life(call: Call, asked: Asked) -> AbstractAsyncContextManager[None]:
+    if not call.request.stream:
+        return nullcontext()
+    call.pinger = Pinger(
+        call.services.settings.ping_seconds,
+        lambda: call.sending or call.watcher.gone,
+        lambda: call.send_ping(asked.ping, SSE_HEADERS),
+    )
+    return call.pinger
+
+
+async def _answer(call: Call, asked: Asked) -> BaseException | None:
     """Have the call answered, within its time and while the customer is there; returns what cut it short."""
     call.provider_started = time.monotonic()
     try:
         async with asyncio.timeout(max(0.0, call.seconds_left)):
             with call.watcher:
-                await failover.answer(call, exchange)
+                await failover.answer(call, asked)
     except BaseException as failure:  # settled first, then raised again by _finish
         return failure
     finally:
@@ -70,7 +86,7 @@ async def _settle(call: Call, hold: Hold) -> None:
         await payment.release(call, "it could not be settled")
 
 
-async def _finish(call: Call, outcome: Outcome, failure: BaseException | None) -> None:
+async def _finish(call: Call, asked: Asked, outcome: Outcome, failure: BaseException | None) -> None:
     if outcome.word == "client_stalled":
         log.warning("a call was cut: %s", outcome.why, extra=call.log_fields() | {"outcome": outcome.word})
         raise ClientGone
@@ -79,9 +95,14 @@ async def _finish(call: Call, outcome: Outcome, failure: BaseException | None) -
     if call.answer is None:
         if outcome.error is None:
             raise RuntimeError("a call without answer ended without error")
-        raise outcome.error
+        if not call.begun:
+            raise outcome.error
     try:
         async with asyncio.timeout(FINISH_SECONDS):
-            await call.answer.finish(outcome.error)
+            if call.answer is not None:
+                await call.answer.finish(outcome.error)
+            elif outcome.error is not None:
+                event = asked.error_event(outcome.error, str(call.request_id))
+                await call.send({"type": "http.response.body", "body": event})
     except TimeoutError:
         raise ClientGone from None

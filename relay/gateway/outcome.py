@@ -14,7 +14,7 @@ from relay import errors
 from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.formats import refusal
-from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer
+from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.refusal import Said
 from relay.gateway.call import Call
 from relay.providers.transport import NotSent, TimedOut, TransportError
@@ -28,6 +28,8 @@ RETRY_AFTER = 5
 MAX_RETRY_AFTER = 3600
 MAX_LOGGED = 300
 OVERLOADED = frozenset({429, 503, 529})
+# Classes of failures of which a channel's other keys are free: each is another account, or its own right.
+OF_THE_KEY = frozenset({refusal.AUTH, refusal.QUOTA, refusal.RATE})
 
 
 class Refused(Exception):
@@ -87,9 +89,9 @@ def outcome_of(call: Call, failure: BaseException | None) -> Outcome:
 
 
 def note_retry_after(call: Call, value: str) -> None:
-    """Remembers a provider's Retry-After. Of several providers' the soonest moment counts: from then on one
-    of them can be asked again, whatever the others said."""
-    seconds = retry_seconds(value, datetime.now(UTC))
+    """Remembers a provider's Retry-After, for its key and for the customer. Of several providers' the soonest
+    moment counts for a customer: from then on one of them can be asked again, whatever the others said."""
+    call.retry_after = seconds = retry_seconds(value, datetime.now(UTC))
     if seconds is not None:
         at = time.monotonic() + seconds
         call.ask_again_at = at if call.ask_again_at is None else min(call.ask_again_at, at)
@@ -135,7 +137,7 @@ def _refusal(call: Call, status: int, said: Said) -> Outcome:
         error = _quoted(call, answered if answered in (400, 403, 413, 415, 422, 451) else 400, said, words)
         word = error.reason if call.first_byte is None else "provider_error"
         return Outcome(word, "refused", None, error, why, may_bill=may_bill)
-    error = _overloaded() if (said.status or status) in OVERLOADED else errors.bad_gateway()
+    error = overloaded() if (said.status or status) in OVERLOADED else errors.bad_gateway()
     word = error.reason if call.first_byte is None else "provider_error"
     return Outcome(word, attempt, kind, error, why, True, may_bill)
 
@@ -148,9 +150,10 @@ def _quoted(call: Call, status: int, said: Said, words: str) -> ApiError:
     return ProviderRefused(status, message, kind=kind, param=param, code=code)
 
 
-def _overloaded() -> ApiError:
+def overloaded(retry_after: float = RETRY_AFTER) -> ApiError:
+    """503: whoever serves the model is asked for more than it takes; try again in so many seconds."""
     message = "The model is overloaded: try again later."
-    return errors.unavailable(message, "provider_overloaded", RETRY_AFTER)
+    return errors.unavailable(message, "provider_overloaded", max(1, math.ceil(retry_after)))
 
 
 def retry_seconds(value: str, now: datetime) -> int | None:
@@ -172,7 +175,7 @@ def secrets_of(channel: Channel | None) -> tuple[str, ...]:
     if channel is None:
         return ()
     host = channel.base_url.partition("://")[2].partition("/")[0]
-    return channel.api_key, channel.base_url, host
+    return *(key.secret for key in channel.keys), channel.base_url, host
 
 
 def clean(text: str, channel: Channel | None, model: str) -> str:

@@ -22,11 +22,13 @@ from relay.ledger.errors import (
     BudgetExceeded,
     InsufficientCredit,
     LedgerUnavailable,
+    SpendBreakerOpen,
     StatementRefused,
     UnknownHold,
 )
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
 from relay.pricing.errors import Unpriced
+from relay.pricing.meter_names import TOKEN_METERS
 from relay.pricing.plausibility import BilledUsage, billed_usage
 from relay.routing.channels import Channel
 
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 async def hold(call: Call) -> Hold:
-    """Reserve the most that the call can cost; raises ApiError 402, 403, 404 and 503."""
+    """Reserve the most that the call can cost; raises ApiError 402, 403, 404, 429 and 503."""
     try:
         wait = call.services.settings.hold_wait_seconds
         return await call.services.ledger.hold(_hold_order(call), deadline_seconds=wait)
@@ -50,6 +52,8 @@ async def hold(call: Call) -> Hold:
         raise errors.insufficient_credit(error.missing_nanodollars, topup_url) from None
     except BudgetExceeded as error:
         raise errors.budget_exceeded(error.scope, error.missing_nanodollars) from None
+    except SpendBreakerOpen as error:
+        raise errors.hourly_spend_exceeded(error.spent, error.maximum, error.until) from None
     except AccountSuspended:
         raise errors.forbidden("The account is not active: ask support.", "account_not_active") from None
     except LedgerUnavailable as error:
@@ -69,19 +73,21 @@ async def settle(call: Call, hold: Hold) -> None:
 
     Raises ApiError 503 when the database is away for too long, and StatementRefused.
     """
-    answer, channel = call.answer, call.channel
-    if answer is None or channel is None or (call.outcome != "ok" and call.first_byte is None):
+    answer, channel, exchange = call.answer, call.channel, call.exchange
+    undelivered = call.outcome != "ok" and call.first_byte is None
+    if answer is None or channel is None or exchange is None or undelivered:
         await release(call, f"nothing was delivered: {call.outcome}")
         return
     billed = billed_usage(
         call.admission,
         hold.order.bound,
         hold.allotted,
-        call.usage_format,
+        exchange.usage_format,
         answer.usage,
         call.count_prompt,
         answer.counted,
     )
+    call.slot.used = sum(billed.meters.get(meter, 0) for meter in TOKEN_METERS)
     if not billed.meters:
         await release(call, "nothing was generated, and no usage was told")
         return

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
-from relay import errors
-from relay.asgi import Headers
 from relay.errors import ApiError
-from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer, loads
-from relay.formats.openai_chat_stream import StreamMeter
+from relay.formats.answer import BadAnswer, ErrorAnswer, loads
+from relay.formats.format import Meter
 from relay.formats.refusal import MAX_ERROR_BYTES
 from relay.formats.sse import EventTooLarge, may_begin
-from relay.gateway.call import Call
+from relay.gateway.call import SSE_HEADERS, Call
 from relay.providers.transport import Reply, TransportError
 
 # From the last choice's end: for the usage, which follows at once where there is one.
@@ -25,18 +24,14 @@ CLOSE_SECONDS = 1.0
 OPENING_SECONDS = 10.0
 # A customer that leaves before the end stops the provider, unless the end is on its way already.
 LEAVING_SECONDS = 0.05
-SSE_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class StreamAnswer:
-    """An Answer as server-sent events."""
+    """An Answer as server-sent events. ``error_event``: an error in the customer's format."""
 
-    def __init__(self, call: Call, meter: StreamMeter) -> None:
+    def __init__(self, call: Call, meter: Meter, error_event: Callable[[ApiError], bytes]) -> None:
         self._call, self._meter = call, meter
+        self._error_event = error_event
         self._began = time.monotonic()
         self._begin = b""
         self._delivered: int | None = None
@@ -45,9 +40,12 @@ class StreamAnswer:
 
     @property
     def usage(self) -> Any:
-        """See Answer. What was told before the last text is no usage of a stream that broke off."""
+        """See Answer. What was told before the last text is no usage of a stream that broke off: of it only
+        the prompt's counts."""
         meter = self._meter
-        return meter.usage if self._ended or meter.finished or meter.usage_is_last else None
+        if self._ended or meter.finished or meter.usage_is_last:
+            return meter.usage
+        return meter.partial_usage(self.counted())
 
     def counted(self) -> int:
         """See Answer."""
@@ -113,7 +111,7 @@ class StreamAnswer:
             raise ErrorAnswer(meter.error)
         if not meter.events:
             value = loads(self._begin)
-            if isinstance(value, dict) and "choices" not in value:
+            if isinstance(value, dict) and not meter.is_answer(value):
                 raise ErrorAnswer(value.get("error") or value)
             raise BadAnswer("what came is no event stream")
         if not meter.complete:
@@ -129,11 +127,11 @@ class StreamAnswer:
     async def finish(self, error: ApiError | None) -> None:
         """See Answer."""
         call = self._call
-        if error is not None and call.first_byte is None:
+        if error is not None and not call.begun:
             raise error
         tail = self._meter.tail()
         if error is not None and self._meter.error is None:
-            tail = errors.stream_event(error)
+            tail = self._error_event(error)
         if call.first_byte is None:
             await call.send_part(tail, SSE_HEADERS)
             tail = b""

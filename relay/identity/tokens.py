@@ -6,11 +6,17 @@ A plain hash suffices because the secret is random: guessing takes 2**255 tries.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 
 PREFIX = "sk-relay-"
 SHOWN = len(PREFIX) + 6
+_CLEAR = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43,86}}")
+
+
+class BadToken(Exception):
+    """What was given is no token; the message says what one looks like, never what was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +35,11 @@ def digest_of(clear: bytes) -> bytes:
 
 def mint() -> NewToken:
     """A new token."""
-    clear = PREFIX + secrets.token_urlsafe(32)
+    return adopt(PREFIX + secrets.token_urlsafe(32))
+
+
+def adopt(clear: str) -> NewToken:
+    """A token that somebody else made as `mint` does. Raises BadToken."""
+    if not _CLEAR.fullmatch(clear):
+        raise BadToken(f"write {PREFIX} and at least 43 random letters, digits, - or _ (256 bits)")
     return NewToken(clear, digest_of(clear.encode()), clear[:SHOWN])

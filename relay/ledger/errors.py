@@ -1,5 +1,7 @@
 """Why the ledger refuses. Each error says what is wrong; the gateway words it for the customer."""
 
+from datetime import datetime
+
 
 class LedgerError(Exception):
     """Base of the ledger's errors; ``str()`` is fit for an operator."""
@@ -20,6 +22,18 @@ class BudgetExceeded(LedgerError):
         super().__init__(f"the budget of the {scope} is short by {missing_nanodollars} n$")
         self.scope = scope
         self.missing_nanodollars = missing_nanodollars
+
+
+class SpendBreakerOpen(LedgerError):
+    """The token has spent its ``maximum`` (n$) of an hour: nothing passes until ``until``, or until it is
+    lifted. ``spent``: n$ of that hour.
+    """
+
+    def __init__(self, until: datetime, spent: int, maximum: int) -> None:
+        super().__init__(f"the token has spent {spent} of {maximum} n$ of the hour until {until:%H:%M} UTC")
+        self.until = until
+        self.spent = spent
+        self.maximum = maximum
 
 
 class AccountSuspended(LedgerError):

@@ -53,7 +53,8 @@ class GroupCommit(Generic[T, R]):
     ``execute`` writes a batch and returns a result for each member. It must be idempotent by key: when the
     connection is lost the outcome is unknown, and the same members are sent again until their deadlines.
     A statement in flight is never cancelled. ``orphaned`` is told of each item that may have been written
-    although its caller has gone or was told otherwise.
+    although its caller has gone or was told otherwise. ``max_waiting`` bounds the members that wait for a
+    connection, their turn or their commit; None: as many as come.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class GroupCommit(Generic[T, R]):
         execute: Execute[T, R],
         orphaned: Callable[[T], None] = lambda _: None,
         max_batch: int = MAX_BATCH,
+        max_waiting: int | None = None,
     ) -> None:
         self._name = name
         self._connect = connect
         self._execute = execute
         self._orphaned = orphaned
         self._max_batch = max_batch
+        self._max_waiting = max_waiting
         self._waiting: list[Member[T, R]] = []
         self._in_flight: list[Member[T, R]] = []
         self._wake = asyncio.Event()
@@ -93,7 +96,13 @@ class GroupCommit(Generic[T, R]):
             await asyncio.gather(self._clock, return_exceptions=True)
 
     def submit(self, key: Hashable, item: T, seconds: float) -> Member[T, R]:
-        """Queue an item; its future gets the result, or LedgerUnavailable after ``seconds``."""
+        """Queue an item; its future gets the result, or LedgerUnavailable after ``seconds``.
+
+        Raises LedgerUnavailable at once when ``max_waiting`` members wait already.
+        """
+        waiting = len(self._waiting) + len(self._in_flight)
+        if self._max_waiting is not None and waiting >= self._max_waiting:
+            raise LedgerUnavailable(f"{waiting} calls wait for the database already")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         member = Member(key, item, monotonic() + seconds, future)
         self._waiting.append(member)

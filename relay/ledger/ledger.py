@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
@@ -18,6 +19,7 @@ from relay.ledger.errors import (
     DuplicateRequest,
     InsufficientCredit,
     LedgerUnavailable,
+    SpendBreakerOpen,
     UnknownHold,
 )
 from relay.ledger.group_commit import MAX_BATCH, GroupCommit
@@ -41,8 +43,9 @@ class Ledger:
     """One dedicated connection for holds, one for captures and releases, each with one statement in flight.
 
     ``dsn``: libpq text of relay_app; with failover, several hosts and target_session_attrs=read-write.
-    ``settle_seconds``: how long a capture is tried while the database is away. ``on_alert(name, facts)`` is
-    called for what an operator must know: "unpriced_meter", "usage_doubted", "capture_lost", "late_capture".
+    ``settle_seconds``: how long a capture is tried while the database is away. ``max_waiting_holds``: how
+    many calls may wait for it; captures always may. ``on_alert(name, facts)`` is called for what an operator
+    must know: "unpriced_meter", "usage_doubted", "capture_lost", "late_capture".
     """
 
     def __init__(
@@ -52,11 +55,17 @@ class Ledger:
         settle_seconds: float = 60.0,
         on_alert: Alert | None = None,
         max_batch: int = MAX_BATCH,
+        max_waiting_holds: int | None = None,
     ) -> None:
         self._settle_seconds = settle_seconds
         self._on_alert = on_alert or (lambda name, facts: log.error("%s: %s", name, facts))
         self._holds: GroupCommit[columns.HoldItem, _Held] = GroupCommit(
-            "holds", lambda: store.connect(dsn, "relay holds"), _write_holds, self._give_back, max_batch
+            "holds",
+            lambda: store.connect(dsn, "relay holds"),
+            _write_holds,
+            self._give_back,
+            max_batch,
+            max_waiting_holds,
         )
         self._settles: GroupCommit[columns.SettleItem, tuple[str, int]] = GroupCommit(
             "captures", lambda: store.connect(dsn, "relay captures"), _write_settles, max_batch=max_batch
@@ -75,8 +84,9 @@ class Ledger:
     async def hold(self, order: HoldOrder, *, deadline_seconds: float = 10.0) -> Hold:
         """Reserve; durable when it returns.
 
-        Raises InsufficientCredit, BudgetExceeded, AccountSuspended, DuplicateRequest, or LedgerUnavailable
-        when the database did not confirm in time (a hold that was written after all is released).
+        Raises InsufficientCredit, BudgetExceeded, SpendBreakerOpen, AccountSuspended, DuplicateRequest, or
+        LedgerUnavailable when the database did not confirm in time (a hold that was written after all is
+        released), or too many calls wait for it.
         """
         bound = order.bound
         if not 0 <= bound.covered_amount <= bound.amount <= MAX_NANODOLLARS:
@@ -134,6 +144,9 @@ def _refuse(held: _Held) -> NoReturn:
         raise InsufficientCredit(missing)
     if held.outcome.startswith("budget:"):
         raise BudgetExceeded(held.outcome.removeprefix("budget:"), missing)
+    if held.outcome.startswith("breaker:"):
+        until, spent, maximum = map(int, held.outcome.split(":")[1:])
+        raise SpendBreakerOpen(datetime.fromtimestamp(until, UTC), spent, maximum)
     if held.outcome == "inactive":
         raise AccountSuspended("the account is not active: ask an administrator")
     if held.outcome == "duplicate":

@@ -1,1 +1,1 @@
-"""Request rate and concurrency of a token, shared by all replicas."""
+"""What callers may use: requests and tokens a minute, calls at a time, shared by all replicas."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,70 +20,138 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from relay.limits.window import WINDOW_SECONDS, LocalLimits, Refused, share
+from relay.limits.window import (
+    REQUESTS,
+    RUNNING,
+    TOKENS,
+    TOO_MANY,
+    UNLIMITED,
+    WINDOW_SECONDS,
+    Counts,
+    Limit,
+    LocalLimits,
+    Refused,
+    Standing,
+    refusal,
+    standing,
+)
 from relay.telemetry.metrics import Metrics
 
 LEASE_SECONDS = 30
 RENEW_SECONDS = 10.0
-ROUND_TRIP_SECONDS = 0.25
 RETRY_SECONDS = 1.0
-# A token's set of running calls is forgotten so long after the last of them was let in or renewed.
+# A subject's set of running calls is forgotten so long after the last of them was let in or renewed.
 RUNNING_SECONDS = 600
 
-# KEYS: counters of this and of the previous minute, running set. ARGV: rpm, concurrency (0: none), request
-# id, seconds into the minute, now, lease, lifetime of the set. Returns 1 let in, -1 rate, -2 concurrency.
+# KEYS, for each limit: requests of this and of the previous minute, tokens likewise, running calls. ARGV:
+# call, seconds into the minute, now, lease, lifetime of a set of running calls, tokens to reserve; then for
+# each limit rpm, tpm, concurrency (0: none). Returns 1 let in, -1 requests, -2 running calls, -3 tokens; the
+# position of the limit that is reached; then for each limit its four counts before the call.
 ENTER = """
-local rpm, concurrency = tonumber(ARGV[1]), tonumber(ARGV[2])
-local now = tonumber(ARGV[5])
-if concurrency > 0 then
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
-  if redis.call('ZCARD', KEYS[3]) >= concurrency then return -2 end
+local into, now, tokens = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[6])
+local function count(key, limit)
+  if limit == 0 then return 0 end
+  return tonumber(redis.call('GET', key) or '0')
 end
-if rpm > 0 then
-  local current = tonumber(redis.call('GET', KEYS[1]) or '0')
-  local previous = tonumber(redis.call('GET', KEYS[2]) or '0')
-  if current + previous * (1 - tonumber(ARGV[4]) / 60) + 1 > rpm then return -1 end
-  redis.call('INCR', KEYS[1])
-  redis.call('EXPIRE', KEYS[1], 130)
+local answer = {1, 0}
+local limits = {}
+for i = 1, #KEYS / 5 do
+  local k, a = (i - 1) * 5, 6 + (i - 1) * 3
+  local rpm, tpm, running = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
+  local requests, before = count(KEYS[k + 1], rpm), count(KEYS[k + 2], rpm)
+  local used, used_before = count(KEYS[k + 3], tpm), count(KEYS[k + 4], tpm)
+  for _, number in ipairs({requests, before, used, used_before}) do table.insert(answer, number) end
+  limits[i] = {k, rpm, tpm, running}
+  if answer[1] == 1 then
+    if running > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[k + 5], '-inf', now) end
+    if running > 0 and redis.call('ZCARD', KEYS[k + 5]) >= running then
+      answer[1], answer[2] = -2, i
+    elseif rpm > 0 and requests + before * (1 - into / 60) + 1 > rpm then
+      answer[1], answer[2] = -1, i
+    elseif tpm > 0 and used + used_before * (1 - into / 60) + tokens > tpm then
+      answer[1], answer[2] = -3, i
+    end
+  end
 end
-if concurrency > 0 then
-  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[6]), ARGV[3])
-  redis.call('EXPIRE', KEYS[3], ARGV[7])
+if answer[1] ~= 1 then return answer end
+for _, limit in ipairs(limits) do
+  local k, rpm, tpm, running = unpack(limit)
+  if rpm > 0 then
+    redis.call('INCR', KEYS[k + 1])
+    redis.call('EXPIRE', KEYS[k + 1], 130)
+  end
+  if tpm > 0 then
+    redis.call('INCRBY', KEYS[k + 3], ARGV[6])
+    redis.call('EXPIRE', KEYS[k + 3], 130)
+  end
+  if running > 0 then
+    redis.call('ZADD', KEYS[k + 5], now + tonumber(ARGV[4]), ARGV[1])
+    redis.call('EXPIRE', KEYS[k + 5], ARGV[5])
+  end
 end
-return 1
+return answer
 """
+# KEYS: tokens of the minute in which a call reserved. ARGV: by how much it has used more. What Redis has
+# forgotten, or lost, is not made again.
+CORRECT = """
+for _, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 1 then
+    local left = redis.call('INCRBY', key, ARGV[1])
+    if left < 0 then redis.call('INCRBY', key, -left) end
+  end
+end
+"""
+_REASONS = {-1: REQUESTS, -2: RUNNING, -3: TOKENS}
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Slot:
-    """The place of a call that was let in; hand it to release() once, whatever happened."""
+    """The place of a call that was let in; hand it to release() once, whatever happened, or to
+    free() and then to correct().
 
-    token_id: int
+    ``reserved``: tokens that it counts for in ``minute`` (of Unix time); ``used``: what it is known to have
+    used. ``local``: it counts in this replica alone. ``standing``: of its limits, with it.
+    """
+
+    limits: tuple[Limit, ...]
     request_id: UUID
-    local: bool
-    leased: bool
+    local: bool = False
+    minute: int = 0
+    reserved: int = 0
+    standing: Standing = UNLIMITED
+    used: int = 0
 
 
 @dataclass(slots=True)
 class _Waiting:
     keys: list[str]
     values: list[Any]
-    answer: asyncio.Future[int]
+    answer: asyncio.Future[list[int]]
 
 
 class Limits:
-    """RPM and concurrency by token. Never fails a call because Redis is gone."""
+    """Requests and tokens a minute and calls at a time. Never fails a call because Redis is gone."""
 
-    def __init__(self, url: str, ca_file: Path | None, replicas: int, metrics: Metrics) -> None:
-        """``url`` empty: no Redis, every replica enforces its share."""
+    def __init__(
+        self,
+        url: str,
+        ca_file: Path | None,
+        replicas: int,
+        metrics: Metrics,
+        timeout_seconds: float = 0.25,
+    ) -> None:
+        """``url`` empty: no Redis, every replica enforces its share; as while Redis takes longer than
+        ``timeout_seconds``.
+        """
         self._replicas, self._metrics = replicas, metrics
         self._local = LocalLimits()
-        self._redis = _client(url, ca_file) if url else None
+        self._redis = _client(url, ca_file, timeout_seconds) if url else None
+        self._timeout_seconds = timeout_seconds
         self._away_until = 0.0
         self._waiting: list[_Waiting] = []
-        self._running: dict[UUID, int] = {}
+        self._running: dict[UUID, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushing = False
 
@@ -106,51 +175,80 @@ class Limits:
             return "off"
         return "away" if self._away_until > time.monotonic() else "ok"
 
-    async def acquire(
-        self, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID
-    ) -> Slot | Refused:
-        """Let a call in or say why not."""
-        if rpm is None and concurrency is None:
-            return Slot(token_id, request_id, local=False, leased=False)
+    async def acquire(self, limits: Sequence[Limit], tokens: int, request_id: UUID) -> Slot | Refused:
+        """Let a call in that all ``limits`` have room for, or say why not. ``tokens``: the most it uses."""
+        limits = tuple(limit for limit in limits if not limit.none)
+        if not limits:
+            return Slot(limits, request_id)
+        for limit in limits:
+            if limit.tpm is not None and tokens > limit.tpm:
+                return Refused(TOO_MANY, 0, limit)
+        now = time.time()
         if self._redis is not None and self._away_until <= time.monotonic():
             try:
-                code = await self._ask(self._redis, token_id, rpm, concurrency, request_id)
+                answer = await self._ask(self._redis, limits, tokens, request_id, now)
+                return self._verdict(answer, limits, tokens, request_id, now)
             except Exception as error:  # the limits' storage never fails a call
                 self._lost(error)
-            else:
-                return self._verdict(code, token_id, concurrency is not None, request_id)
-        mine = share(rpm, self._replicas), share(concurrency, self._replicas)
-        refused = self._local.acquire(token_id, *mine, time.time())
-        return refused or Slot(token_id, request_id, local=True, leased=True)
+        shares = [limit.share(self._replicas, tokens) for limit in limits]
+        given = self._local.acquire(shares, tokens, now)
+        if isinstance(given, Refused):
+            return replace(given, limit=limits[shares.index(given.limit)])
+        return Slot(limits, request_id, True, _minute(now), tokens, given)
+
+    def correct(self, slot: Slot) -> None:
+        """The call uses no more than it has: that counts, in place of what it reserved. Once it is over, or
+        sooner; does not wait for Redis.
+        """
+        difference, slot.reserved = slot.used - slot.reserved, slot.used
+        if not difference:
+            return
+        if slot.local:
+            self._local.correct(slot.limits, slot.minute, difference)
+        else:
+            keys = [f"tpm:{limit.subject}:{slot.minute}" for limit in slot.limits if limit.tpm is not None]
+            if keys:
+                self._spawn(self._quietly("EVAL", CORRECT, len(keys), *keys, difference))
 
     def release(self, slot: Slot) -> None:
-        """The call has ended; frees its slot without waiting for Redis."""
-        if slot.local:
-            self._local.release(slot.token_id)
-        elif slot.leased:
-            self._running.pop(slot.request_id, None)
-            self._spawn(self._free(slot))
+        """The call has ended: corrects what it counts for, and frees its place."""
+        self.correct(slot)
+        self.free(slot)
 
-    def _verdict(self, code: int, token_id: int, slot: bool, request_id: UUID) -> Slot | Refused:
-        if code == -2:
-            return Refused("concurrency_limit_exceeded", 1)
-        if code == -1:
-            return Refused("rate_limit_exceeded", WINDOW_SECONDS - time.time() % WINDOW_SECONDS)
-        if slot:
-            self._running[request_id] = token_id
-        return Slot(token_id, request_id, local=False, leased=slot)
+    def free(self, slot: Slot) -> None:
+        """The call no longer runs; correct() comes later. Does not wait for Redis."""
+        if slot.local:
+            self._local.release(slot.limits)
+            return
+        for key in self._running.pop(slot.request_id, ()):
+            self._spawn(self._quietly("ZREM", key, slot.request_id.hex))
+
+    def _verdict(
+        self, answer: list[int], limits: tuple[Limit, ...], tokens: int, request_id: UUID, now: float
+    ) -> Slot | Refused:
+        code, position, *numbers = answer
+        counted = [Counts(*numbers[at : at + 4]) for at in range(0, 4 * len(limits), 4)]
+        if code != 1:
+            limit, counts = limits[position - 1], counted[position - 1]
+            refused = refusal(limit, _REASONS[code], counts, tokens, now)
+            return replace(refused, standing=standing(zip(limits, counted, strict=True), now))
+        running = [_running_key(limit) for limit in limits if limit.concurrency is not None]
+        if running:
+            self._running[request_id] = running
+        after = [(limit, counts.plus(tokens)) for limit, counts in zip(limits, counted, strict=True)]
+        return Slot(limits, request_id, False, _minute(now), tokens, standing(after, now))
 
     async def _ask(
-        self, client: redis.Redis, token_id: int, rpm: int | None, concurrency: int | None, request_id: UUID
-    ) -> int:
-        now = time.time()
-        minute, into = divmod(now, WINDOW_SECONDS)
-        keys = [
-            f"rpm:{token_id}:{int(minute)}",
-            f"rpm:{token_id}:{int(minute) - 1}",
-            _running_key(token_id),
-        ]
-        values = [rpm or 0, concurrency or 0, request_id.hex, into, now, LEASE_SECONDS, RUNNING_SECONDS]
+        self, client: redis.Redis, limits: tuple[Limit, ...], tokens: int, request_id: UUID, now: float
+    ) -> list[int]:
+        minute, into = _minute(now), now % WINDOW_SECONDS
+        keys: list[str] = []
+        values: list[Any] = [request_id.hex, into, now, LEASE_SECONDS, RUNNING_SECONDS, tokens]
+        for limit in limits:
+            subject = limit.subject
+            keys += [f"rpm:{subject}:{minute}", f"rpm:{subject}:{minute - 1}"]
+            keys += [f"tpm:{subject}:{minute}", f"tpm:{subject}:{minute - 1}", _running_key(limit)]
+            values += [limit.rpm or 0, limit.tpm or 0, limit.concurrency or 0]
         waiting = _Waiting(keys, values, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if not self._flushing:
@@ -168,35 +266,33 @@ class Limits:
 
     async def _round_trip(self, client: redis.Redis, batch: list[_Waiting]) -> None:
         try:
-            async with asyncio.timeout(ROUND_TRIP_SECONDS):
-                codes = await _enter(client, batch)
+            async with asyncio.timeout(self._timeout_seconds):
+                answers = await _enter(client, batch)
         except Exception as error:  # whatever it is, no call waits for ever
             for waiting in batch:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
         self._metrics.limits_local.set(0)
-        for waiting, code in codes:
+        for waiting, answer in answers:
             if not waiting.answer.done():
-                waiting.answer.set_result(code)
-
-    async def _free(self, slot: Slot) -> None:
-        await self._quietly("ZREM", _running_key(slot.token_id), slot.request_id.hex)
+                waiting.answer.set_result(answer)
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             until = time.time() + LEASE_SECONDS
-            for request_id, token_id in list(self._running.items()):
-                await self._quietly("ZADD", _running_key(token_id), "XX", until, request_id.hex)
-            for token_id in set(self._running.values()):
-                await self._quietly("EXPIRE", _running_key(token_id), RUNNING_SECONDS)
+            for request_id, keys in list(self._running.items()):
+                for key in keys:
+                    await self._quietly("ZADD", key, "XX", until, request_id.hex)
+            for key in {key for keys in self._running.values() for key in keys}:
+                await self._quietly("EXPIRE", key, RUNNING_SECONDS)
 
     async def _quietly(self, *command: Any) -> None:
         if self._redis is None or self._away_until > time.monotonic():
             return
         try:
-            async with asyncio.timeout(ROUND_TRIP_SECONDS):
+            async with asyncio.timeout(self._timeout_seconds):
                 await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except Exception as error:  # the limits' storage never fails a call
             self._lost(error)
@@ -213,27 +309,31 @@ class Limits:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _enter(client: redis.Redis, batch: list[_Waiting]) -> list[tuple[_Waiting, int]]:
+async def _enter(client: redis.Redis, batch: list[_Waiting]) -> list[tuple[_Waiting, list[int]]]:
     """What Redis decides of each call; raises when it does not answer all of them."""
     pipe = client.pipeline(transaction=False)
     for waiting in batch:
         pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
     answers = await pipe.execute()
-    return [(waiting, int(answer)) for waiting, answer in zip(batch, answers, strict=True)]
+    return [(waiting, list(map(int, answer))) for waiting, answer in zip(batch, answers, strict=True)]
 
 
-def _running_key(token_id: int) -> str:
-    return f"running:{token_id}"
+def _minute(now: float) -> int:
+    return int(now // WINDOW_SECONDS)
 
 
-def _client(url: str, ca_file: Path | None) -> redis.Redis:
+def _running_key(limit: Limit) -> str:
+    return f"running:{limit.subject}"
+
+
+def _client(url: str, ca_file: Path | None, timeout_seconds: float) -> redis.Redis:
     options: dict[str, Any] = {}
     if url.startswith("rediss://") and ca_file is not None:
         options["ssl_ca_certs"] = str(ca_file)
     return redis.Redis.from_url(
         url,
-        socket_timeout=ROUND_TRIP_SECONDS,
-        socket_connect_timeout=ROUND_TRIP_SECONDS,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
         # A call that is asked about twice is counted twice.
         retry=Retry(NoBackoff(), 0),
         **options,

@@ -7,7 +7,8 @@ from relay.pricing.errors import FieldError
 
 INPUT_METERS = ("in_text", "cache_read", "cache_write_5m", "cache_write_1h", "in_image", "in_audio")
 OUTPUT_METERS = ("out_text", "out_image", "out_audio")
-METERS = (*INPUT_METERS, *OUTPUT_METERS, "image", "ms", "char", "call")
+TOKEN_METERS = (*INPUT_METERS, *OUTPUT_METERS)
+METERS = (*TOKEN_METERS, "image", "ms", "char", "call")
 TEXT_INPUT = ("in_text", "cache_read", "cache_write_5m", "cache_write_1h")
 
 # A meter without a price of its own is charged as the one it specialises.

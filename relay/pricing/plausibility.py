@@ -119,7 +119,8 @@ def _missing(
         return None
     if not answer and most.max_output and count_output():
         return "an answer of 0 units, though one was generated"
-    if answer and not prompt and most.input_units:
+    answered = answer or (not most.max_output and count_output())  # vectors are no units of an answer
+    if answered and not prompt and most.input_units:
         return "a prompt of 0 units, though there is an answer"
     return None
 

@@ -164,6 +164,12 @@ class Admission:
         charge = tariff.charge(meters, self.service_tier)
         return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
 
+    def has_cost(self, provider: str, channel: str) -> bool:
+        """Whether it is known what the provider takes for a call by this channel."""
+        return self.costs is not None and (
+            self.costs.cost_tariff(self.model, provider, self.at, channel) is not None
+        )
+
     def bound(self, most: MaxUsage) -> Bound:
         """The most that a call can cost.
 

@@ -214,11 +214,12 @@ def _camel(name: str) -> str:
 
 
 def _embeddings(raw: Raw) -> dict[str, int]:
-    """Embeddings have input only; some providers give nothing but the total."""
-    _require(raw, "prompt_tokens", "input_tokens", "total_tokens")
+    """OpenAI's and Gemini's: there is input only; some providers give nothing but the total."""
+    names = ("prompt_tokens", "input_tokens", "promptTokenCount", "total_tokens", "totalTokenCount")
+    _require(raw, *names)
     details = part(raw, "prompt_tokens_details", "input_tokens_details")
     audio, image = count(details, "audio_tokens"), count(details, "image_tokens")
-    total = count(raw, "prompt_tokens", "input_tokens", "total_tokens")
+    total = count(raw, *names)
     return {"in_text": max(total - audio - image, 0), "in_audio": audio, "in_image": image}
 
 

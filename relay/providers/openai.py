@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from uuid import UUID
 
 
-def chat_url(base_url: str) -> str:
-    """Where chat calls go; a channel's base URL ends with the version, as OpenAI's does."""
+def url(base_url: str, model: str, stream: bool, query: str) -> str:
+    """See Provider: a channel's base URL ends with the version, as OpenAI's does."""
     return f"{base_url}/chat/completions"
 
 
-def headers(api_key: str, request_id: UUID) -> dict[str, str]:
-    """Headers of a call: nothing of the customer's own passes."""
+def headers(api_key: str, request_id: UUID, passed: Mapping[str, str]) -> dict[str, str]:
+    """See Provider: nothing of the customer's own passes."""
     return {
         "authorization": f"Bearer {api_key}",
         "content-type": "application/json",
@@ -19,3 +21,18 @@ def headers(api_key: str, request_id: UUID) -> dict[str, str]:
         "user-agent": "relay",
         "x-request-id": str(request_id),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """A Provider: another of OpenAI's APIs, at ``path`` under the same base URL."""
+
+    path: str
+
+    def url(self, base_url: str, model: str, stream: bool, query: str) -> str:
+        """See Provider."""
+        return f"{base_url}{self.path}"
+
+    def headers(self, api_key: str, request_id: UUID, passed: Mapping[str, str]) -> dict[str, str]:
+        """See Provider."""
+        return headers(api_key, request_id, passed)

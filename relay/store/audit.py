@@ -67,6 +67,14 @@ CHECKS: dict[str, str] = {
                    where state = 'held' group by 1) h using (id)
         where b.held <> coalesce(h.total, 0)
     """,
+    "a breaker counts the charges of its hour": """
+        select t.account_id as account, 'token ' || b.token_id as item,
+               coalesce(sum(u.charge), 0) as expected, b.spent as found
+        from spend_breakers b join tokens t on t.id = b.token_id
+        left join usage u on u.account_id = t.account_id and u.token_id = b.token_id
+                         and u.settled_at >= b.hour and u.settled_at < b.hour + interval '1 hour'
+        group by t.account_id, b.token_id, b.spent having coalesce(sum(u.charge), 0) <> b.spent
+    """,
     "a captured hold has entries of its charge": """
         select h.account_id as account, h.request_id::text as item, h.charge as expected,
                -coalesce(e.total, 0) as found

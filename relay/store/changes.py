@@ -12,6 +12,9 @@ from psycopg import AsyncConnection, sql
 from relay.store.connection import connected
 
 CHANNEL = "relay_changes"  # payload "topic:id", sent by the trigger announce_change()
+# It writes something, so that a primary that was replaced without knowing it does not answer: what is
+# disabled would stay enabled for as long as it lives.
+REVISIONS = "select topic, revision from revisions, pg_logical_emit_message(true, 'changes', '')"
 COMPARE_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 
@@ -76,7 +79,7 @@ class Changes:
             await self._compare(connection, heard)
 
     async def _compare(self, connection: AsyncConnection, heard: dict[str, list[int]]) -> None:
-        cursor = await connection.execute("select topic, revision from revisions")
+        cursor = await connection.execute(REVISIONS)
         for topic, revision in await cursor.fetchall():
             known = self._revisions.get(topic)
             if revision == known:

@@ -11,6 +11,8 @@ from typing import Any
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import TupleRow
 
+from relay.store.connection import WatchedConnection
+
 
 def hold_statement(types: Mapping[str, str]) -> str:
     """The call of ledger_hold with parameters of these names and PostgreSQL types, in their order."""
@@ -28,7 +30,7 @@ def _arguments(types: Mapping[str, str]) -> str:
 
 async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
     """A dedicated connection: each statement its own transaction, always prepared, never timed out."""
-    connection = await AsyncConnection.connect(
+    connection: AsyncConnection[TupleRow] = await WatchedConnection.connect(
         dsn, autocommit=True, prepare_threshold=0, application_name=name
     )
     try:

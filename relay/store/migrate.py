@@ -22,7 +22,15 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from relay.store.schema import SchemaMismatch, State, compare, known_revisions, mismatch
+from relay.store.schema import (
+    HAS_OLDEST,
+    OLDEST,
+    SchemaMismatch,
+    State,
+    compare,
+    known_revisions,
+    mismatch,
+)
 
 LOCK_KEY = 0x72656C6179  # "relay"; any constant that nothing else in this database uses
 OTHER_MIGRATION_SECONDS = 300
@@ -77,16 +85,17 @@ def migrate(dsn: str, patience: Patience = Patience()) -> tuple[str | None, str]
 
     Each migration is one transaction. Callers that come at the same time wait for one another on an advisory
     lock. A schema that is ahead of this program is left as it is. Raises LockHeld; SchemaMismatch when no
-    version of the relay made the schema; psycopg.Error or sqlalchemy.exc.DBAPIError when the database
-    refuses.
+    version of the relay made the schema, or it has dropped what this one uses; psycopg.Error or
+    sqlalchemy.exc.DBAPIError when the database refuses.
     """
     known = known_revisions()
     with _connections(dsn, patience) as (watch, work):
         _take_turn(watch)
         before = _revision(work)
-        state = compare(before, known)
-        if state is State.FOREIGN:
-            raise SchemaMismatch(mismatch(before, known))
+        oldest = _oldest(watch)
+        state = compare(before, known, oldest)
+        if state in (State.FOREIGN, State.PAST):
+            raise SchemaMismatch(mismatch(before, known, oldest))
         pending = known[known.index(before) + 1 if before in known else 0 :]
         for revision in pending if state is State.BEHIND else ():
             _say(f"applying {revision}")
@@ -144,6 +153,12 @@ def _revision(work: Connection) -> str | None:
     current = MigrationContext.configure(work).get_current_revision()
     work.rollback()
     return current
+
+
+def _oldest(watch: Watch) -> str | None:
+    """What a version of the relay must know to serve; None before the schema says so."""
+    row = watch.execute(OLDEST).fetchone() if _true(watch, HAS_OLDEST) else None
+    return str(row["oldest_version"]) if row else None
 
 
 def _take_turn(watch: Watch) -> None:

@@ -20,6 +20,7 @@ PORTION = 2000
 # Longer than the server's own limit: whoever reads the lines may be slow.
 _IDLE = "set local idle_in_transaction_session_timeout = '10min'"
 _OWN = "account_id = %(account)s"
+_OF_ITS_TOKENS = "token_id in (select id from tokens where account_id = %(account)s)"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ class Table:
 # In the order of the statement: what an account is, what it may spend, what it spent.
 TABLES: dict[str, Table] = {
     "accounts": Table(
-        "id name customer_group status credit_limit overage_multiplier period_anchor created_at",
+        "id name customer_group status credit_limit overage_multiplier period_anchor rpm tpm concurrency"
+        " model_limits plan_id created_at",
         "id",
         "id = %(account)s",
     ),
     "balances": Table("account_id unit balance held debt next_event_at", "unit"),
     "tokens": Table(
-        "id account_id name prefix status models addresses permissions rpm tpm concurrency expires_at"
-        " created_at",
+        "id account_id name prefix status models addresses permissions rpm tpm concurrency"
+        " model_limits expires_at created_at",
         "id",
     ),
     "allowances": Table("id account_id unit amount months anchor ends_at source_id reason created_at", "id"),
@@ -55,6 +57,10 @@ TABLES: dict[str, Table] = {
         "id",
         "(scope = 'account' and scope_id = %(account)s or scope = 'token' and scope_id in"
         " (select id from tokens where account_id = %(account)s))",
+    ),
+    "spend_breakers": Table("token_id maximum hour spent lifted", "token_id", _OF_ITS_TOKENS),
+    "spend_breaker_changes": Table(
+        "id token_id kind maximum spent reason actor created_at", "id", _OF_ITS_TOKENS
     ),
     "grants": Table(
         "id account_id unit source source_id amount remaining closed priority expires_at reason created_by"
@@ -97,13 +103,18 @@ LEFT_OUT = {
 }
 WITHOUT_ACCOUNT = {
     "alembic_version": "the schema's revision",
+    "channel_budgets": "what providers may cost the reseller",
+    "channel_keys": "more sealed keys of providers",
     "channels": "providers, with their sealed keys",
     "fx_rates": "exchange rates",
     "group_multipliers": "prices of customer groups; each usage record has its own by value",
     "jobs": "when the relay's own jobs ran",
+    "plans": "what accounts of a plan may use",
     "price_rows": "prices; each usage record has its own by value",
     "price_versions": "prices; each usage record has its own by value",
     "revisions": "how often configuration changed",
+    "routes": "how channels are chosen",
+    "schema_support": "the oldest version of the relay that the schema serves",
 }
 _SCHEMA = """
 select c.relname, array_agg(a.attname::text order by a.attnum)

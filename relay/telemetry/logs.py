@@ -6,8 +6,10 @@ import json
 import logging
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,6 +19,7 @@ FIELDS = frozenset(
         "account_id",
         "attempts",
         "channel",
+        "channel_key",
         "charge_nanodollars",
         "differences",
         "duration_ms",
@@ -37,29 +40,24 @@ SHORTEST_SECRET = 6
 _SECRET_NAME = re.compile(
     r"(?i)password|passwd|secret|(?:x-)?api[_ -]?key|access[_ ]?token|authorization|cookie"
 )
-# An unanchored `sk-` would eat "risk-assessment", and a bare `token` would eat "prompt_tokens=12".
-_RULES = [
-    (re.compile(r"\b(?:sk|pk|rk|xai|gsk|nvapi|pplx|hf|r8)[-_][\w-]{16,}"), HIDDEN),
-    # Keys that a provider has masked itself still show their ends: sk-ab***yz.
-    (re.compile(r"\b[\w-]{2,}\*{3,}[\w-]*"), HIDDEN),
-    # Whose account at the provider it is: OpenAI's organization and project.
-    (re.compile(r"\b(?:org|proj)[-_](?=\w*\d)\w{8,}"), HIDDEN),
-    (re.compile(r"\bAIza[\w-]{35,}"), HIDDEN),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), HIDDEN),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
-    (re.compile(r"-----BEGIN [A-Z ]+-----.*?(?:-----END [A-Z ]+-----|\Z)", re.S), HIDDEN),
-    (re.compile(r"(?i)(\bauthorization\W{1,4}(?:bearer|basic)\s+)[^\s\"',]+"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)(\bbearer\s+)[\w.~+/-]{8,}=*"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)([?&](?:key|sig|token|x-amz-[\w-]+)=)[^&\s\"']+"), rf"\1{HIDDEN}"),
-    (re.compile(r"(://[^:/@\s]+:)[^@\s]+(?=@)"), rf"\1{HIDDEN}"),
-    (
-        re.compile(
-            r"(?i)(\b(?:password|passwd|secret|api[_ -]?key|access[_ -]?token|seal[_ -]?key|cookie)"
-            r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;}]+"
-        ),
-        rf"\1{HIDDEN}",
-    ),
-]
+# What is secret, for this program and for others that redact.
+RULES_FILE = Path(__file__).with_name("redaction.toml")
+
+
+def _compiled(rules: str) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns and what they are replaced by, from the text of redaction.toml."""
+    data = tomllib.loads(rules)
+    found = []
+    for rule in data["rules"]:
+        pattern = f"(?P<keep>{rule['keep']})(?!{re.escape(HIDDEN)})(?:{rule['secret']})"
+        for name, part in data["parts"].items():
+            pattern = pattern.replace(f"{{{name}}}", part)
+        flags = re.ASCII | (re.IGNORECASE if rule.get("ignore_case") else re.NOFLAG)
+        found.append((re.compile(pattern, flags), rf"\g<keep>{HIDDEN}"))
+    return found
+
+
+_RULES = _compiled(RULES_FILE.read_text())
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
+from relay.errors import HOURLY_SPEND
 from relay.settings import Address
 
 DURATION_BUCKETS = (0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -38,6 +39,7 @@ class Metrics:
             ["model", "provider", "outcome", "stream"],
         )
         self.inflight = self._gauge("relay_inflight_requests", "Calls in progress.")
+        self.bodies = self._gauge("relay_request_body_bytes", "Bodies of the calls in progress.")
 
     def _define_times(self) -> None:
         self.duration = self._histogram(
@@ -92,13 +94,34 @@ class Metrics:
             "1 in use, 0.5 cooling down after failures, 0 disabled.",
             ["channel"],
         )
+        self.channel_keys = self._gauge(
+            "relay_channel_keys_usable",
+            "API keys of an enabled channel that do not rest after a refusal by its provider.",
+            ["channel"],
+        )
+        self.channel_budget = self._gauge(
+            "relay_channel_budget_used_ratio",
+            "Share of a channel's budget that is spent; of two, the larger share.",
+            ["channel"],
+        )
+        self.channel_full = self._counter(
+            "relay_channel_full",
+            "How often a channel was passed over for its limits, or for a budget without a cost price.",
+            ["channel", "reason"],
+        )
+        self.sticky = self._counter(
+            "relay_sticky_calls",
+            "Answered calls of a session, or that begin like others: kept by their channel, or moved.",
+            ["type", "outcome"],
+        )
 
     def _define_limits(self) -> None:
         self.rejections = self._counter(
             "relay_quota_rejections",
-            "Calls refused for credit, budgets, rate or concurrency.",
+            "Calls refused for credit, budgets, hourly spending, requests, tokens or concurrency.",
             ["reason"],
         )
+        self.rejections.labels(HOURLY_SPEND)  # from 0 on: its first case is an alert
         self.limits_local = self._gauge(
             "relay_limits_degraded",
             "1 while Redis is away and each replica enforces its share of the limits.",

@@ -18,20 +18,17 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hmac
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from typing import Any
 Network = IPv4Network | IPv6Network
 
 RULES = "/etc/relay/bans.json"
+LIBRARY = "/usr/local/lib/relay"
 LIST = "/var/lib/relay-bans/bans.json"
 FIGURES = "/var/lib/prometheus/node-exporter/bans.prom"
 TABLE = "relay_bans"
@@ -54,7 +52,6 @@ HELP = {
 }
 PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 10
 LONGEST_REASON = 200
-LONGEST_BODY = 2**20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Where nobody else changes packets yet, and before connections are known: open ones are cut, too.
 CHAIN = "type filter hook prerouting priority -350"
@@ -339,81 +336,38 @@ def alerts(message: Any) -> Iterator[tuple[str, str, str]]:
             yield labels.get("client", ""), labels["ban_for"], labels.get("alertname", "")
 
 
-class Webhook(ThreadingHTTPServer):
-    """Takes alerts over TLS from whoever shows the token."""
-
-    daemon_threads = True
-
-    def __init__(
-        self, address: tuple[str, int], token: str, options: argparse.Namespace, keeper: Keeper
-    ) -> None:
-        self.token, self.options, self.keeper = token, options, keeper
-        super().__init__(address, _Handler)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(options.certificate, options.key)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        # In the thread of the connection: a peer that says nothing keeps nobody else waiting.
-        request.settimeout(10)
-        with suppress(OSError), self.context.wrap_socket(request, server_side=True) as connection:
-            self.RequestHandlerClass(connection, client_address, self)
-
-    def take(self, message: Any) -> list[str]:
-        """Bans what the alerts ask for; what was done, in words."""
-        rules = load_rules(self.options.rules)
-        said = []
-        for client, time_text, name in alerts(message):
-            try:
-                seconds = min(parse_seconds(time_text), rules.longest_by_alert_seconds)
-                ban = add(self.keeper.bans, rules, parse_network(client), seconds, "alert", f"alert {name}")
-                said.append(f"banned {ban.network}: {ban.reason}")
-            except Refused as refused:
-                self.keeper.refused[refused.why] += 1
-                said.append(f"refused: {refused}")
-        return said
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Webhook
-
-    def do_POST(self) -> None:
-        shown = self.headers.get("Authorization", "")
+def take(message: Any, options: argparse.Namespace, keeper: Keeper) -> list[str]:
+    """Bans what the alerts ask for; what was done, in words."""
+    rules = load_rules(options.rules)
+    said = []
+    for client, time_text, name in alerts(message):
         try:
-            length = int(self.headers.get("Content-Length", ""))
-            if not 0 <= length <= LONGEST_BODY:
-                raise ValueError("too long")
-            # Before any answer: a connection that is closed with unread bytes loses it.
-            body = self.rfile.read(length)
-            if not hmac.compare_digest(shown.encode(), f"Bearer {self.server.token}".encode()):
-                return self._answer(401, "the token is wrong")
-            said = self.server.take(json.loads(body))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return self._answer(400, "not a message of Alertmanager")
-        except OSError as error:
-            return self._answer(500, str(error))
-        for line in said:
-            print(plain(line), flush=True)
-        return self._answer(200, "\n".join(said))
-
-    def _answer(self, status: int, text: str) -> None:
-        content = (text + "\n").encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+            seconds = min(parse_seconds(time_text), rules.longest_by_alert_seconds)
+            ban = add(keeper.bans, rules, parse_network(client), seconds, "alert", f"alert {name}")
+            said.append(f"banned {ban.network}: {ban.reason}")
+        except Refused as refused:
+            keeper.refused[refused.why] += 1
+            said.append(f"refused: {refused}")
+    return said
 
 
 def keep(options: argparse.Namespace) -> None:
     """Runs until it is stopped. The bans stay in force without it, until the firewall is made anew."""
     keeper = Keeper(BanList(options.list), options.figures)
     if options.listen:
+        # Only where alerts come in; elsewhere it is not installed.
+        sys.path.append(LIBRARY)
+        from relay_webhook import Webhook
+
         host, _, port = options.listen.rpartition(":")
-        token = options.token.read_text().strip()
-        webhook = Webhook((host, int(port)), token, options, keeper)
+        tokens = options.token.read_text().split()
+        webhook = Webhook(
+            (host, int(port)),
+            tokens,
+            lambda message: take(message, options, keeper),
+            options.certificate,
+            options.key,
+        )
         threading.Thread(target=webhook.serve_forever, daemon=True).start()
     while True:
         began = time.monotonic()
@@ -483,7 +437,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("keep", help="hold the kernel to the list; take alerts")
     command.add_argument("--figures", type=Path, default=Path(FIGURES))
     command.add_argument("--listen", default="", metavar="ADDRESS:PORT", help="where alerts come in")
-    command.add_argument("--token", type=Path, help="file with the token that alerts show")
+    command.add_argument("--token", type=Path, help="file with the tokens that alerts may show")
     command.add_argument("--certificate", default="/etc/relay/tls/host.crt")
     command.add_argument("--key", default="/etc/relay/tls/host.key")
     command.add_argument("--once", action="store_true", help="end after one look")

@@ -36,6 +36,8 @@ HELP = {
 SUMS = ("949", "959", "980")
 # The rule that refuses by the sum. Counted as 0, for who has refused nothing is not who is not measured.
 NOTHING_YET = "949110"
+# What a rule of a severity adds to the anomaly score (critical, error, warning, notice).
+SCORES = {"2": 5, "3": 4, "4": 3, "5": 2}
 PAUSE_SECONDS = 1.0
 # Of addresses with so many refused attacks, the worst few are told: an attacker chooses addresses, too.
 RECENT_SECONDS, RECENT_LEAST, RECENT_MOST = 300, 20, 20
@@ -48,6 +50,7 @@ LONGEST_BACKLOG = 64 * 2**20
 # Ways in which ModSecurity says which part of a call a rule matched.
 _VARIABLE = re.compile(r"against variable `(.+?)' \(Value: `", re.DOTALL)
 _FOUND = re.compile(r"found within ([A-Z_]+(?::[^:\s]+)?)")
+_TOTAL = re.compile(r"Total (?:Inbound )?Score: (\d{1,6})")
 _NAME = re.compile(r"[A-Z_]+(?::[A-Za-z0-9_.\[\]-]*)?")
 
 
@@ -72,7 +75,7 @@ def record(line: str) -> dict[str, Any] | None:
         blocking = [
             rule for rule in rules if rule["rule"].startswith(SUMS) or 10000 <= int(rule["rule"]) < 20000
         ]
-        named = {rule["rule"]: rule for rule in rules if not rule["rule"].startswith(SUMS)}
+        named = {(rule["rule"], rule["target"]): rule for rule in rules if not rule["rule"].startswith(SUMS)}
         if not rules:
             return None
         return {
@@ -84,17 +87,25 @@ def record(line: str) -> dict[str, Any] | None:
             "status": status,
             "refused": bool(blocking),
             "detected_only": detected,
+            "score": max((_sum(message) for message in call["messages"]), default=0),
             "rules": list(named.values())[:MOST_RULES],
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _rule(message: dict[str, Any]) -> dict[str, str]:
+def _sum(message: dict[str, Any]) -> int:
+    """The anomaly score that a rule of SUMS tells; the core rule set writes it into its message."""
+    told = str(message["details"]["ruleId"]).startswith(SUMS) and _TOTAL.search(str(message["message"]))
+    return int(told[1]) if told else 0
+
+
+def _rule(message: dict[str, Any]) -> dict[str, Any]:
     details = message["details"]
     return {
         "rule": str(int(details["ruleId"])),
         "target": target(details),
+        "score": SCORES.get(str(details.get("severity", "")), 0),
         "message": str(message["message"])[:160],
     }
 

@@ -12,6 +12,10 @@ those tables; it sees no more of them. It is meant for replicas: connect with th
 target_session_attrs=prefer-standby, so that a long report never holds the primary up. relay_exporter is for
 monitoring. There is no role for backups: pgBackRest runs on each database host as the account postgres, over
 the local socket.
+
+/etc/relay/database.json names each login that may be used, with its password. While a password is rotated
+there are two for a role: its own and a second one, ROLE_b, which is a member of it. By turns one of them is
+the only one; the other one may not log in, has no password, and its sessions are ended.
 """
 
 from __future__ import annotations
@@ -32,13 +36,25 @@ from psycopg import sql
 
 DATABASE = "relay"
 OWNER, APP, EXPORTER, READER = "relay_owner", "relay_app", "relay_exporter", "relay_reader"
+# The second login of a role, used by turns with its own.
+SECOND = "_b"
+# What pg_rewind calls on the server that it copies from (PostgreSQL's page of pg_rewind).
+REWINDER = "rewinder"
+REWIND_FUNCTIONS = (
+    "pg_catalog.pg_ls_dir(text, boolean, boolean)",
+    "pg_catalog.pg_stat_file(text, boolean)",
+    "pg_catalog.pg_read_binary_file(text)",
+    "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
+)
+# Whose sessions act as the role itself, whichever login they have: what they make belongs to the role.
+ACTING = (OWNER, APP)
 ATTRIBUTES = {
     OWNER: "LOGIN",
     APP: "LOGIN",
     EXPORTER: "LOGIN",
     READER: "LOGIN",
     "replicator": "LOGIN REPLICATION",
-    "rewinder": "LOGIN",
+    REWINDER: "LOGIN",
 }
 # The owner's migrations say who holds the lock that they need, and for how long.
 MEMBERSHIPS = {OWNER: "pg_read_all_stats", EXPORTER: "pg_monitor"}
@@ -54,6 +70,7 @@ DEFAULT_PRIVILEGES = {
 }
 # So that a report takes neither the application's connections nor the server's time.
 READER_CONNECTIONS = 10
+MEMBER = "SELECT true FROM pg_auth_members WHERE roleid = to_regrole(%s) AND member = to_regrole(%s)"
 READER_SETTINGS = {"default_transaction_read_only": "on", "statement_timeout": "60s"}
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -87,43 +104,103 @@ def _one(connection: Connection, query: str, *parameters: object) -> Any:
     return row[0] if row else None
 
 
+def base_of(login: str) -> str:
+    """The role that a login is for."""
+    return login.removesuffix(SECOND)
+
+
 def role_differences(connection: Connection, passwords: dict[str, str]) -> Iterator[Difference]:
     """Missing roles and wrong passwords. The server sees verifiers only, so no log has a password."""
-    for name, attributes in ATTRIBUTES.items():
-        role = sql.Identifier(name)
-        row = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", (name,)).fetchone()
-        if row and verifies(passwords[name], row[0]):
+    for name in dict.fromkeys([*ATTRIBUTES, *passwords]):
+        role, attributes = sql.Identifier(name), sql.SQL(ATTRIBUTES[base_of(name)])
+        query = "SELECT rolpassword, rolcanlogin FROM pg_authid WHERE rolname = %s"
+        row = connection.execute(query, (name,)).fetchone()
+        if not row:
+            # A role without a login holds what its second login uses.
+            yield Difference(
+                f"role {name} is missing",
+                (
+                    sql.SQL("CREATE ROLE {} {}").format(role, attributes),
+                    *_unless(name in passwords, _shut(role)),
+                ),
+            )
+        if name not in passwords:
             continue
-        secret = connection.pgconn.encrypt_password(passwords[name].encode(), name.encode(), b"scram-sha-256")
-        password = sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(secret.decode()))
-        if row:
+        if row and not row[1]:
+            allow = sql.SQL("ALTER ROLE {} {}").format(role, attributes)
+            yield Difference(f"role {name} may not log in", (allow,))
+        if not row or not verifies(passwords[name], row[0]):
+            known = passwords[name].encode(), name.encode()
+            secret = connection.pgconn.encrypt_password(*known, b"scram-sha-256").decode()
+            password = sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(secret))
             yield Difference(f"role {name} has another password", (password,))
-        else:
-            create = sql.SQL("CREATE ROLE {} " + attributes).format(role)
-            yield Difference(f"role {name} is missing", (create, password))
 
 
-def limit_differences(connection: Connection) -> Iterator[Difference]:
-    """Limits of the reporting role; asked once it is there."""
-    query = "SELECT rolconnlimit, rolconfig FROM pg_roles WHERE rolname = %s"
-    row = connection.execute(query, (READER,)).fetchone()
-    limit, found = row or (None, None)
-    role = sql.Identifier(READER)
-    if limit != READER_CONNECTIONS:
-        most = sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(role, sql.Literal(READER_CONNECTIONS))
-        yield Difference(f"role {READER} has another limit of connections", (most,))
-    for name, value in READER_SETTINGS.items():
-        if f"{name}={value}" not in (found or []):
-            change = sql.SQL("ALTER ROLE {} SET {} = {}")
-            statement = change.format(role, sql.Identifier(name), sql.Literal(value))
-            yield Difference(f"role {READER} has another {name}", (statement,))
+def _shut(role: sql.Identifier) -> sql.Composed:
+    return sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role)
+
+
+def _unless(condition: bool, statement: sql.Composed) -> tuple[sql.Composed, ...]:
+    return () if condition else (statement,)
+
+
+def retired_differences(connection: Connection, passwords: dict[str, str]) -> Iterator[Difference]:
+    """Logins that are not to be used any more, and sessions that somebody still has with them."""
+    for name in (
+        login for base in ATTRIBUTES for login in (base, f"{base}{SECOND}") if login not in passwords
+    ):
+        open_to = "SELECT rolcanlogin OR rolpassword IS NOT NULL FROM pg_authid WHERE rolname = %s"
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+        if _one(connection, open_to, name) or _one(connection, sessions, name):
+            end = sql.SQL("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}")
+            statements = (_shut(sql.Identifier(name)), end.format(sql.Literal(name)))
+            yield Difference(f"role {name} is not used any more", statements)
+
+
+def second_differences(connection: Connection, passwords: dict[str, str]) -> Iterator[Difference]:
+    """What second logins may do: what their roles may."""
+    for name in (login for login in passwords if login != base_of(login)):
+        base, role = base_of(name), sql.Identifier(name)
+        if not _one(connection, MEMBER, base, name):
+            grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(base), role)
+            yield Difference(f"role {name} is not a member of {base}", (grant,))
+        if base in ACTING:
+            found = _one(connection, "SELECT rolconfig FROM pg_roles WHERE rolname = %s", name)
+            if f"role={base}" not in (found or []):
+                act = sql.SQL("ALTER ROLE {} SET role = {}").format(role, sql.Literal(base))
+                yield Difference(f"role {name} does not act as {base}", (act,))
+
+
+def rewind_differences(connection: Connection) -> Iterator[Difference]:
+    """What pg_rewind needs: Patroni grants it only to the login that a cluster was made with."""
+    asked = "SELECT has_function_privilege(to_regrole(%s)::oid, %s, 'EXECUTE')"
+    for function in REWIND_FUNCTIONS:
+        if not _one(connection, asked, REWINDER, function):
+            grant = sql.SQL(f"GRANT EXECUTE ON FUNCTION {function} TO {{}}").format(sql.Identifier(REWINDER))
+            yield Difference(f"role {REWINDER} may not call {function}", (grant,))
+
+
+def limit_differences(connection: Connection, passwords: dict[str, str]) -> Iterator[Difference]:
+    """Limits of the reporting role's logins; asked once they are there."""
+    for reader in (READER, f"{READER}{SECOND}") if f"{READER}{SECOND}" in passwords else (READER,):
+        query = "SELECT rolconnlimit, rolconfig FROM pg_roles WHERE rolname = %s"
+        row = connection.execute(query, (reader,)).fetchone()
+        limit, found = row or (None, None)
+        role = sql.Identifier(reader)
+        if limit != READER_CONNECTIONS:
+            most = sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(role, sql.Literal(READER_CONNECTIONS))
+            yield Difference(f"role {reader} has another limit of connections", (most,))
+        for name, value in READER_SETTINGS.items():
+            if f"{name}={value}" not in (found or []):
+                change = sql.SQL("ALTER ROLE {} SET {} = {}")
+                statement = change.format(role, sql.Identifier(name), sql.Literal(value))
+                yield Difference(f"role {reader} has another {name}", (statement,))
 
 
 def membership_differences(connection: Connection) -> Iterator[Difference]:
     """What the roles may see of the server; asked once they are there."""
-    member = "SELECT true FROM pg_auth_members WHERE roleid = to_regrole(%s) AND member = to_regrole(%s)"
     for name, group in MEMBERSHIPS.items():
-        if not _one(connection, member, group, name):
+        if not _one(connection, MEMBER, group, name):
             grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(name))
             yield Difference(f"role {name} is not a member of {group}", (grant,))
 
@@ -234,7 +311,10 @@ def set_up(conninfo: str, passwords: dict[str, str], *, apply: bool) -> list[str
         if _one(connection, "SELECT pg_is_in_recovery()"):
             return []
         handle(connection, lambda: role_differences(connection, passwords))
-        handle(connection, lambda: limit_differences(connection))
+        handle(connection, lambda: second_differences(connection, passwords))
+        handle(connection, lambda: retired_differences(connection, passwords))
+        handle(connection, lambda: rewind_differences(connection))
+        handle(connection, lambda: limit_differences(connection, passwords))
         handle(connection, lambda: membership_differences(connection))
         handle(connection, lambda: database_differences(connection))
         if found and not apply:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,8 @@ OPEN: dict[str, Any] = {
     "read_timeout": "30s",
     "waf_exceptions": waf_exceptions.read(REPOSITORY / "inventories/waf_exceptions.yml"),
 }
+# The package's rules take seconds for more, or refuse its size.
+LARGEST_PACKAGED = 100_000
 SIZES = {"1 KB": 1_000, "20 KB": 20_000, "100 KB": 100_000, "2 MB": 2_000_000}
 
 
@@ -106,25 +111,90 @@ def streams(edge: Edge, relay: FakeRelay) -> tuple[float, float]:
     return figures
 
 
+def late(pool: urllib3.HTTPConnectionPool) -> float:
+    """Median milliseconds between sending and receiving an event of a stream, of five streams."""
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+    found = []
+    for _ in range(5):
+        answer = pool.request("POST", CHAT, body=body, headers=JSON, preload_content=False)
+        for event in answer.stream():
+            received = time.perf_counter()
+            found += [received - float(sent) for sent in event.decode().replace("data:", "").split()]
+    return statistics.median(found) * 1000
+
+
+@contextmanager
+def posting(edge: Edge, size: int, posters: int = 4) -> Iterator[None]:
+    """Posts of that size, one after the other by each of the posters, which are processes of their own."""
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_post_for_ever, args=(edge, size), daemon=True)
+        for _ in range(posters)
+    ]
+    for process in processes:
+        process.start()
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _post_for_ever(edge: Edge, size: int) -> None:
+    post = poster(edge, size, 200)
+    while True:
+        post()
+
+
+def beside_posts(edge: Edge, relay: FakeRelay) -> tuple[float, float]:
+    """Medians of events' delay through the edge, alone and beside four posts of 100 KB at a time."""
+    relay.behave = "ticks"
+    alone = late(edge.client())
+    with posting(edge, SIZES["100 KB"]):
+        beside = late(edge.client())
+    relay.behave = "ok"
+    return alone, beside
+
+
+def packaged(edge: Edge) -> None:
+    """Takes away what is ours of the rules: model calls meet them as the package has them."""
+    for name in ("model_calls", "exceptions"):
+        (edge.directory / f"relay/waf/{name}.conf").write_text("")
+    edge.process.send_signal(signal.SIGHUP)
+    time.sleep(2)
+
+
 def main() -> None:
     """Prints the table."""
     layout = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=layout).parse_args()
     relay = FakeRelay()
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as directory:
-        print("CPU of nginx, ms a request       no WAF   tuned rules")
+        print("CPU of nginx, ms a request       no WAF   our rules   the package's rules")
         with (
             running_edge(Path(directory, "off"), [relay.address], **OPEN, waf="off") as off,
             running_edge(Path(directory, "on"), [relay.address], **OPEN) as on,
+            running_edge(Path(directory, "package"), [relay.address], **OPEN) as package,
         ):
+            packaged(package)
             for name, size in SIZES.items():
                 times = 50 if size > 1_000_000 else 300
                 figures = [cpu_of(edge, times, poster(edge, size, 200)) for edge in (off, on)]
-                print(f"  prompt of {name:<8}              {figures[0]:8.2f}   {figures[1]:8.2f}", flush=True)
+                row = f"  prompt of {name:<8}              {figures[0]:8.2f}    {figures[1]:8.2f}"
+                if size <= LARGEST_PACKAGED:
+                    row += f"              {cpu_of(package, 20, poster(package, size, 403)):8.2f}"
+                print(row, flush=True)
             without, through = streams(on, relay)
             print(
                 f"first event of a stream: {without:.1f} ms direct, {through - without:+.1f} ms by the edge"
             )
+            for name, edge in (("no WAF", off), ("our rules", on)):
+                alone, beside = beside_posts(edge, relay)
+                print(
+                    f"events of a stream, {name}: {alone:.1f} ms late alone, "
+                    f"{beside:.1f} ms beside four posts of 100 KB at a time"
+                )
         strict = OPEN | {"client_rate": 1, "client_burst": 1}
         with running_edge(Path(directory, "flood"), [relay.address], **strict) as edge:
             flood = JSON | {"Authorization": "Bearer flood"}

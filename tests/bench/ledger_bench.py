@@ -259,6 +259,8 @@ def database(dsn: str | None, owner_dsn: str | None) -> Iterator[tuple[str, str]
         return
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as directory:
         server = initdb(Path(directory))
+        with (server.data / "postgresql.conf").open("a") as config:
+            config.write("fsync = on\n")
         server.control("start")
         try:
             prepare(server)

@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 
 from deploys import roles
-from deploys.lib.role import ALL
 from deploys.run.cli import verdict
 from tests.checklist import targets
 
 # A check that waited longer says so.
 SLOW_SECONDS = 10
-# A group without hosts has nothing to check; `validate` says which groups must have some.
-OPTIONAL = {f"test_{role.name}.py": role.group for role in roles.table() if role.group != ALL}
+# A role that no host has is not checked; `validate` says which groups must have hosts.
+OPTIONAL = {f"test_{role.name}.py": role for role in roles.table()}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    group = OPTIONAL.get(collection_path.name)
-    return True if group and not targets.hosts(group) else None
+    role = OPTIONAL.get(collection_path.name)
+    return True if role and not roles.members(role) else None
 
 
 @pytest.hookimpl(trylast=True)

@@ -42,11 +42,26 @@ def handshake(host: Any, options: str) -> str:
 
 
 def test_services_run(host: Any) -> None:
-    """nginx and its exporter run, also after a boot, with a configuration that passes nginx's test."""
-    for name in ("nginx", "prometheus-nginx-exporter"):
+    """nginx and its helpers run, also after a boot, with a configuration that passes nginx's test."""
+    for name in ("nginx", "prometheus-nginx-exporter", "relay-slow-clients"):
         assert host.service(name).is_running, name
         assert host.service(name).is_enabled, name
     assert host.run("nginx -t").rc == 0
+
+
+def test_slow_clients_are_looked_for(host: Any) -> None:
+    """Connections of slow clients are looked for, and the kernel can end them."""
+    figures = host.file("/var/lib/prometheus/node-exporter/slow_clients.prom").content_string
+    told = re.search(r"^relay_slow_clients_timestamp_seconds (\S+)", figures, re.MULTILINE)
+    assert told
+    assert float(host.run("date +%s").stdout) - float(told[1]) < 60
+    # A connection of the host to itself, through the edge's port, is ended as one of a client is.
+    script = (
+        "import socket, subprocess; c = socket.create_connection(('127.0.0.1', 443)); "
+        "subprocess.run(['ss', '-K', '-tn', 'dst', '127.0.0.1:%d' % c.getsockname()[1]]); "
+        "c.settimeout(5); c.recv(1)"
+    )
+    assert "ConnectionResetError" in host.run(f'python3 -c "{script}"').stderr
 
 
 def test_https_reaches_a_relay(host: Any) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deploys.lib import edge_names, fleet
-from deploys.roles import docker, monitoring
+from deploys import roles
+from deploys.lib import edge_names, fleet, log_store, secrets, status_page
+from deploys.roles import docker, monitoring, probe
 from tests.checklist.targets import address, hosts, on, reached
 from tests.promql import family_of, metrics_in
 
@@ -142,8 +143,12 @@ def switched_off() -> list[str]:
     """What the names of metrics begin with whose programs the environment does without."""
     there = {
         "relay_edge_certificate_": edge_names.by_acme(),
+        "relay_probe_": probe.wanted(),
+        "relay_status_": status_page.wanted(),
         "relay_waf_": fleet.setting("edge_waf") != "off",
         "failover_watch_": fleet.setting("fast_failover"),
+        "log": log_store.wanted(),
+        "vl_": log_store.wanted(),
     }
     return [prefix for prefix, wanted in there.items() if not wanted]
 
@@ -195,3 +200,17 @@ def test_exporters_survive_a_boot() -> None:
     """Every host's exporter starts at boot."""
     for node in fleet.all_hosts():
         assert on(node.name).run("systemctl is-enabled prometheus-node-exporter").rc == 0, node.name
+
+
+def test_every_secret_has_an_age(host: Any) -> None:
+    """The age of each secret is known to Prometheus, on the host that measures it."""
+    if host.backend.host.name != fleet.hosts("ops")[0].name:
+        return
+    values, units = fleet.store().read(), secrets.units(roles.secrets())
+
+    def measured() -> set[str]:
+        found = ask(host, "query?query=secret_made_timestamp_seconds%20%3E%200")["result"]
+        return {row["metric"]["secret"] for row in found}
+
+    wanted = {name for name in units if name in values}
+    assert soon(measured, wanted) == wanted

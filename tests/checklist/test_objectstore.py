@@ -94,11 +94,11 @@ def test_tls_is_required(host: Any) -> None:
 
 
 def test_only_its_users_reach_it(host: Any) -> None:
-    """The store is open to database and monitoring hosts only; its inner services to nobody."""
+    """The store is open to hosts that keep something there only; its inner services to nobody."""
     own = address(host.backend.host.name)
     inner = {(own, port) for port in (9333, 8080, 8888, 18333)}
     assert reached(fleet.hosts("db")[0].name, inner | {(own, 8333)}) == {(own, 8333)}
-    assert reached(fleet.hosts("edge")[0].name, {(own, 8333)}) == set()
+    assert reached(fleet.hosts("app")[0].name, {(own, 8333)}) == set()
 
 
 def test_secrets_are_private(host: Any) -> None:
@@ -119,6 +119,9 @@ def test_secrets_are_private(host: Any) -> None:
         object_store.BACKUP,
         object_store.READER,
         object_store.RETENTION,
+        object_store.LOGS,
+        object_store.STATUS,
+        object_store.STATUS_READER,
     }
 
 

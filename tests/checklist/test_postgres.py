@@ -9,7 +9,7 @@ from typing import Any
 
 from deploys.lib import fleet
 from deploys.lib.patroni import missing
-from deploys.roles.postgres import cluster_settings
+from deploys.roles.postgres import cluster_settings, logins
 from tests.checklist.targets import INVENTORY, address, hosts, on, reached, reaches
 
 testinfra_hosts = hosts("db")
@@ -91,18 +91,18 @@ def test_write_arrives(host: Any) -> None:
 
 def test_tls_is_required(host: Any) -> None:
     """PostgreSQL refuses a login without TLS, and shows a certificate of the fleet's CA for its name."""
-    own = address(host.backend.host.name)
-    refused = login(host, own, "rewinder", "postgres", sslmode="disable")
+    own, user = address(host.backend.host.name), logins("rewinder")[0]
+    refused = login(host, own, user, "postgres", sslmode="disable")
     assert refused.rc != 0
     assert "no encryption" in refused.stderr
-    verified = login(host, own, "rewinder", "postgres", sslmode="verify-full")
-    assert verified.stdout.strip() == "rewinder", verified.stderr
+    verified = login(host, own, user, "postgres", sslmode="verify-full")
+    assert verified.stdout.strip() == user, verified.stderr
 
 
 def test_wrong_password_is_refused(host: Any) -> None:
     """PostgreSQL refuses a wrong password."""
     own = address(host.backend.host.name)
-    refused = login(host, own, "rewinder", "postgres", sslmode="require", password="wrong")
+    refused = login(host, own, logins("rewinder")[0], "postgres", sslmode="require", password="wrong")
     assert refused.rc != 0
     assert "password authentication failed" in refused.stderr
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from deploys.roles.docker import REGISTRY_PORT, registry
-from tests.checklist.targets import address, hosts, names, reached
+from deploys.run.releases import ENDED
+from tests.checklist.targets import address, hosts, names, on, reached
 
 testinfra_hosts = hosts("app")
 
@@ -24,6 +26,12 @@ def test_relay_hosts_may_pull(host: Any) -> None:
     assert image.stdout.startswith(registry())
     pulled = host.run(f"docker pull -q {image.stdout.strip()}")
     assert pulled.rc == 0, pulled.stderr
+
+
+def test_releases_are_kept() -> None:
+    """The history of releases can be read, and no release is unfinished."""
+    shown = json.loads(on(names("ops")[0]).check_output("relay-releases show"))
+    assert not shown["lines"] or shown["lines"][-1]["state"] in ENDED
 
 
 def test_registry_is_closed_to_others() -> None:

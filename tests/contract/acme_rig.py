@@ -17,8 +17,9 @@ from cryptography import x509
 
 from deploys.lib import edge_names, fleet, pki
 from deploys.roles import acme
+from deploys.run import local_edge
 from tests.contract.conftest import free_port
-from tests.contract.edge_rig import OWN_NAMES, Edge, nginx_program
+from tests.contract.edge_rig import OWN_NAMES, Edge
 
 PROGRAM = fleet.REPOSITORY / "templates/edge/relay_acme.py"
 # The Python of the hosts, with the libraries that come with certbot.
@@ -188,7 +189,7 @@ def client(edge: Edge, authority: Authority, rank: int, peers: list[str]) -> Cli
         "tls": str(directory / "relay/tls"),
         "certbot": str(directory / "certbot"),
         "figures": str(directory / "figures/edge_certificate.prom"),
-        "check": [nginx_program(), "-t", "-c", str(directory / "nginx.conf")],
+        "check": [local_edge.nginx_program(), "-t", "-c", str(directory / "nginx.conf")],
         "reload": ["kill", "-HUP", str(edge.process.pid)],
     }
     made = Client(edge, settings, directory / "acme/settings.json")

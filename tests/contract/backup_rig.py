@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 from backups.core.pgbackrest import PgBackRest, Target
 from backups.core.verification import Outcome, Verifier
 from deploys.lib import object_store
-from tests.contract.postgres import PostgresServer, free_port, initdb
+from tests.contract.postgres import PostgresServer, copied, free_port
 
 BUCKET, REGION, STANZA, PATH = "backups", "us-east-1", "relay", "/relay"
 WEED = Path(sys.executable).with_name("weed")
@@ -69,13 +69,17 @@ class Store:
     root: Path
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    # More keys of accounts, as while one pair takes another's place.
+    others: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def write_identities(self) -> None:
         """The accounts; read when the store starts."""
         found = object_store.Store(
             "localhost", self.port, REGION, "path", f"{self.root}/crt", BUCKET, PATH, own=True
         )
-        (self.root / "identities.json").write_text(object_store.identities(found, keys))
+        (self.root / "identities.json").write_text(
+            object_store.identities(found, lambda account: [keys(account), *self.others.get(account, [])])
+        )
 
     def start(self) -> None:
         """Start it and wait until it serves."""
@@ -260,6 +264,9 @@ class Rig:
         self.must(["mkdir", "-m", "700", str(data)])
         try:
             self.must(self.commands.restore(str(data), target, label=label))
+            # Patroni writes this file anew before it starts the server.
+            config = data / "postgresql.conf"
+            config.write_text(config.read_text().replace(FORMER_STANDBY, ""))
             log = self.root / "scratch.log"
             options = f"-c port={port} -c unix_socket_directories={self.root}"
             control = [str(self.server.binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(log)]
@@ -281,6 +288,10 @@ class Rig:
             shutil.rmtree(data)
 
 
+# What Patroni writes for a standby, and leaves there when that becomes the primary.
+FORMER_STANDBY = "".join(f"recovery_target{kind} = ''\n" for kind in ("", "_lsn", "_name", "_time", "_xid"))
+
+
 @contextmanager
 def running_rig() -> Iterator[Rig]:
     """All of it, with the stanza created and archiving on; no backup yet."""
@@ -296,19 +307,17 @@ def running_rig() -> Iterator[Rig]:
     try:
         store.start()
         store.client().create_bucket(Bucket=BUCKET)
-        server = initdb(cluster)
+        server = copied(cluster)
         for name in ("spool", "lock", "log"):
             (cluster / name).mkdir()
             if os.geteuid() == 0:
                 shutil.chown(cluster / name, "postgres", "postgres")
         rig = Rig(root=cluster, store=store, server=server, settings=_settings(root, cluster, store))
         rig.write_config()
-        # As the fleet's.
-        checksums = [str(server.binaries / "pg_checksums"), "--enable", "-D", str(server.data)]
-        subprocess.run([*server.prefix, *checksums], check=True, capture_output=True, cwd="/")
         with (server.data / "postgresql.conf").open("a") as config:
             push = f"pgbackrest --config={rig.config} --stanza={STANZA} archive-push %p"
             config.write(f"archive_mode = on\narchive_command = '{push}'\nwal_level = replica\n")
+            config.write(FORMER_STANDBY)
         server.control("start")
         try:
             rig.must(rig.commands.stanza_create())

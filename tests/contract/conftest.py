@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,38 @@ from tests.contract.postgres import (
 from tests.contract.relay_rig import Provider, running_provider
 
 __all__ = ["REPOSITORY", "Database", "PostgresServer", "drop_database", "free_port", "make_database"]
+
+# The files that take longest, the longest first: one that begins last is waited for by all others.
+LONGEST = (
+    "test_killed_commands",
+    "test_drill",
+    "test_chaos",
+    "test_provider_fuzz",
+    "test_edge_acme",
+    "test_secret_rotation",
+    "test_backups",
+    "test_edge_slow",
+    "test_edge_nginx",
+    "test_provider_faults",
+)
+assert all(Path(__file__).with_name(f"{name}.py").exists() for name in LONGEST)
+
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 4 << 30
+
+
+def pytest_configure() -> None:
+    """Servers' files in memory where there is room: on a disk they delay what else runs on the machine."""
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first (with xdist's --no-loadscope-reorder)."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")

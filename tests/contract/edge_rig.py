@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
-from deploys.lib import fleet, pki
-from deploys.roles.edge import EdgeSettings, render_edge
-from tests.contract.conftest import free_port
+from deploys.roles.edge import EdgeSettings
+from deploys.run import local_edge
 
 NAME = "api.edge.test"
 CONSOLE, STATUS_PAGE, TOOLS = "console.edge.test", "status.edge.test", "tools.edge.test"
 JSON = {"Host": NAME, "Content-Type": "application/json"}
+LARGE = 16 * 2**20
 OWN_NAMES = [NAME, CONSOLE, STATUS_PAGE, TOOLS]
 
 
@@ -54,6 +52,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def _site(self) -> None:
+        """A site of two pages."""
+        self.send_response(200 if self.path.partition("?")[0] in ("/", "/post") else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def _events(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -63,6 +67,45 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
             self.server.relay.release.wait(10)
         self.wfile.write(b"0\r\n\r\n")
+
+    def _ticks(self) -> None:
+        """A hundred events a hundredth of a second apart; each says when it was sent (time.perf_counter).
+
+        Long prompts are answered at once.
+        """
+        if int(self.headers.get("Content-Length", 0)) > 1000:
+            self._ok()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for _ in range(100):
+            event = b"data: %.6f\n\n" % time.perf_counter()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            time.sleep(0.01)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _sparse(self) -> None:
+        """One event a second, for a minute."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for number in range(61):
+            event = b"data: %d\n\n" % number
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            time.sleep(1)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _large(self) -> None:
+        """More than the buffers on its way hold."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(LARGE))
+        self.end_headers()
+        # Some who ask for it are cut.
+        with suppress(ConnectionError):
+            self.wfile.write(b"x" * LARGE)
 
     def _silent(self) -> None:
         self.server.relay.release.wait(10)
@@ -85,7 +128,8 @@ class _Server(ThreadingHTTPServer):
 
 @dataclass
 class FakeRelay:
-    """An HTTP server that records what it is asked. `behave`: ok, events, silent or hang_up (once read)."""
+    """An HTTP server that records what it is asked. `behave`: ok, site, events, ticks, sparse, large,
+    silent or hang_up (once read)."""
 
     behave: str = "ok"
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -172,7 +216,7 @@ class Edge:
 
     def access_log(self, entries: int) -> list[dict[str, str]]:
         """The access log, oldest first, once it has that many entries: nginx writes them after the answer."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while True:
             lines = (self.directory / "access.log").read_text().splitlines()
             if len(lines) >= entries or time.monotonic() > deadline:
@@ -199,80 +243,10 @@ def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Itera
         "body_max": "1m",
         "read_timeout": "2s",
         "drain_timeout": "10s",
-        "http_listen": f"127.0.0.1:{free_port()}",
-        "https_listen": f"127.0.0.1:{free_port()}",
-        "status_listen": f"127.0.0.1:{free_port()}",
-        "user": "root",
-        "config_dir": str(directory),
-        "socket_dir": str(directory),
-        "waf_log": str(directory / "waf-matches.json"),
-        "waf_tmp": str(directory),
         "hop_timeout": "30s",
-        "pid_file": str(directory / "nginx.pid"),
-        "log_dir": str(directory),
-        "edge_state": str(directory / "state"),
     }
-    settings = EdgeSettings(**(values | changes))
-    ca_file = write_config(directory, settings)
-    process = start_nginx(directory)
-    try:
-        _wait_until_listening(settings.https_listen, process)
+    loopback = local_edge.on_loopback(EdgeSettings(**values), directory)
+    settings = replace(loopback, **changes)
+    ca_file = local_edge.write_config(directory, settings)
+    with local_edge.running_nginx(directory, settings.https_listen) as process:
         yield Edge(directory, settings, ca_file, process)
-    finally:
-        process.terminate()
-        process.wait(15)
-
-
-def write_config(directory: Path, settings: EdgeSettings) -> Path:
-    """Writes the configuration and a certificate for NAME; returns the CA's file."""
-    for name in ("relay/tls", "relay/waf"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    shutil.copy("/etc/nginx/unicode.mapping", directory)
-    for name, text in render_edge(settings).items():
-        (directory / name).write_text(text)
-    edge_tool(directory, "write")
-    ca_cert, ca_key = pki.new_authority("Test CA")
-    certificate, key = pki.issue(pki.Subject("edge", tuple(OWN_NAMES)), ca_cert, ca_key)
-    (directory / "relay/tls/edge.crt").write_text(certificate)
-    (directory / "relay/tls/edge.key").write_text(key)
-    for both, _ in settings.certificates:
-        if both.endswith(".pem"):
-            (directory / "relay/tls" / both).write_text(certificate + key)
-    ca_file = directory / "ca.crt"
-    ca_file.write_text(ca_cert)
-    return ca_file
-
-
-def edge_tool(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`relay-edge` on an edge in `directory`, which runs or is yet to."""
-    nginx = f"{nginx_program()} -c {directory}/nginx.conf"
-    command = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_edge.py")]
-    command += [f"--configured={directory}/relay/nodes.conf", f"--state={directory}/state"]
-    command += [f"--test={nginx} -t -q", f"--reload={nginx} -s reload", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def nginx_program() -> str:
-    """The path of nginx; without it these tests fail."""
-    found = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
-    assert found, "nginx is missing: run tests/install-tools"
-    return found
-
-
-def start_nginx(directory: Path) -> subprocess.Popen[bytes]:
-    """nginx in the foreground."""
-    command = [nginx_program(), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
-    with (directory / "start.log").open("wb") as log:
-        return subprocess.Popen(command, stderr=log)
-
-
-def _wait_until_listening(listen: str, process: subprocess.Popen[bytes]) -> None:
-    host, _, port = listen.rpartition(":")
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "nginx ended at once: see start.log"
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"nginx does not listen on {listen}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import random
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +28,8 @@ SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "log_min_messages": "warning",
+    # kill -9 takes nothing that was written; what power cuts take, no test here plays.
+    "fsync": "off",
     # Files in /dev/shm are not safe here: tools that build root file systems beside us empty it.
     "dynamic_shared_memory_type": "mmap",
 }
@@ -87,28 +91,61 @@ def _binaries() -> Path:
 
 def initdb(root: Path) -> PostgresServer:
     """Make a server that is not started in the directory ``root``, run as user postgres when we are root."""
-    binaries, data, port = _binaries(), root / "data", free_port()
+    server = _pristine(root)
+    _configure(server)
+    return server
+
+
+def copied(root: Path, data: Path | None = None) -> PostgresServer:
+    """The same in a tenth of the time, or a copy of the directory ``data`` of a server that was stopped.
+
+    What one process copies has one system identifier.
+    """
+    server = _unmade(root)
+    subprocess.run(["cp", "-a", str(data or _to_copy()), str(server.data)], check=True)
+    _configure(server)
+    return server
+
+
+@cache
+def _to_copy() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="relay-pg-to-copy-"))
+    atexit.register(shutil.rmtree, root)
+    return _pristine(root).data
+
+
+def _pristine(root: Path) -> PostgresServer:
+    server = _unmade(root)
+    options = ("-U", "postgres", "--auth=trust", "-E", "UTF8", "--data-checksums", "--no-sync")
+    command = [*server.prefix, str(server.binaries / "initdb"), "-D", str(server.data), *options]
+    subprocess.run(command, check=True, capture_output=True, cwd="/")
+    return server
+
+
+def _unmade(root: Path) -> PostgresServer:
     prefix: tuple[str, ...] = ()
     if os.geteuid() == 0:
         account = pwd.getpwnam("postgres")
         os.chown(root, account.pw_uid, account.pw_gid)
         prefix = ("runuser", "-u", "postgres", "--")
-    subprocess.run(
-        [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8"],
-        check=True,
-        capture_output=True,
-        cwd="/",
-    )
-    settings = SETTINGS | {"port": str(port), "unix_socket_directories": str(root)}
-    lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
-    with (data / "postgresql.conf").open("a") as config:
+    return PostgresServer(port=free_port(), data=root / "data", binaries=_binaries(), prefix=prefix)
+
+
+def _configure(server: PostgresServer) -> None:
+    own = {"port": str(server.port), "unix_socket_directories": str(server.data.parent)}
+    lines = "".join(f"{name} = '{value}'\n" for name, value in (SETTINGS | own).items())
+    with (server.data / "postgresql.conf").open("a") as config:
         config.write(lines)
-    return PostgresServer(port=port, data=data, binaries=binaries, prefix=prefix)
 
 
 def prepare(server: PostgresServer, database: str = TEMPLATE) -> None:
     """Create the fleet's roles and ``database`` with the relay's schema; raises RuntimeError with why."""
     create_database(server, database)
+    migrate(server, database)
+
+
+def migrate(server: PostgresServer, database: str) -> None:
+    """Bring ``database`` to the relay's newest schema; raises RuntimeError with why."""
     environment = os.environ | {"RELAY_MIGRATION_DATABASE_URL": server.dsn(database, "relay_owner")}
     migrated = subprocess.run(
         [sys.executable, "-m", "relay", "migrate"],
@@ -126,7 +163,7 @@ def running_server() -> Iterator[PostgresServer]:
     """A started server with the fleet's roles and a migrated template database; removed afterwards."""
     root = Path(tempfile.mkdtemp(prefix="relay-pg-"))
     try:
-        server = initdb(root)
+        server = copied(root)
         server.control("start")
         try:
             prepare(server)

@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from deploys.lib import fleet, pki
-from deploys.lib.config_files import render
+from deploys.roles.monitoring import alertmanager_text
 from tests.contract.namespaces import CLIENT, OTHER, SERVER, Namespaces, joined
 
 PROGRAM = str(fleet.REPOSITORY / "templates/bans/relay_bans.py")
 PORT, ALERTS = 8443, 9118
 TOKEN = "token-of-the-test"
+# While one takes the other's place, both are taken.
+NEXT_TOKEN = "next-" + TOKEN
+TOKENS = f"{TOKEN}\n{NEXT_TOKEN}\n"
+LIBRARY = str(fleet.REPOSITORY / "templates/webhook")
 LISTENER = f"""
 import socket, threading
 server = socket.create_server(("", {PORT}))
@@ -30,7 +34,7 @@ while True:
 """
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 10) -> float:
+def wait_for(what: Callable[[], bool], seconds: float = 60) -> float:
     """Seconds until `what` was true; fails when it never is."""
     began = time.monotonic()
     while not what():
@@ -87,7 +91,7 @@ def test_who_is_banned_gets_nothing_and_others_do(host: Host) -> None:
     began = time.monotonic()
     assert host.ban(CLIENT).returncode == 0
     assert not host.reached()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert host.reached(OTHER)
     assert host.run("remove", CLIENT).returncode == 0
     assert host.reached()
@@ -116,7 +120,7 @@ for word in (b"before", b"after"):
 def test_a_ban_ends_by_itself_without_the_program(host: Host) -> None:
     host.ban(CLIENT, "2s")
     assert not host.reached()
-    wait_for(host.reached, 5)
+    wait_for(host.reached)
 
 
 def test_bans_outlive_the_firewall_and_a_reboot(host: Host) -> None:
@@ -154,7 +158,7 @@ def test_networks_in_networks_end_in_any_order(host: Host) -> None:
     host.ban("198.51.100.10/32", "1h")
     host.ban("198.51.100.8/30", "2s")
     assert not host.reached(OTHER)
-    wait_for(lambda: host.reached(OTHER), 5)
+    wait_for(lambda: host.reached(OTHER))
     host.kept()
     assert not host.reached()
 
@@ -183,18 +187,20 @@ def test_a_list_of_ten_thousand_is_held_cheaply(host: Host) -> None:
     assert "applied 10000 bans" in host.kept().stdout
     began = time.monotonic()
     assert "applied" not in host.kept().stdout
-    assert time.monotonic() - began < 2
+    # A fifth of a second alone; a busy machine takes its time.
+    assert time.monotonic() - began < 10
     assert host.ban(CLIENT).returncode == 0
     assert not host.reached()
     assert 'relay_bans{source="sshd"} 10000' in host.figures.read_text()
 
 
 @pytest.fixture
-def keeper(host: Host) -> Iterator[Host]:
+def keeper(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """The program as systemd runs it on an edge, with a certificate."""
+    monkeypatch.setenv("PYTHONPATH", LIBRARY)
     ca_cert, ca_key = pki.new_authority("Test CA")
     certificate, key = pki.issue(pki.host_subject("edge1", "edge.test", SERVER), ca_cert, ca_key)
-    for name, text in (("ca.crt", ca_cert), ("host.crt", certificate), ("host.key", key), ("token", TOKEN)):
+    for name, text in (("ca.crt", ca_cert), ("host.crt", certificate), ("host.key", key), ("token", TOKENS)):
         (host.directory / name).write_text(text)
     files = [
         f"--{name}={host.directory}/{file}"
@@ -216,8 +222,7 @@ def test_an_alert_bans_through_a_real_alertmanager(keeper: Host) -> None:
     assert path, "prometheus-alertmanager is missing: run tests/install-tools"
     net, directory = keeper.net, keeper.directory
     bans = {"urls": [f"https://{SERVER}:{ALERTS}/"], "token": TOKEN, "ca_file": f"{directory}/ca.crt"}
-    receivers = {"on-call": "", "watchdog": ""}
-    text = render("monitoring/alertmanager.yml.j2", receivers=receivers, bans=bans)
+    text = alertmanager_text({"on-call": "", "watchdog": ""}, bans=bans)
     (directory / "alertmanager.yml").write_text(text)
     words = [f"--config.file={directory}/alertmanager.yml", f"--storage.path={directory}/am"]
     words += ["--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="]
@@ -249,6 +254,8 @@ def test_an_alert_bans_through_a_real_alertmanager(keeper: Host) -> None:
         (TOKEN, "[]", 400),
         (TOKEN, '{"alerts": [{"labels": 1, "status": "firing"}]}', 400),
         (TOKEN, '{"alerts": []}', 200),
+        (NEXT_TOKEN, '{"alerts": []}', 200),
+        (f"{TOKEN}\\n{NEXT_TOKEN}", '{"alerts": []}', 401),
     ],
 )
 def test_who_may_send_alerts_and_what(keeper: Host, token: str, body: str, status: int) -> None:

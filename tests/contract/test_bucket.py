@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import pytest
 
 from backups import bucket
 from backups.host import common
-from deploys.lib import object_store
+from deploys.lib import object_store, rotation
 from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
 
 PUBLIC = {
@@ -32,11 +34,25 @@ PUBLIC = {
 }
 
 
+ACCOUNTS = (
+    object_store.ADMINISTRATOR,
+    object_store.BACKUP,
+    object_store.READER,
+    object_store.RETENTION,
+    object_store.LOGS,
+)
+
+
+def second(account: str) -> tuple[str, str]:
+    """The keys that take the place of an account's."""
+    return f"SECOND{account.upper().replace('_', '')}", f"second-secret-of-{account}"
+
+
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
     root = Path(tempfile.mkdtemp(prefix="relay-bucket-"))
     certificate(root)
-    made = Store(root)
+    made = Store(root, others={account: [second(account)] for account in ACCOUNTS})
     try:
         made.start()
         yield made
@@ -173,3 +189,27 @@ def test_the_cost_is_that_of_all_that_is_kept(
     assert told["backup_bucket_cost_usd_month"] == held.current + held.older > 0
     assert (told["backup_bucket_cost_limit_usd_month"], told["backup_bucket_faults"]) == (7, 0)
     assert told["backup_bucket_objects"] == held.objects
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_both_pairs_of_keys_are_taken_and_no_mixture(store: Store, made: bucket.Bucket, account: str) -> None:
+    first, other = keys(account), second(account)
+    tried = [
+        (first, rotation.TAKEN),
+        (other, rotation.TAKEN),
+        ((first[0], other[1]), rotation.REFUSED),
+        (("NOBODYSKEY0000000000", first[1]), rotation.REFUSED),
+    ]
+    for (key, secret), wanted in tried:
+        asked = {
+            "endpoint_url": f"https://localhost:{store.port}",
+            "region_name": REGION,
+            "verify": str(store.root / "crt"),
+            "style": "path",
+            "bucket": BUCKET,
+            "aws_access_key_id": key,
+            "aws_secret_access_key": secret,
+        }
+        program = [sys.executable, "-c", object_store.TRY_KEYS]
+        done = subprocess.run(program, input=json.dumps(asked), text=True, check=False)
+        assert done.returncode == wanted, (key, secret)

@@ -24,10 +24,14 @@ def server(postgres_dsn: str) -> Iterator[str]:
     yield postgres_dsn
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         connection.execute("drop database if exists relay with (force)")
+        for (role,) in connection.execute("select rolname from pg_roles where rolname ~ '_b$'").fetchall():
+            connection.execute(f"drop role {role}")
         for role in CREATED_ROLES:
-            connection.execute(f"drop role if exists {role}")
+            if connection.execute("select to_regrole(%s)::text", (role,)).fetchone() != (None,):
+                connection.execute(f"drop owned by {role}")
+                connection.execute(f"drop role {role}")
         for role in (setup.OWNER, setup.APP, setup.EXPORTER):
-            connection.execute(f"alter role {role} password null")
+            connection.execute(f"alter role {role} login password null")
 
 
 def _apply(server: str, **changes: str) -> list[str]:
@@ -196,3 +200,67 @@ def test_the_reader_may_call_none_of_the_ledgers_writers(server: str, database: 
 @pytest.mark.parametrize("stored", [None, "", "md5abc", "SCRAM-SHA-256$4096:c2FsdA==$AAAA:BBBB"])
 def test_verifier_of_another_password_does_not_verify(stored: str | None) -> None:
     assert not setup.verifies("password", stored)
+
+
+BOTH = {f"{role}_b": f"second-of-{role}" for role in setup.ATTRIBUTES}
+
+
+def _set_up(server: str, logins: dict[str, str]) -> list[str]:
+    return setup.set_up(server, logins, apply=True)
+
+
+def test_each_role_may_have_two_logins_that_take_turns(server: str) -> None:
+    """First, both, second, both, first: at each step a second run finds nothing."""
+    for logins in (PASSWORDS, PASSWORDS | BOTH, BOTH, PASSWORDS | BOTH, PASSWORDS):
+        assert _set_up(server, logins)
+        assert setup.set_up(server, logins, apply=False) == []
+        with psycopg.connect(server) as connection:
+            query = "select rolname, rolpassword is null from pg_authid where rolname ~ %s and rolcanlogin"
+            names = f"^({'|'.join(setup.ATTRIBUTES)})(_b)?$"
+            rows = connection.execute(query, (names,)).fetchall()
+        assert {name for name, _ in rows} == set(logins)
+        assert not any(without for _, without in rows)
+
+
+def test_a_fleet_that_begins_with_second_logins_works(server: str) -> None:
+    """As after a site's loss in the middle of the turns."""
+    assert _set_up(server, BOTH)
+    assert setup.set_up(server, BOTH, apply=False) == []
+
+
+def test_what_a_second_login_makes_belongs_to_its_role(server: str) -> None:
+    _set_up(server, PASSWORDS | BOTH)
+    with _relay(server, "relay_owner_b") as owner:
+        owner.execute("create table charge (id bigint)")
+    with _relay(server, "relay_app_b") as app:
+        app.execute("insert into charge values (7)")
+        assert app.execute("select current_user, session_user").fetchone() == ("relay_app", "relay_app_b")
+    with _relay(server, "relay_reader_b") as reader:
+        assert reader.execute("select * from charge").fetchall() == [(7,)]
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            reader.execute("create temp table x (id int)")
+    with _relay(server, "relay_exporter_b") as exporter:
+        assert exporter.execute("select name from pg_ls_waldir()").fetchone()
+    with psycopg.connect(server) as connection:
+        query = "select pg_get_userbyid(relowner) from pg_class where relname = 'charge'"
+        with _relay(server, "postgres") as inside:
+            assert inside.execute(query).fetchone() == ("relay_owner",)
+        replicates = "select rolreplication from pg_roles where rolname = 'replicator_b'"
+        assert connection.execute(replicates).fetchone() == (True,)
+        rewinds = "select has_function_privilege('rewinder_b', %s, 'execute')"
+        for function in setup.REWIND_FUNCTIONS:
+            assert connection.execute(rewinds, (function,)).fetchone() == (True,)
+
+
+def test_sessions_of_a_login_that_is_dropped_are_ended(server: str) -> None:
+    _set_up(server, PASSWORDS | BOTH)
+    old, new = _relay(server, "relay_app"), _relay(server, "relay_app_b")
+    left = (PASSWORDS | BOTH) | {}
+    del left["relay_app"]
+    assert _set_up(server, left) == ["role relay_app is not used any more"]
+    with pytest.raises(psycopg.OperationalError):
+        old.execute("select 1")
+    assert new.execute("select 1").fetchone() == (1,)
+    new.close()
+    with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+        _relay(server, "relay_app")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from deploys.lib import pki
 from tests.contract.acme_rig import DAYS, PAIRS, Authority, Client, client, new_keys, running_authority
 from tests.contract.conftest import free_port
 from tests.contract.edge_rig import JSON, NAME, OWN_NAMES, FakeRelay, running_edge
+from tests.contract.relay_rig import eventually
 
 KINDS = ("ecdsa", "rsa")
 HOUR = 3600
@@ -59,7 +62,7 @@ def running_fleet(directory: Path, days: float = DAYS) -> Iterator[Fleet]:
                 acme_certificates=str(own / "certificates"),
                 waf="off",
                 read_timeout="60s",
-                drain_timeout="60s",
+                drain_timeout="120s",
                 client_rate=1000,
             )
             others = [peer for peer in peers if peer != listen]
@@ -81,12 +84,7 @@ def serials(one: Client) -> list[int]:
 
 def loaded(one: Client) -> None:
     """Waits until nginx shows what it was given: a reload takes a moment."""
-    for kind in KINDS:
-        for _ in range(50):
-            if one.served(kind) == one.given(kind):
-                break
-            time.sleep(0.1)
-        assert one.served(kind) == one.given(kind)
+    eventually(lambda: all(one.served(kind) == one.given(kind) for kind in KINDS), every=0.1)
 
 
 def test_both_kinds_are_issued_once_and_reach_every_edge(fleet: Fleet) -> None:
@@ -384,3 +382,38 @@ def test_an_answer_is_found_at_whichever_edge_has_it(fleet: Fleet) -> None:
                 assert (found.status, found.data) == (200, b"answer")
         answer.unlink()
         answer.parent.rmdir()
+
+
+def test_a_stream_of_a_minute_outlives_three_reloads_and_a_renewal(fleet: Fleet) -> None:
+    """An event each second, each within a second of its time; the longest pause is printed."""
+    fleet.first.renew()
+    loaded(fleet.first)
+    before = serials(fleet.first)
+    fleet.relay.behave = "sparse"
+    stream = fleet.first.calls(fleet.authority.trust()).request(
+        "POST", "/v1/chat/completions", body=b"{}", preload_content=False
+    )
+    fleet.relay.behave = "ok"
+    times: list[float] = []
+    events: list[bytes] = []
+
+    def read() -> None:
+        while event := stream.read1():
+            times.append(time.monotonic())
+            events.append(event)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(3):
+        time.sleep(5)
+        fleet.first.edge.process.send_signal(signal.SIGHUP)
+    fleet.first.renew("--force")
+    loaded(fleet.first)
+    assert not set(serials(fleet.first)) & set(before)
+    assert reader.is_alive(), "the stream was over before"
+    reader.join(90)
+    assert b"".join(events) == b"".join(b"data: %d\n\n" % number for number in range(61))
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    print(f"a stream of {times[-1] - times[0]:.0f} s: longest pause {max(pauses):.3f} s of 1 s")
+    assert times[-1] - times[0] >= 59
+    assert max(pauses) < 3

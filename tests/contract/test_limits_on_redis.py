@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from relay.limits import shared
 from relay.limits.shared import LEASE_SECONDS, RUNNING_SECONDS, Limits, Slot
-from relay.telemetry.metrics import Metrics
-from tests.contract.relay_rig import Redis, eventually, running_redis
+from relay.limits.window import REQUESTS, RUNNING, TOKENS, Limit
+from tests.contract.relay_rig import Redis, eventually, limits_on, running_redis
 
-TOKENS = count(1)  # each test and example has a token of its own
+TOKENS_OF_TEST = count(1)  # each test and example has a token of its own
 START = 100 * 60.0
 
 
@@ -46,30 +46,50 @@ class Clock:
 
 
 class Model:
-    """The definition: requests of a sliding minute, and running calls whose lease is not over."""
+    """The definition: requests and tokens of a sliding minute, and running calls whose lease is not over."""
 
     def __init__(self) -> None:
         self.requests: dict[int, int] = {}
+        self.tokens: dict[int, int] = {}
         self.running: dict[UUID, float] = {}
 
-    def lets_in(self, rpm: int | None, concurrency: int | None, call: UUID, now: float) -> str:
+    def refuses(self, limit: Limit, tokens: int, now: float) -> str | None:
         minute, into = divmod(now, 60)
-        alive = {held: until for held, until in self.running.items() if until > now}
-        before = self.requests.get(int(minute) - 1, 0) * (1 - into / 60)
-        if concurrency is not None and len(alive) >= concurrency:
-            return "concurrency_limit_exceeded"
-        if rpm is not None and self.requests.get(int(minute), 0) + before + 1 > rpm:
-            return "rate_limit_exceeded"
-        if rpm is not None:
-            self.requests[int(minute)] = self.requests.get(int(minute), 0) + 1
-        if concurrency is not None:
-            self.running = alive | {call: now + LEASE_SECONDS}
-        return "in"
+
+        def counted(of: dict[int, int]) -> float:
+            return of.get(int(minute), 0) + of.get(int(minute) - 1, 0) * (1 - into / 60)
+
+        if limit.concurrency is not None and len(self.alive(now)) >= limit.concurrency:
+            return RUNNING
+        if limit.rpm is not None and counted(self.requests) + 1 > limit.rpm:
+            return REQUESTS
+        if limit.tpm is not None and counted(self.tokens) + tokens > limit.tpm:
+            return TOKENS
+        return None
+
+    def alive(self, now: float) -> dict[UUID, float]:
+        return {held: until for held, until in self.running.items() if until > now}
+
+    def takes(self, limit: Limit, tokens: int, call: UUID, now: float) -> None:
+        minute = int(now // 60)
+        if limit.rpm is not None:
+            self.requests[minute] = self.requests.get(minute, 0) + 1
+        if limit.tpm is not None:
+            self.tokens[minute] = self.tokens.get(minute, 0) + tokens
+        if limit.concurrency is not None:
+            self.running = self.alive(now) | {call: now + LEASE_SECONDS}
 
 
 LIMIT = st.none() | st.integers(1, 4)
+TPM = st.none() | st.integers(50, 200)
 STEPS = st.lists(
-    st.tuples(st.sampled_from([0.0, 0.0, 0.0, 1.0, 7.5, 15.0, 29.5, 30.0, 60.0, 150.0]), st.booleans()),
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.0, 1.0, 7.5, 15.0, 29.5, 30.0, 60.0, 150.0]),
+        st.booleans(),
+        st.booleans(),
+        st.integers(0, 50),  # tokens that it reserves, and uses
+        st.integers(0, 60),
+    ),
     min_size=1,
     max_size=30,
 )
@@ -77,53 +97,126 @@ STEPS = st.lists(
 
 # Without a clock, since machines are busy.
 @settings(deadline=None)
-@given(rpm=LIMIT, concurrency=LIMIT, steps=STEPS)
+@given(limits=st.tuples(LIMIT, TPM, LIMIT), account=st.tuples(LIMIT, TPM, LIMIT), steps=STEPS)
 def test_redis_decides_by_the_definition(
-    server: Redis, rpm: int | None, concurrency: int | None, steps: list[tuple[float, bool]]
+    server: Redis,
+    limits: tuple[int | None, int | None, int | None],
+    account: tuple[int | None, int | None, int | None],
+    steps: list[tuple[float, bool, bool, int, int]],
 ) -> None:
-    """Two replicas in turn: time passes, a call comes, and the oldest running one may end before it."""
-    clock, model, token = Clock(), Model(), next(TOKENS)
+    """Two replicas in turn: time passes, the oldest call may end, one of an account's two keys calls."""
+    clock, subject = Clock(), next(TOKENS_OF_TEST)
+    keys = [Limit(f"token:{subject}.{number}", *limits) for number in range(2)]
+    whole = Limit(f"account:{subject}", *account)
+    models = {limit.subject: Model() for limit in (*keys, whole)}
 
     async def story() -> None:
-        replicas = [Limits(server.url, None, 2, Metrics()) for _ in range(2)]
-        held: list[tuple[Limits, Slot]] = []
-        for number, (seconds, ends) in enumerate(steps):
-            clock.now += seconds
-            if ends and held:
-                owner, slot = held.pop(0)
-                owner.release(slot)
-                await asyncio.gather(*owner._tasks)
-                model.running.pop(slot.request_id, None)
-            call, replica = uuid4(), replicas[number % 2]
-            given = await replica.acquire(token, rpm, concurrency, call)
-            if isinstance(given, Slot):
-                assert not given.local
-                held.append((replica, given))
-            decided = "in" if isinstance(given, Slot) else given.reason
-            assert decided == model.lets_in(rpm, concurrency, call, clock.now)
-        for replica in replicas:
-            await replica.close()
+        async with limits_on(server, 2) as one, limits_on(server, 2) as other:
+            replicas = [one, other]
+            held: list[tuple[Limits, Slot, int]] = []
+            for number, (seconds, ends, first, tokens, used) in enumerate(steps):
+                clock.now += seconds
+                if ends and held:
+                    owner, slot, reserved = held.pop(0)
+                    owner.release(slot)
+                    await asyncio.gather(*owner._tasks)
+                    for limit in slot.limits:
+                        models[limit.subject].running.pop(slot.request_id, None)
+                        if limit.tpm is not None:
+                            models[limit.subject].tokens[slot.minute] += slot.used - reserved
+                call, replica, both = uuid4(), replicas[number % 2], (keys[first], whole)
+                given = await replica.acquire(both, tokens, call)
+                reasons = [models[limit.subject].refuses(limit, tokens, clock.now) for limit in both]
+                expected = next((reason for reason in reasons if reason is not None), "in")
+                assert ("in" if isinstance(given, Slot) else given.reason) == expected
+                if isinstance(given, Slot):
+                    assert not given.local
+                    given.used = used
+                    held.append((replica, given, tokens))
+                    for limit in both:
+                        models[limit.subject].takes(limit, tokens, call, clock.now)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared, "time", clock)
-        # A busy machine is no Redis that is away.
-        patch.setattr(shared, "ROUND_TRIP_SECONDS", 20.0)
         asyncio.run(story())
 
 
-def test_counters_outlive_their_window_and_end(server: Redis, client: redis.Redis) -> None:
-    token = next(TOKENS)
+def test_many_callers_on_two_replicas_never_reserve_more_than_the_limit(
+    server: Redis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 calls at once, four times: at no time do use and reservations exceed the limit."""
+    clock = Clock()
+    monkeypatch.setattr(shared, "time", clock)
+    subject, tpm = f"token:{next(TOKENS_OF_TEST)}", 10_000
+    limit, counter = Limit(subject, tpm=tpm), f"tpm:{subject}:{int(START // 60)}"
+    most = let_in = used = 0
 
     async def story() -> None:
-        limits = Limits(server.url, None, 1, Metrics())
-        for _ in range(2):
-            await limits.acquire(token, 9, 9, uuid4())
-        await limits.close()
+        async with limits_on(server, 2) as one, limits_on(server, 2) as other:
+            replicas = [one, other]
+            reserved = 0
+
+            async def call(number: int) -> None:
+                nonlocal reserved, most, let_in, used
+                replica, tokens = replicas[number % 2], 100 + number % 7 * 50
+                slot = await replica.acquire([limit], tokens, uuid4())
+                if not isinstance(slot, Slot):
+                    assert slot.reason == TOKENS
+                    return
+                let_in += 1
+                reserved += tokens
+                most = max(most, reserved + used)
+                await asyncio.sleep(0.001 * (number % 5))
+                reserved -= tokens
+                used += tokens // 10
+                slot.used = tokens // 10
+                replica.release(slot)
+
+            for first in range(0, 400, 100):
+                await asyncio.gather(*(call(number) for number in range(first, first + 100)))
+                for replica in replicas:
+                    while replica._tasks:
+                        await asyncio.gather(*replica._tasks)
 
     asyncio.run(story())
-    (counter,) = client.keys(f"rpm:{token}:*")
-    assert client.get(counter) == "2"
-    assert 120 < int(client.ttl(counter)) <= 130, "this minute, and all of the next one"
+    assert most <= tpm
+    assert let_in > tpm // 250, "corrections let in more than the reservations alone"
+    assert int(str(client.get(counter))) == used
+
+
+def test_a_correction_makes_nothing_of_what_redis_has_lost(server: Redis, client: redis.Redis) -> None:
+    limit = Limit(f"token:{next(TOKENS_OF_TEST)}", tpm=1000)
+
+    async def story() -> None:
+        async with limits_on(server) as limits:
+            for left, after in ((None, None), (300, 0), (900, 400)):
+                slot = await limits.acquire([limit], 500, uuid4())
+                assert isinstance(slot, Slot)
+                counter = f"tpm:{limit.subject}:{slot.minute}"
+                client.delete(counter)
+                if left is not None:
+                    client.set(counter, left)
+                limits.release(slot)
+                await asyncio.gather(*limits._tasks)
+                assert client.get(counter) == (None if after is None else str(after))
+                client.delete(counter)
+
+    asyncio.run(story())
+
+
+def test_counters_outlive_their_window_and_end(server: Redis, client: redis.Redis) -> None:
+    token = next(TOKENS_OF_TEST)
+
+    async def story() -> None:
+        async with limits_on(server) as limits:
+            for _ in range(2):
+                await limits.acquire([Limit(str(token), 9, 90, 9)], 7, uuid4())
+
+    asyncio.run(story())
+    for kind, counted in (("rpm", "2"), ("tpm", "14")):
+        (counter,) = client.keys(f"{kind}:{token}:*")
+        assert client.get(counter) == counted
+        assert 120 < int(client.ttl(counter)) <= 130, "this minute, and all of the next one"
     assert LEASE_SECONDS < int(client.ttl(f"running:{token}")) <= RUNNING_SECONDS
 
 
@@ -131,21 +224,20 @@ def test_a_call_may_run_longer_than_its_set_is_kept(
     server: Redis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "RENEW_SECONDS", 0.05)
-    token = next(TOKENS)
+    token = next(TOKENS_OF_TEST)
     running = f"running:{token}"
 
     async def story() -> None:
-        limits = Limits(server.url, None, 1, Metrics())
-        await limits.start()
-        slot = await limits.acquire(token, None, 1, uuid4())
-        assert isinstance(slot, Slot)
-        client.expire(running, 5)
-        client.zadd(running, {slot.request_id.hex: 1})
-        renewed = asyncio.to_thread(eventually, lambda: int(client.ttl(running)) > 5)
-        await renewed
-        assert not isinstance(await limits.acquire(token, None, 1, uuid4()), Slot)
-        limits.release(slot)
-        await asyncio.to_thread(eventually, lambda: not client.exists(running))
-        await limits.close()
+        async with limits_on(server) as limits:
+            await limits.start()
+            slot = await limits.acquire([Limit(str(token), concurrency=1)], 0, uuid4())
+            assert isinstance(slot, Slot)
+            client.expire(running, 5)
+            client.zadd(running, {slot.request_id.hex: 1})
+            renewed = asyncio.to_thread(eventually, lambda: int(client.ttl(running)) > 5)
+            await renewed
+            assert not isinstance(await limits.acquire([Limit(str(token), concurrency=1)], 0, uuid4()), Slot)
+            limits.release(slot)
+            await asyncio.to_thread(eventually, lambda: not client.exists(running))
 
     asyncio.run(story())

@@ -197,6 +197,9 @@ def test_since_the_first_release_nothing_was_taken_away(postgres: PostgresServer
         before = inventory(connection)
         migrate(dsn)
         assert before - inventory(connection) == set(TAKEN_AWAY)
+        oldest = connection.execute("select oldest_version from schema_support").fetchall()
+        # Whoever takes something away says which versions no longer serve.
+        assert (oldest == [(FIRST_RELEASE,)]) == (not TAKEN_AWAY)
     assert "column accounts.customer_group text" in before
 
 
@@ -252,7 +255,7 @@ def test_a_migration_steps_aside_for_a_long_transaction(following: Relay) -> Non
             # The migration had made it before it came to the table that was locked.
             assert customer.execute("select to_regclass('regions')").fetchone() == (None,)
             with migrating(following) as migration:
-                eventually(lambda: "stepping aside" in migration.log.read_text(), 20)
+                eventually(lambda: "stepping aside" in migration.log.read_text())
                 report.rollback()
                 assert migration.wait() == 0
     assert revision(database) == NEXT[-1]
@@ -270,7 +273,7 @@ def test_migrations_wait_for_one_another(following: Relay) -> None:
         other.execute("select pg_advisory_lock(%s)", (LOCK_KEY,))
         with migrating(following) as migration:
             told = f"another migration is running, waiting for it: pid {other.info.backend_pid} "
-            eventually(lambda: told in migration.log.read_text(), 20)
+            eventually(lambda: told in migration.log.read_text())
             assert revision(following.database) == HEAD
             other.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
             assert migration.wait() == 0
@@ -294,7 +297,7 @@ def test_the_previous_version_serves_through_the_next_ones_migrations(
 
     def answered(more: int) -> None:
         enough = answers.total() + more
-        eventually(lambda: answers.total() >= enough, 30)
+        eventually(lambda: answers.total() >= enough)
 
     with working(call, workers=2):
         answered(20)
@@ -318,16 +321,46 @@ def test_the_previous_version_serves_through_the_next_ones_migrations(
         assert previous.run("audit", audit).returncode == 0
 
 
-@pytest.mark.parametrize("service", ["serve", "work"])
-def test_a_version_ahead_of_the_schema_refuses_to_start(following: Relay, service: str) -> None:
+def refusal(relay: Relay, service: str) -> subprocess.CompletedProcess[str]:
+    """How a service ends that does not suit its database's schema."""
     refused = subprocess.run(
         [sys.executable, "-m", "relay", service],
-        env=following.environment(RELAY_LISTEN="127.0.0.1:0", RELAY_METRICS_LISTEN="127.0.0.1:0"),
-        cwd=following.program,
+        env=relay.environment(RELAY_LISTEN="127.0.0.1:0", RELAY_METRICS_LISTEN="127.0.0.1:0"),
+        cwd=relay.program,
         capture_output=True,
         text=True,
         timeout=30,
     )
     assert refused.returncode == 1
+    return refused
+
+
+@pytest.mark.parametrize("service", ["serve", "work", "migrate"])
+def test_a_version_that_the_schema_has_left_behind_refuses_to_start(
+    previous: Relay, tmp_path: Path, service: str
+) -> None:
+    """Contracted by a migration of a later version, which says whom it still serves."""
+    program = tmp_path / "later"
+    shutil.copytree(REPOSITORY / "relay", program / "relay", ignore=shutil.ignore_patterns("__pycache__"))
+    versions = program / "relay" / "store" / "migrations" / "versions"
+    text = REVISION.replace("build_index", "ends_versions_before")
+    first, second = (
+        text.format(NEXT[0], HEAD, "pass"),
+        text.format(NEXT[1], NEXT[0], f'ends_versions_before("{NEXT[0]}")'),
+    )
+    (versions / f"{NEXT[0]}.py").write_text(first)
+    (versions / f"{NEXT[1]}.py").write_text(second)
+    later = Relay(previous.database, previous.directory, program=program)
+    with migrating(later) as process:
+        assert process.wait(60) == 0
+    refused = refusal(previous, service)
+    assert f"at {NEXT[1]} and has dropped what this version uses, which knows {HEAD}" in refused.stderr
+    assert f"start a newer version, one that knows {NEXT[0]}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("service", ["serve", "work"])
+def test_a_version_ahead_of_the_schema_refuses_to_start(following: Relay, service: str) -> None:
+    refused = refusal(following, service)
     assert f"at {HEAD}, this version needs {NEXT[-1]}: run `python -m relay migrate` first" in refused.stderr
     assert "Traceback" not in refused.stderr

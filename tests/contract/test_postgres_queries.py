@@ -29,9 +29,33 @@ def test_a_query_gives_the_columns_that_it_declares(
 ) -> None:
     declared = [column for metric in QUERIES[name]["metrics"] for column in metric]
     rows = ask(postgres, database, name)
-    # Slots are there only while replicas are.
-    assert rows or name == "pg_slot_retained"
+    # Slots are there only while replicas are, budgets only where somebody set one.
+    assert rows or name in ("pg_slot_retained", "ledger_budget")
     assert all(list(row) == declared for row in rows)
+
+
+def test_budgets_of_which_little_is_left_are_told(postgres: PostgresServer, database: Database) -> None:
+    """Not those of tokens, of a period that is over, or of which nothing may be spent."""
+    budgets = [
+        ("global", 0, "day", 100, 60, 20, "1 hour"),
+        ("account", 1, "total", 100, 97, 0, None),
+        ("account", 2, "month", 100, 79, 0, "1 hour"),
+        ("account", 3, "month", 100, 100, 0, "-1 hour"),
+        ("account", 4, "total", 0, 0, 0, None),
+        ("token", 5, "total", 100, 100, 0, None),
+    ]
+    with psycopg.connect(database.owner_dsn, autocommit=True) as connection:
+        connection.cursor().executemany(
+            "insert into budgets (scope, scope_id, period, maximum, spent, held, period_ends)"
+            " values (%s, %s, %s, %s, %s, %s, now() + %s::interval)",
+            budgets,
+        )
+    rows = {(row["scope"], row["scope_id"]): row for row in ask(postgres, database, "ledger_budget")}
+    assert {key: row["used_ratio"] for key, row in rows.items()} == {("global", 0): 0.8, ("account", 1): 0.97}
+    assert rows["global", 0]["period"] == "day"
+    assert list(rows["global", 0]) == [
+        name for metric in QUERIES["ledger_budget"]["metrics"] for name in metric
+    ]
 
 
 @pytest.fixture

@@ -232,10 +232,8 @@ def test_usage_may_come_anywhere_and_the_last_one_counts(
 
 def test_text_flows_as_it_is_made_though_usage_came_first(stage: Stage, customer: Customer) -> None:
     stage.says(stream_answer(FIRST, text("Hello"), 2.0, text(" world"), FINISH, usage_chunk(), DONE))
-    began = time.monotonic()
-    for one in ask(customer, stream=True):
-        if heard([one]) == "Hello":
-            assert time.monotonic() - began < 1.5
+    times = [time.monotonic() for one in ask(customer, stream=True) if heard([one])]
+    assert times[1] - times[0] > 0.5
     assert customer.spent() == CHARGE
 
 
@@ -868,5 +866,5 @@ def test_reasoning_is_not_free_by_closing_at_the_finish(
     with customer.post(body, stream=True) as answer:
         next(answer.iter_lines())
         time.sleep(0.3)  # by now the provider has sent its finish_reason
-    eventually(lambda: stage.relay.balance(customer.account)[1] == 0, 8)
+    eventually(lambda: stage.relay.balance(customer.account)[1] == 0)
     assert customer.spent() == price(10, 4_100) == 41_025_000

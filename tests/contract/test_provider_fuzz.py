@@ -88,6 +88,16 @@ def sent(body: bytes) -> Case:
     )
 
 
+def test_more_after_the_finish_is_not_waited_for_without_end() -> None:
+    early = replace(sent(PROVIDED), made_of=("finish_early",))
+    shorter = Wire(200, SSE, [stream(*sold(*CHUNKS[:2]))])
+    assert found(early, shorter) == {"other chunks"}
+    assert found(early, replace(shorter, seconds=1.2)) == set()
+    assert found(sent(PROVIDED), replace(shorter, seconds=1.2)) == {"other chunks"}
+    wrong = Wire(200, SSE, [stream(*sold(CHUNKS[1]))], seconds=1.2)
+    assert found(early, wrong) == {"other chunks"}
+
+
 def found(case: Case, wire: Wire) -> set[str]:
     """Kinds of what the oracle finds."""
     reader = Reader()

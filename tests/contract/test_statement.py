@@ -45,6 +45,9 @@ def customers(relay: Relay) -> tuple[Customer, Customer]:
         relay.command(
             "budget", "set", "--account", str(customer.account), "--period", "month", "--amount-usd", "9"
         )
+        (token,) = relay.command("token", "list", "--account", str(customer.account))
+        breaker = ("breaker", "set", "--token", str(token["id"]), "--usd-per-hour", "9")
+        relay.command(*breaker, "--reason", "test", "--by", "test")
         for _ in range(CALLS):
             customer.sdk.chat.completions.create(model=MODEL, messages=asks())
         customer.balance()
@@ -116,6 +119,7 @@ def test_it_is_all_of_one_account_and_adds_up(relay: Relay, customers: tuple[Cus
     assert (found.rows["usage"], found.rows["holds"], found.rows["tokens"]) == (CALLS, CALLS, 1)
     assert rows(text, "accounts")[0]["name"] == 'acme ü \u2028 "quoted"'
     assert [one["scope_id"] for one in rows(text, "budgets")] == [acme.account]
+    assert (found.rows["spend_breakers"], found.rows["spend_breaker_changes"]) == (1, 1)
     with psycopg.connect(relay.database.superuser_dsn) as connection:
         for table in TABLES:
             where = TABLES[table].rows.replace("%(account)s", str(acme.account))

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from deploys.sandbox import remote
 
-SIZE = "900m"
+# Beside the data, in MB.
+ROOM = 700
 DIRECTORY = "/var/lib/postgresql/15"
 # PostgreSQL's directory on a file system of its own that can be filled.
 SMALL = f"""set -e
@@ -15,8 +16,9 @@ systemctl stop relay-disk-watch patroni
 rm -f {DIRECTORY}/relay-reserve
 mv {DIRECTORY} {DIRECTORY}.whole
 install -d -o postgres -g postgres {DIRECTORY}
-mount -t tmpfs -o size={SIZE},uid=postgres,gid=postgres,mode=755 tmpfs {DIRECTORY}
-cp -a {DIRECTORY}.whole/. {DIRECTORY}/
+size=$(($(du -sm {DIRECTORY}.whole/relay | cut -f1) + {ROOM}))
+mount -t tmpfs -o size="$size"m,uid=postgres,gid=postgres,mode=755 tmpfs {DIRECTORY}
+cp -a {DIRECTORY}.whole/relay {DIRECTORY}/
 systemctl start patroni
 relay-patroni wait
 systemctl start relay-disk-watch"""
@@ -39,9 +41,9 @@ def sh(host: str, script: str, seconds: float = 240) -> str:
 
 @contextmanager
 def small_disk(host: str) -> Iterator[None]:
-    """For so long the host has SIZE for PostgreSQL; its data is there before and after."""
-    sh(host, SMALL)
+    """For so long the host has little more room than its data take; they are there before and after."""
     try:
+        sh(host, SMALL)
         yield
     finally:
         sh(host, WHOLE)

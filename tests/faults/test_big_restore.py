@@ -18,8 +18,8 @@ ROWS = 400_000
 INSERT = "insert into big_test.rows select n, repeat(md5(n::text), 12) from generate_series({}, {}) as n"
 SUMS = "select count(*), sum(number) from big_test.rows"
 WRITABLE_SECONDS, STREAMING_SECONDS = 15, 45
-DATA = "/var/lib/postgresql/15/main"
-COPY = "/var/lib/postgresql/copy-of-main"
+DATA = "/var/lib/postgresql/15/relay"
+COPY = "/var/lib/postgresql/copy-of-relay"
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.fleet.load import OneAddress
+from tests.fleet.load import CONNECT_SECONDS, OneAddress
 
 EVENT_EVERY_SECONDS = 0.25
-CONNECT_SECONDS = 5
 
 
 @dataclass

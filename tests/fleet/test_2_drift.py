@@ -12,13 +12,13 @@ CONFIG = "/etc/nginx/nginx.conf"
 
 def test_a_file_changed_by_hand_is_found_and_mended() -> None:
     remote.run("edge1", "sh", "-c", f"echo '# by hand' >> {CONFIG}")
-    drifted = deploys("plan", "sandbox")
+    drifted = deploys("plan", "sandbox", "--limit", "edge")
     assert drifted.status == 2
     (line,) = [line for line in drifted.output.splitlines() if CONFIG in line]
     assert "edge1" in line
-    deploys("apply", "sandbox").ended_well()
+    deploys("apply", "sandbox", "--limit", "edge1").ended_well()
     assert "by hand" not in remote.run("edge1", "cat", CONFIG)
-    deploys("plan", "sandbox").ended_well()
+    deploys("plan", "sandbox", "--limit", "edge").ended_well()
 
 
 @pytest.mark.parametrize(

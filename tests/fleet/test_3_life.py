@@ -1,4 +1,4 @@
-"""A host that freezes in the middle of a run. Hosts that come back empty: test_3_site_loss, tests/faults."""
+"""A host that freezes in the middle of a run. Hosts that come back empty: tests/faults."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import sqlite3
 import threading
@@ -22,7 +23,10 @@ create table if not exists calls (
     completion_tokens integer not null,
     complete integer not null,
     usage_sent integer not null,
-    served_at real not null
+    served_at real not null,
+    format text not null default '',
+    usage text not null default '{}',
+    bill text not null default '{}'
 );
 create index if not exists calls_request_id on calls (request_id);
 create index if not exists calls_served_at on calls (served_at);
@@ -37,18 +41,25 @@ COLUMNS = (
     "complete",
     "usage_sent",
     "served_at",
+    "format",
+    "usage",
+    "bill",
 )
-INSERT = (
-    "insert into calls (request_id, model, stream, prompt_tokens, completion_tokens, complete,"
-    " usage_sent, served_at) values (?, ?, ?, ?, ?, ?, ?, ?)"
-)
+JSON_COLUMNS = ("usage", "bill")
+ADDED = {"format": "''", "usage": "'{}'", "bill": "'{}'"}  # to books of an earlier version; name and default
+INSERT = f"insert into calls ({', '.join(COLUMNS[1:])}) values ({', '.join('?' * len(COLUMNS[1:]))})"  # noqa: S608
 MAX_BATCH = 500
 PAGE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One served call: ``completion_tokens`` counts what was produced until the end or the cancel."""
+    """One served call: ``completion_tokens`` counts what was produced until the end or the cancel.
+
+    ``prompt_tokens`` includes what came from or went into the cache. ``usage`` (JSON) is what the provider
+    bills, in the shape of the call's ``format``; ``bill`` (JSON) the same as disjoint figures: input,
+    cache_read, cache_write_5m, cache_write_1h, output.
+    """
 
     request_id: str
     model: str
@@ -58,6 +69,9 @@ class Served:
     complete: bool
     usage_sent: bool
     served_at: float
+    format: str = ""
+    usage: str = "{}"
+    bill: str = "{}"
 
 
 class Books:
@@ -69,6 +83,10 @@ class Books:
         with self._connect() as connection:
             connection.execute("pragma journal_mode=wal")
             connection.executescript(SCHEMA)
+            known = {row[1] for row in connection.execute("pragma table_info(calls)")}
+            for name, default in ADDED.items():
+                if name not in known:
+                    connection.execute(f"alter table calls add {name} text not null default {default}")
         connection.close()
         self._writer = threading.Thread(target=self._write, name="books", daemon=True)
         self._writer.start()
@@ -122,7 +140,7 @@ class Books:
             sql += " and request_id = ?"
             values.append(request_id)
         rows = self._read(f"{sql} order by id limit {PAGE}", values)
-        return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        return [shown(dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
     def totals(self, *, since: float = 0.0) -> dict[str, int]:
         """Sums over the calls since the Unix time ``since``."""
@@ -140,6 +158,11 @@ class Books:
             return connection.execute(sql, values).fetchall()
         finally:
             connection.close()
+
+
+def shown(call: dict[str, Any]) -> dict[str, Any]:
+    """A line of the books as it is answered."""
+    return call | {name: json.loads(call[name]) for name in JSON_COLUMNS}
 
 
 def now() -> float:

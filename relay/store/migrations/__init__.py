@@ -5,7 +5,8 @@ adds a revision that defines it again.
 
 Rules, so that replicas of the previous version serve on while one runs, and again if the roll is undone:
 - add (a table, a nullable column or one with a constant default, a function); never rename or drop what the
-  previous version of the relay uses: drop it one version later, under ``-- squawk-ignore RULE`` and why;
+  previous version of the relay uses: drop it one version later, under ``-- squawk-ignore RULE`` and why, and
+  call ``ends_versions_before()``, so that a version which still needs it refuses to start;
 - an index on a table that has rows: ``build_index()`` in a migration of its own; a constraint: ``not valid``,
   validated by the next migration;
 - a parameter may be added to a function, without a default: PostgreSQL keeps the old function beside the new
@@ -22,6 +23,7 @@ version living through one.
 from importlib import resources
 
 from alembic import op
+from sqlalchemy import text
 
 # Its head: nobody serves on an older schema. Some migrations up to it drop what an earlier one made (0002 an
 # index, 0003 columns and functions): free then, refused to all that follow.
@@ -69,6 +71,11 @@ def build_index(name: str, definition: str) -> None:
             op.execute(f"create index concurrently if not exists {name} {definition}")
         finally:
             op.execute("reset lock_timeout")
+
+
+def ends_versions_before(revision: str) -> None:
+    """From now on only versions of the relay that know ``revision`` serve; older ones refuse to start."""
+    op.execute(text("update schema_support set oldest_version = :revision").bindparams(revision=revision))
 
 
 def _run(path: str) -> None:

@@ -12,11 +12,13 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
 
-from tests.contract.postgres import PostgresServer, free_port, initdb
+from tests.contract.postgres import PostgresServer, copied, free_port
 
 DATABASE = "relay"
 SERVER_SETTINGS = """
@@ -37,7 +39,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self._roots = tuple(Path(tempfile.mkdtemp(prefix=f"relay-chaos-{name}-")) for name in "ab")
-        self.primary = initdb(self._roots[0])
+        self.primary = copied(self._roots[0])
         owner = self._roots[0].stat()
         os.chown(self._roots[1], owner.st_uid, owner.st_gid)
         self.standby = PostgresServer(
@@ -77,11 +79,20 @@ class Cluster:
         if self._replication("sync_state") != "sync":
             raise RuntimeError("no failover: the standby is not synchronous, commits could be lost")
         began = time.monotonic()
-        kill_server(self.primary)
-        self._running.remove(self.primary)
+        self.kill(self.primary)
         self.standby.control("promote")
         self.primary, self.standby = self.standby, self.primary
         return time.monotonic() - began
+
+    def promote_standby(self) -> None:
+        """The standby becomes the primary, whatever the other one does; close() stops both."""
+        self.standby.control("promote")
+        self.primary, self.standby = self.standby, self.primary
+
+    def kill(self, server: PostgresServer) -> None:
+        """kill -9 of all of it, frozen or not."""
+        kill_server(server)
+        self._running.remove(server)
 
     def close(self) -> None:
         """Stop what runs and remove every file."""
@@ -116,7 +127,7 @@ class Cluster:
     def _copy_primary(self) -> None:
         program = str(self.primary.binaries / "pg_basebackup")
         source = ("-h", "127.0.0.1", "-p", str(self.primary.port), "-U", "postgres")
-        options = ("-D", str(self.standby.data), "-c", "fast", "-X", "stream")
+        options = ("-D", str(self.standby.data), "-c", "fast", "-X", "stream", "--no-sync")
         command = [*self.primary.prefix, program, *source, *options]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True)
         if done.returncode:
@@ -137,15 +148,34 @@ class Cluster:
             time.sleep(0.1)
 
 
+@contextmanager
+def frozen(server: PostgresServer) -> Iterator[None]:
+    """Stop every process of a server, whose kernel goes on acknowledging packets; let them go in the end."""
+    stopped = _stop_all(server)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def kill_server(server: PostgresServer) -> None:
     """kill -9 of the postmaster and of every process of it; returns once none is left."""
-    postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
-    os.kill(postmaster, signal.SIGSTOP)  # so that it neither forks nor reaps while its children die
-    doomed = [postmaster, *_children(postmaster)]
+    doomed = _stop_all(server)  # so that it neither forks nor reaps while its children die
     for pid in doomed:
         os.kill(pid, signal.SIGKILL)
     while any(_alive(pid) for pid in doomed):
         time.sleep(0.005)
+
+
+def _stop_all(server: PostgresServer) -> list[int]:
+    postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGSTOP)
+    found = [postmaster, *_children(postmaster)]
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    return found
 
 
 def _children(parent: int) -> list[int]:

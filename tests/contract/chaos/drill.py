@@ -30,6 +30,7 @@ LOOK_EVERY_SECONDS = 0.1
 STANDSTILL_SECONDS = 120
 # A hold lives as long as a call, its settlement and the margin: short here, so that the sweeper comes soon.
 SETTINGS = {
+    "RELAY_HOLD_WAIT_SECONDS": "20",
     "RELAY_PROVIDER_TIMEOUT_SECONDS": "5",
     "RELAY_SETTLE_SECONDS": "15",
     "RELAY_HOLD_MARGIN_SECONDS": "1",

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from deploys.sandbox.provider.answers import MAGIC
+from deploys.sandbox.provider.control import MAGIC
 from tests.contract.chaos.customers import MODEL, Customer
 from tests.contract.chaos.fleet import Fleet, Supervised
 

@@ -293,9 +293,7 @@ class _Maker:
 
     def _encode_text(self, text: str) -> bytes:
         """Half an emoji has no bytes of its own: it stays escaped."""
-        return "".join(
-            char if not 0xD800 <= ord(char) <= 0xDFFF else f"\\u{ord(char):04x}" for char in text
-        ).encode()
+        return text.encode(errors="backslashreplace")
 
     def _serialise(self, documents: Documents) -> bytes:
         rng = self.rng

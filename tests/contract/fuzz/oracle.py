@@ -17,6 +17,7 @@ import httpx2
 import openai
 from openai.types.chat import ChatCompletionChunk
 
+from relay.gateway.stream_response import CLOSE_SECONDS
 from tests.contract.fuzz.cases import Case
 from tests.contract.fuzz.mutations import PROVIDER_KEY, PROVIDER_MODEL
 
@@ -220,7 +221,8 @@ class Finding:
 
 def compare(case: Case, direct: Heard, relayed: Heard, wire: Wire) -> list[Finding]:
     """What is wrong with what the relay made of a case."""
-    found = [*_shape(case, direct, relayed, wire), *_secrets(case, wire), *_chunks(case, direct, relayed)]
+    found = [*_shape(case, direct, relayed, wire), *_chunks(case, direct, relayed, wire)]
+    found += _secrets(case, wire)
     return [Finding(kind, case, detail) for kind, detail in found]
 
 
@@ -265,15 +267,21 @@ def _around(text: bytes, word: bytes) -> str:
     return repr(text[max(0, place - 80) : place + len(word) + 40])
 
 
-def _chunks(case: Case, direct: Heard, relayed: Heard) -> Iterator[tuple[str, str]]:
+def _chunks(case: Case, direct: Heard, relayed: Heard, wire: Wire) -> Iterator[tuple[str, str]]:
     expected, got = _comparable(case, direct.values), _comparable(case, relayed.values)
     if direct.accepted and relayed.accepted:
-        if expected != got and not _is_text(direct):
+        late = _is_late(case, wire) and expected[: len(got)] == got
+        if expected != got and not late and not _is_text(direct):
             yield "other chunks", _difference(expected, got)
     elif relayed.values or direct.accepted:
         shorter = min(len(expected), len(got))
         if expected[:shorter] != got[:shorter] and not _is_text(direct):
             yield "other chunks before an error", _difference(expected, got)
+
+
+def _is_late(case: Case, wire: Wire) -> bool:
+    """Whether more may have come after a finish reason than the relay waits for, as on a busy machine."""
+    return "finish_early" in case.made_of and wire.seconds >= CLOSE_SECONDS
 
 
 def _is_text(direct: Heard) -> bool:

@@ -59,6 +59,15 @@ class Books:
             self.grant(account, credit)
         return account
 
+    def token(self, account: int) -> int:
+        """A new token of an account."""
+        token: int = self.value(
+            "insert into tokens (account_id, name, hash, prefix) values (%s, gen_random_uuid(),"
+            " sha256(gen_random_uuid()::text::bytea), 'sk') returning id",
+            account,
+        )
+        return token
+
     def grant(
         self, account: int, amount: int, unit: str = "credit", source: str = "manual", **options: Any
     ) -> tuple[int, str]:

@@ -201,12 +201,14 @@ def test_recompute_finds_what_does_not_follow(books: Books, tampering: str, item
         ("insert into usage select * from usage limit 1", "no call is recorded twice"),
         ("delete from usage", "one usage record for each settled hold"),
         ("delete from balances where account_id = 2", "every account has a credit balance"),
+        ("update spend_breakers set spent = spent - 1", "a breaker counts the charges of its hour"),
     ],
 )
 def test_conserve_finds_what_does_not_agree(books: Books, tampering: str, check: str) -> None:
     account = books.account(credit=100 * CALL)
     books.account()
     calls(books, account)
+    books.query("select spend_breaker_change(%s, 'set', %s, 'test', 'test')", books.token(account), CALL)
     assert books.audit("conserve")["ok"]
     relaxed = "alter table usage disable trigger user; alter table usage drop constraint usage_pkey;"
     books.query(relaxed + tampering)

@@ -13,6 +13,8 @@ from tests.contract.postgres import Database
 from tests.contract.relay_rig import Relay
 
 ADMIN = "an-administrators-token"
+# While one takes the other's place, both are taken.
+NEXT_ADMIN = "the-next-administrators-token"
 PRICE = {"model": "m", "rates": {"in_text": "2.50/1M", "out_text": "10/1M"}}
 RATIOS = {"model": "r", "ratios": {"model": "1.25", "completion": "4"}}
 
@@ -20,7 +22,8 @@ RATIOS = {"model": "r", "ratios": {"model": "1.25", "completion": "4"}}
 @pytest.fixture(scope="module")
 def relay(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     made = Relay(module_database, tmp_path_factory.mktemp("relay"))
-    made.replica(RELAY_ADMIN_TOKEN_HASH=hashlib.sha256(ADMIN.encode()).hexdigest())
+    hashes = [hashlib.sha256(token.encode()).hexdigest() for token in (NEXT_ADMIN, ADMIN)]
+    made.replica(RELAY_ADMIN_TOKEN_HASH=",".join(hashes))
     yield made
     made.stop()
 
@@ -47,6 +50,13 @@ class Api:
 @pytest.fixture
 def admin(relay: Relay) -> Api:
     return Api(relay, ADMIN)
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [(ADMIN, 200), (NEXT_ADMIN, 200), ("another", 401), (f"{ADMIN},{NEXT_ADMIN}", 401)]
+)
+def test_either_token_is_an_administrators(relay: Relay, token: str, status: int) -> None:
+    assert Api(relay, token)("GET", "/groups")[0] == status
 
 
 def test_both_styles_are_written_and_shown_in_both_views(admin: Api) -> None:

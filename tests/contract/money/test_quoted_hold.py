@@ -22,7 +22,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "images and text": {"max_tokens": 100, "content": [{"type": "text", "text": "Which?"}, PICTURE, PICTURE]},
     "choices": {"max_tokens": 100, "n": 3},
     "tools": {"max_tokens": 100, "tools": [TOOL] * 5, "tool_choice": "none"},
-    "schema": {"max_completion_tokens": 7, "response_format": {"type": "json_object"}},
+    "schema": {"max_completion_tokens": 7, "response_format": {"type": "json_object"}, "content": "As JSON."},
     "a long prompt": {"max_tokens": 10, "content": "word " * 500},
     "text only, said": {"max_tokens": 10, "modalities": ["text"], "service_tier": "auto"},
     "stream": {"max_tokens": 10, "stream": True, "stream_options": {"include_usage": True}},

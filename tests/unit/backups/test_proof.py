@@ -62,6 +62,15 @@ def test_seeds_reach_the_whole_of_it() -> None:
     assert len(goals) > 150
 
 
+@given(st.integers(0, 2**31), st.floats(0, 13 * HOUR))
+def test_a_later_point_is_later(seed: int, after: float) -> None:
+    backups = [full(number, number * HOUR) for number in range(1, 10)]
+    stored = archive(*((n, n * HOUR) for n in range(1, 13)))
+    point = pick(stanza(*backups), stored, seed, after)
+    assert point.moment >= after
+    assert point.moment <= max(12 * HOUR, after + 1e-3)
+
+
 def test_without_a_good_backup_or_wal_there_is_nothing() -> None:
     with pytest.raises(NothingToRestore, match="no good backup"):
         pick(stanza(full(1, 9, error=True)), archive((1, 9)), 1)

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+import bcrypt
 import pytest
-from pyinfra.api.arguments import all_global_arguments
 from pyinfra.api.connectors import get_all_connectors
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.exceptions import ConnectError
@@ -22,7 +22,7 @@ from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_inventory, ctx_state
 
 from deploys import roles
-from deploys.lib import fleet
+from deploys.lib import fleet, pyinfra_adapter
 from deploys.lib import secrets as vault
 from deploys.run import environment
 
@@ -53,7 +53,18 @@ def secrets_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _paths(directory: Path) -> dict[str, str]:
-    return {"secrets_file": f"{directory}/secrets.age", "secrets_key_file": f"{directory}/secrets.key"}
+    # A log store can be had, whatever this machine has built.
+    program = directory / "victoria-logs"
+    program.write_text("a program")
+    return {
+        "secrets_file": f"{directory}/secrets.age",
+        "secrets_key_file": f"{directory}/secrets.key",
+        "log_store_program": str(program),
+        # So can Grafana.
+        "grafana_apt_url": "https://packages.test/apt",
+        "grafana_apt_key_url": "https://packages.test/key",
+        "grafana_apt_fingerprint": "0123456789ABCDEF0123456789ABCDEF01234567",
+    }
 
 
 @pytest.fixture
@@ -93,6 +104,7 @@ def fake_role(
         _record_files(monkeypatch, outcome)
         overrides = _paths(secrets_directory) | (data or {})
         inventory = _fake_inventory(sandbox_inventory, responses or {}, overrides, others or {})
+        pyinfra_adapter.merge_data(inventory)
         state = State(inventory, None)
         state.config.SUDO = True
         state.config.FAIL_PERCENT = 0
@@ -103,6 +115,8 @@ def fake_role(
                     host.connect()
                     state.activate_host(host)
             add_deploy(state, role, host=target)
+            # Nothing was prepared for the others, which pyinfra would visit for each operation.
+            monkeypatch.setattr(inventory, "get_active_hosts", lambda: [target])
             run_ops(state)
         _collect(state, target, outcome)
         return outcome
@@ -136,7 +150,7 @@ def _record_files(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
     def put_file(self: Any, source: str | IO[Any], path: str, *_: Any, **__: Any) -> bool:
         with get_file_io(source) as content:
             # deploys.lib.config_files moves a complete file into its place.
-            outcome.files[path.removesuffix(".new")] = content.read().decode()
+            outcome.files[path.removesuffix(".new")] = content.read().decode(errors="replace")
         return True
 
     monkeypatch.setattr(FakeConnector, "put_file", put_file)
@@ -155,8 +169,17 @@ def _collect(state: State, target: Any, outcome: Outcome) -> None:
 def _look_for_plugins_once() -> Iterator[None]:
     """pyinfra searches all installed packages for connectors with each host: half of these tests' time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyinfra.api.inventory.get_all_connectors", cache(get_all_connectors))
-        patch.setattr("pyinfra.api.arguments.all_global_arguments", cache(all_global_arguments))
+        once = cache(get_all_connectors)
+        patch.setattr("pyinfra.api.connectors.get_all_connectors", once)
+        patch.setattr("pyinfra.api.inventory.get_all_connectors", once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hash_passwords_cheaply() -> Iterator[None]:
+    salt = bcrypt.gensalt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bcrypt, "gensalt", lambda rounds: salt(min(rounds, 4)))
         yield
 
 

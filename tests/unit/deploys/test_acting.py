@@ -63,6 +63,7 @@ ONCE = {
         "Swarm config ca",
         "Roll the relay (/etc/relay/stack.yml)",
     },
+    "probe_account": {"Make the probe's account (relay-probe-account)"},
 }
 
 

@@ -258,8 +258,8 @@ def secrets_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     load = environment.load
 
-    def own(name: str) -> Any:
-        inventory = load(name)
+    def own(name: str, **more: Any) -> Any:
+        inventory = load(name, **more)
         inventory.override_data = {
             "secrets_file": f"{tmp_path}/s.age",
             "secrets_key_file": f"{tmp_path}/s.key",

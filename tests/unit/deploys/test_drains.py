@@ -64,7 +64,7 @@ def test_an_edge_that_was_not_told_is_an_error(edges: Any, capsys: pytest.Captur
 @pytest.mark.parametrize(
     "words",
     [
-        ["node", "drain", "sandbox", "edge1", "--reason", "x"],
+        ["node", "drain", "sandbox", "ops1", "--reason", "x"],
         ["node", "return", "sandbox", "app9"],
         ["edge", "drain", "sandbox", "app1", "--reason", "x"],
         ["edge", "serve", "sandbox", "edge9"],
@@ -90,7 +90,7 @@ def test_plan_names_what_is_drained(sandbox_inventory: Any) -> None:
     assert lines[0].startswith("edge1 is drained and stays so")
     assert lines[1] == (
         "app1 is drained at edge1 but not at edge2 since 1970-01-01T00:00:00+00:00 (me: kernel) "
-        "and stays so: `python -m deploys node return sandbox app1`"
+        "and stays so: `python -m deploys node undrain sandbox app1`"
     )
     assert list(drains.told("sandbox", hosts, lambda host, command: (True, ""))) == []
     lines = list(drains.told("sandbox", hosts, lambda host, command: (True, "damaged")))

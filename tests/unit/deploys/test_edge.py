@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_http_3_only_where_it_is_wanted(fake_role: Any, sandbox_inventory: Any) 
         return [line.strip() for line in texts if " quic" in line or "Alt-Svc" in line]
 
     assert quic(fake_role(edge.edge, "edge1")) == []
-    outcome = fake_role(edge.edge, "edge1", data={"edge_http3": True})
+    outcome = fake_role(edge.edge, "edge1", data={"edge_http3": "on"})
     assert quic(outcome).count("listen 443 quic reuseport default_server;") == 1
     assert "listen 443 quic;" in quic(outcome)
     assert """add_header Alt-Svc 'h3=":443"; ma=86400' always;""" in quic(outcome)
@@ -97,8 +98,28 @@ def test_http_3_only_where_it_is_wanted(fake_role: Any, sandbox_inventory: Any) 
     assert tested.index("http_v3_module") < tested.index("nginx -t")
     node = fleet.hosts("edge")[0]
     assert "udp" not in {opening.proto for opening in roles.openings(node, published=False)}
-    sandbox_inventory.override_data["edge_http3"] = True
+    sandbox_inventory.override_data["edge_http3"] = "on"
     assert "udp" in {opening.proto for opening in roles.openings(node, published=False)}
+
+
+@pytest.mark.parametrize("told", [["http_v3_module"], []], ids=["Debian 13", "Debian 12"])
+def test_by_itself_http_3_follows_the_hosts_nginx(
+    fake_role: Any, sandbox_inventory: Any, told: list[str]
+) -> None:
+    answers = {re.compile("http_v3_module; elif dpkg"): told}
+    outcome = fake_role(edge.edge, "edge1", answers, data={"edge_http3": "auto"})
+    texts = "".join(outcome.files.values())
+    assert ("listen 443 quic reuseport default_server;" in texts) is bool(told)
+    assert ("add_header Alt-Svc" in texts) is bool(told)
+    opened: list[str] = []
+
+    def openings() -> None:
+        opened.extend(one.proto for one in roles.openings(fleet.hosts("edge")[0], published=False))
+
+    fake_role(openings, "edge1", answers, data={"edge_http3": "auto"})
+    assert ("udp" in opened) is bool(told)
+    # From outside nobody is asked.
+    assert "udp" not in {one.proto for one in roles.openings(fleet.hosts("edge")[0], published=False)}
 
 
 def test_every_edge_answers_challenges_for_all(fake_role: Any) -> None:
@@ -119,7 +140,7 @@ def test_no_secret_in_the_names_of_operations(fake_role: Any) -> None:
 def test_without_the_waf_nothing_of_it_is_installed(fake_role: Any) -> None:
     outcome = fake_role(edge.edge, "edge1", data={"edge_waf": "off"})
     assert not [path for path in outcome.files if "/waf/" in path or "waf-log" in path]
-    assert "load_module" not in outcome.files["/etc/nginx/nginx.conf"]
+    assert "modsecurity" not in outcome.files["/etc/nginx/nginx.conf"]
     assert not [line for line in outcome.commands if "modsecurity" in line]
 
 
@@ -145,17 +166,27 @@ def test_what_the_waf_matched_is_for_root_alone(fake_role: Any) -> None:
     assert create < tested
 
 
+def test_clients_are_cut_below_one_rate_and_beyond_the_longest_call(fake_role: Any) -> None:
+    settings = {"edge_slowest_client": 500, "edge_drain_timeout": "30m"}
+    files = fake_role(edge.edge, "edge1", data=settings).files
+    unit = files["/etc/systemd/system/relay-slow-clients.service"]
+    assert "relay-slow-clients --slowest 500 --oldest 2400 --window 30\n" in unit
+    assert "- before < 15000\n" in files["/etc/nginx/relay/slow_bodies.conf"]
+    assert "keepalive_time 600s;" in files["/etc/nginx/relay/slow_clients.conf"]
+    assert "include relay/slow_bodies.conf;" in files["/etc/nginx/relay/to_waf.conf"]
+
+
 def test_only_names_that_are_wanted_are_served(fake_role: Any) -> None:
     main = "/etc/nginx/nginx.conf"
     assert "server_console" not in fake_role(edge.edge, "edge1").files[main]
     wanted = {
         "edge_console": True,
-        "edge_tools": {"grafana": "172.30.77.41:3000"},
+        "edge_tools": {"wiki": "172.30.77.41:8000"},
         "edge_tools_allowed_from": ["10.0.0.0/8"],
     }
     files = fake_role(edge.edge, "edge1", data=wanted).files
     assert "server_console" in files[main]
-    assert "proxy_pass http://172.30.77.41:3000/;" in files["/etc/nginx/relay/server_tools.conf"]
+    assert "proxy_pass http://172.30.77.41:8000/;" in files["/etc/nginx/relay/server_tools.conf"]
     assert "10.0.0.0/8 yes;" in files["/etc/nginx/relay/client_address.conf"]
 
 
@@ -163,11 +194,14 @@ def test_only_names_that_are_wanted_are_served(fake_role: Any) -> None:
     ("name", "value"),
     [
         ("edge_waf", "of"),
-        ("edge_http3", "yes"),
+        ("edge_http3", True),
+        ("edge_slowest_client", 0),
+        ("edge_slowest_client", "1k"),
+        ("edge_slowest_client", True),
         ("edge_waf_paranoia", 5),
         ("edge_trusted_proxies", ["10.0.0.1/8"]),
         ("edge_tools_allowed_from", ["everybody"]),
-        ("edge_tools", {"grafana": "x:1"}),
+        ("edge_tools", {"wiki": "x:1"}),
         ("edge_security_contact", "security@edge.test"),
         ("edge_security_contact", 'mailto:a"; return 200 "x'),
         ("edge_upload_max", "26 MB"),

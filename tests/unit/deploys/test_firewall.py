@@ -51,13 +51,19 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
             | _rules("tcp", (5432,), *DB, *APP, *OPS)
             | _rules("tcp", (2381, 8008, 9187), *OPS),
         ),
-        ("ops1", _rules("tcp", (5000, 6379), *APP, *OPS) | _rules("tcp", (9121,), *OPS)),
-        ("vault1", _rules("tcp", (8333,), *DB, *OPS) | _rules("tcp", (9327,), *OPS)),
+        (
+            "ops1",
+            _rules("tcp", (5000, 6379), *APP, *OPS)
+            | _rules("tcp", (9121,), *OPS)
+            | _rules("tcp", (9427,), *EDGE, *APP, *DB, *OPS, "51", "61")
+            | _rules("tcp", (9431,), *EDGE, *OPS),
+        ),
+        ("vault1", _rules("tcp", (8333,), *DB, *OPS, *EDGE) | _rules("tcp", (9327,), *OPS)),
         ("provider1", _rules("tcp", (9443,), "any") | _rules("tcp", (14000,), *EDGE)),
     ],
 )
 def test_a_host_opens_what_its_roles_need_and_no_more(fake_role: Any, host: str, expected: set[str]) -> None:
-    everywhere = _rules("tcp", (22,), "any") | _rules("tcp", (9100,), *OPS)
+    everywhere = _rules("tcp", (22,), "any") | _rules("tcp", (9100, 9120), *OPS)
     assert _allowed(fake_role(base.base, host)) == expected | everywhere
 
 

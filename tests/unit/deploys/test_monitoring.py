@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from deploys.lib import fleet
+from deploys.lib import alerting, fleet
+from deploys.lib.secrets import SecretStore
 from deploys.roles import monitoring, node_exporter
-from tests.unit.programs import run
+from tests.programs import run
 
 
 @pytest.fixture
@@ -38,6 +41,16 @@ def scraped(server: Any) -> dict[str, dict[str, str]]:
         job["job_name"]: {group["labels"]["instance"]: group["targets"][0] for group in job["static_configs"]}
         for job in jobs
     }
+
+
+def test_prometheus_never_starts_with_the_packages_own_configuration(fake_role: Any) -> None:
+    """dpkg keeps a configuration that it finds (--force-confold)."""
+    commands = fake_role(monitoring.monitoring, "ops1").commands
+    begin = [number for number, command in enumerate(commands) if "global: {}" in command]
+    install = [number for number, command in enumerate(commands) if " install " in command]
+    assert len(begin) == 1
+    assert begin[0] < min(install)
+    assert "--force-confold" in commands[min(install)]
 
 
 def test_every_host_gets_the_exporter(fake_role: Any) -> None:
@@ -93,17 +106,195 @@ def test_alertmanager_accepts_its_configuration(configuration: Path) -> None:
     run("amtool", "check-config", str(configuration / "alertmanager.yml"))
 
 
+def alerts() -> list[dict[str, str]]:
+    """The labels of every alert as its rule writes them; `client` stands for what a query gives."""
+    rules = [
+        rule
+        for path in alerting.rule_files()
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    given = [{"alertname": rule["alert"]} | rule["labels"] for rule in rules]
+    return [labels | ({"client": "203.0.113.7"} if "ban_for" in labels else {}) for labels in given]
+
+
+def received(config: Path, labels: dict[str, str]) -> list[str]:
+    """The receivers that Alertmanager would tell of an alert."""
+    words = [f"{name}={value}" for name, value in labels.items()]
+    told = run("amtool", "config", "routes", "test", f"--config.file={config}", *words)
+    return sorted(told.strip().split(","))
+
+
+def programs(labels: dict[str, str]) -> list[str]:
+    """The receivers that are programs, as the labels ask for them."""
+    return [name for name, label in (("bans", "ban_for"), ("healer", "heal")) if label in labels]
+
+
+def wrong(config: Path, cases: list[dict[str, str]], routes: list[dict[str, list[str]]]) -> list[Any]:
+    """The alerts that reach others than they should, and whom they reach."""
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda labels: received(config, labels), cases))
+    return [
+        (labels, told) for labels, told in zip(cases, found, strict=True) if told != expected(labels, routes)
+    ]
+
+
+def expected(labels: dict[str, str], routes: list[dict[str, list[str]]]) -> list[str]:
+    """Who must be told, by what all.py says of the settings."""
+    if labels["alertname"] == "Watchdog":
+        return ["watchdog"]
+    people = {
+        name
+        for route in routes
+        if all(labels[label] in route[label] for label in ("severity", "team") if label in route)
+        for name in route["to"]
+    }
+    return sorted([*programs(labels), *(people or {"on-call"})])
+
+
+def test_people_are_told_of_every_alert(configuration: Path) -> None:
+    assert wrong(configuration / "alertmanager.yml", alerts(), []) == []
+
+
+RECEIVERS: dict[str, dict[str, Any]] = {
+    "phone": {"kind": "pagerduty"},
+    "other-phone": {"kind": "opsgenie"},
+    "books": {"kind": "mail", "to": ["books@relay.test", "owner@relay.test"]},
+    "chat": {"kind": "webhook", "url": "https://chat.relay.test/alerts"},
+    "gateway": {"kind": "webhook-token", "url": "https://gateway.relay.test/calls"},
+    "sms": {"kind": "sns", "phone_number": "+15550100", "region": "eu-central-1", "access_key": "A" * 20},
+}
+ROUTES = [
+    {"to": ["phone", "on-call"], "severity": ["critical"]},
+    {"to": ["books"], "team": ["money"]},
+    {"to": ["chat", "sms"], "severity": ["warning"], "team": ["security", "data"]},
+    {"to": ["other-phone", "gateway"], "severity": ["critical"], "team": ["security"]},
+]
+SETTINGS = {
+    "alert_receivers": RECEIVERS,
+    "alert_routes": ROUTES,
+    "alert_mail_server": "smtp.relay.test:587",
+    "alert_mail_from": "alerts@relay.test",
+    "alert_mail_user": "alerts",
+    "alert_webhook_url": "https://on-call.relay.test",
+    "alert_watchdog_url": "https://dead-man.relay.test",
+}
+
+
+@pytest.fixture
+def given_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that people put into the file."""
+    read = SecretStore.read
+    named = [alerting.secret_name(name) for name in RECEIVERS] + ["alert_mail_password"]
+    monkeypatch.setattr(
+        SecretStore, "read", lambda self: {**read(self), **{name: f"of-{name}" for name in named}}
+    )
+
+
+@pytest.fixture
+def routed(fake_role: Any, given_secrets: None, tmp_path: Path) -> Path:
+    """alertmanager.yml of an environment with every kind of receiver."""
+    outcome = fake_role(monitoring.monitoring, "ops1", data=SETTINGS)
+    path = tmp_path / "alertmanager.yml"
+    path.write_text(outcome.files["/etc/prometheus/alertmanager.yml"])
+    return path
+
+
+@pytest.mark.parametrize("severity", alerting.SEVERITIES)
+@pytest.mark.parametrize("team", [*alerting.TEAMS, alerting.OTHERS])
+def test_alerts_of_each_severity_and_team_reach_whom_they_should(
+    routed: Path, severity: str, team: str
+) -> None:
+    """One alert of each set of labels; the watchdog's has no people."""
+    cases = {
+        (labels["alertname"] == "Watchdog", *sorted(labels.keys() - {"alertname"})): labels
+        for labels in (given | {"severity": severity, "team": team} for given in alerts())
+    }
+    assert len(cases) >= 4
+    assert wrong(routed, list(cases.values()), ROUTES) == []
+
+
+def test_alertmanager_accepts_every_kind_of_receiver(routed: Path) -> None:
+    run("amtool", "check-config", str(routed))
+    assert {one["kind"] for one in RECEIVERS.values()} == set(alerting.KINDS)
+    text = routed.read_text()
+    for name, one in RECEIVERS.items():
+        assert (f"of-{alerting.secret_name(name)}" in text) == alerting.KINDS[one["kind"]].secret
+
+
+def test_every_alert_has_a_team(server: Any, sandbox_inventory: Any) -> None:
+    """The relabelling of Prometheus gives each alert that of its rule's file."""
+    rules = yaml.safe_load(server.files["/etc/prometheus/prometheus.yml"])["alerting"][
+        "alert_relabel_configs"
+    ]
+    for path in alerting.rule_files():
+        for alert in re.findall(r"- alert: (\w+)", path.read_text()):
+            team = ""
+            for rule in rules:
+                if re.fullmatch(rule.get("regex", "(.*)"), alert):
+                    team = rule["replacement"]
+            assert team == alerting.team_of(path.stem)
+
+
+def test_every_team_has_files_of_rules() -> None:
+    assert {name for files in alerting.TEAMS.values() for name in files} <= {
+        path.stem for path in alerting.rule_files()
+    }
+
+
+def test_every_alert_says_where_to_read_and_what_was_deployed(fake_role: Any) -> None:
+    links = {"alert_runbook_url": "https://git.test/pages/", "alert_board_url": "https://grafana.test"}
+    files = fake_role(monitoring.monitoring, "ops1", data=links).files
+    boards = {path.stem for path in alerting.BOARDS.glob("*.json")}
+    found = [
+        rule
+        for path, text in files.items()
+        if path.startswith("/etc/prometheus/rules/")
+        for group in yaml.safe_load(text)["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert len(found) == len(alerts())
+    for rule in found:
+        said = rule["annotations"]
+        assert said["runbook_url"] == f"https://git.test/pages/{rule['alert']}.md"
+        assert said["board"].removeprefix("https://grafana.test/d/") in boards
+        assert said["deploys"] == alerting.DEPLOYS
+
+
 @pytest.mark.parametrize(
-    ("labels", "receiver"),
+    ("settings", "said"),
     [
-        ("alertname=Watchdog severity=none", "watchdog"),
-        ("alertname=HostDown severity=critical", "on-call"),
-        ("alertname=HostMemoryLow severity=warning", "on-call"),
+        ({"alert_receivers": {"bans": RECEIVERS["chat"]}}, "choose a name"),
+        ({"alert_receivers": {"Chat": RECEIVERS["chat"]}}, "choose a name"),
+        ({"alert_receivers": {"phone": {"kind": "fax"}}}, "`kind` is 'fax'"),
+        ({"alert_receivers": {"phone": {"kind": "pagerduty", "url": "x"}}}, "`url` means nothing"),
+        ({"alert_receivers": {"chat": {"kind": "webhook", "url": "chat"}}}, "`url` is 'chat'"),
+        ({"alert_receivers": {"gateway": {"kind": "webhook-token", "url": "http://x"}}}, "`url` is"),
+        ({"alert_receivers": {"books": {"kind": "mail", "to": []}}}, "`to` is []"),
+        ({"alert_receivers": {"sms": RECEIVERS["sms"] | {"phone_number": "0555"}}}, "`phone_number`"),
+        ({"alert_receivers": {"new-phone": {"kind": "pagerduty"}}}, "secret 'alert_new_phone'"),
+        ({"alert_routes": ROUTES[:1]}, "nothing is sent to 'books'"),
+        ({"alert_routes": [*ROUTES, {"to": ["nobody"]}]}, "has 'nobody'"),
+        ({"alert_routes": [*ROUTES, {"severity": ["critical"]}]}, "`to` names nobody"),
+        ({"alert_routes": [*ROUTES, {"to": ["chat"], "severity": ["high"]}]}, "has 'high'"),
+        ({"alert_routes": [*ROUTES, {"to": ["chat"], "team": "money"}]}, "must be a list"),
+        ({"alert_routes": [*ROUTES, {"to": ["chat"], "host": ["db1"]}]}, "`host` is no field"),
+        ({"alert_mail_server": "smtp"}, "write HOST:PORT"),
+        ({"alert_mail_from": "me"}, "the address that mail comes from"),
+        ({"alert_mail_server": ""}, "mail needs `alert_mail_server`"),
+        ({"alert_runbook_url": "git"}, "`alert_runbook_url` is not an http"),
+        ({"alerts_required": True, "alert_webhook_url": ""}, "alerts would reach nobody"),
+        ({}, ""),
     ],
 )
-def test_routes(configuration: Path, labels: str, receiver: str) -> None:
-    config = f"--config.file={configuration}/alertmanager.yml"
-    run("amtool", "config", "routes", "test", config, f"--verify.receivers={receiver}", *labels.split())
+def test_receivers_and_routes_are_checked(
+    sandbox_inventory: Any, given_secrets: None, settings: dict[str, Any], said: str
+) -> None:
+    sandbox_inventory.override_data = sandbox_inventory.override_data | SETTINGS | settings
+    found = list(alerting.problems())
+    assert any(said in problem for problem in found) if said else found == []
 
 
 def test_alerts_go_to_the_webhooks(fake_role: Any) -> None:
@@ -112,6 +303,7 @@ def test_alerts_go_to_the_webhooks(fake_role: Any) -> None:
     receivers = yaml.safe_load(outcome.files["/etc/prometheus/alertmanager.yml"])["receivers"]
     found = {receiver["name"]: receiver["webhook_configs"][0]["url"] for receiver in receivers}
     assert found.pop("bans").startswith("https://172.30.77.11:")
+    assert found.pop("healer").startswith("http://127.0.0.1:")
     assert found == {"on-call": urls["alert_webhook_url"], "watchdog": urls["alert_watchdog_url"]}
     opened = "install -D -o root -g prometheus -m 640 /dev/null /etc/prometheus/alertmanager.yml.new"
     assert opened in outcome.commands
@@ -141,7 +333,7 @@ def test_each_set_of_files_has_a_record_of_its_own(server: Any) -> None:
 )
 def test_alerts_must_reach_somebody(sandbox_inventory: Any, settings: dict[str, Any], said: str) -> None:
     sandbox_inventory.override_data = sandbox_inventory.override_data | settings
-    problems = list(monitoring.problems())
+    problems = list(alerting.problems())
     assert bool(problems) is bool(said)
     assert all(said in problem for problem in problems)
 
@@ -153,7 +345,7 @@ def test_alerts_that_hold_others_back_exist(server: Any) -> None:
     named = {name for matcher in alerts for name in matcher.split("=")[-1].strip(' ~"').split("|")}
     known = {
         rule["alert"]
-        for path in monitoring.rule_files()
+        for path in alerting.rule_files()
         for group in yaml.safe_load(path.read_text())["groups"]
         for rule in group["rules"]
         if "alert" in rule

@@ -66,7 +66,7 @@ class FakeFleet:
 def fleet_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     fake = FakeFleet()
     fake.directory = tmp_path
-    monkeypatch.setattr(environment, "load", lambda _: fake.inventory())
+    monkeypatch.setattr(environment, "load", lambda name, **more: fake.inventory())
     monkeypatch.setattr(validate, "check", lambda *_: None)
     monkeypatch.setattr(trust, "check", lambda *_: None)
     monkeypatch.setattr(trust, "record", lambda _: None)
@@ -127,6 +127,18 @@ def test_a_clean_fleet(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[st
         ("plan", "done", 0),
         ("apply", "done", 0),
     ]
+
+
+@pytest.mark.usefixtures("fleet_of_two")
+def test_what_is_left_out_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = replace(EXAMPLE, name="absent", wanted=lambda: False, left_out=lambda: "The example is left out")
+    monkeypatch.setattr(roles, "table", lambda _until="": (absent, EXAMPLE))
+    assert cli.main(["apply", "sandbox"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(told) == 1
+    assert told[0].endswith("The example is left out; everything else goes on")
 
 
 @pytest.mark.usefixtures("fleet_of_two")

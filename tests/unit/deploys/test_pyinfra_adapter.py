@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import gevent
 import pyinfra
 import pytest
+from pyinfra.api import arguments
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import ConnectError, PyinfraError
@@ -328,3 +330,67 @@ def test_a_silent_host_is_named_and_its_connection_closed(said: list[str]) -> No
     assert watch.lost == [silent]
     assert (its.closed, other.closed) == (True, False)
     assert said == ["silent has not answered for 0 s"]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_hosts_that_ask_for_the_same_one_connect_once_at_a_time(
+    state: State, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    begun: list[str] = []
+    most = 0
+
+    def connect(self: Any) -> None:
+        nonlocal most
+        begun.append(self.host.name)
+        most = max(most, begun.count(self.host.name))
+        gevent.sleep(0.02)
+        if works:
+            return
+        begun.remove(self.host.name)
+        raise ConnectError("no route")
+
+    monkeypatch.setattr(FakeConnector, "connect", connect)
+    one, two = state.inventory
+    jobs = [gevent.spawn(pyinfra_adapter.reachable, host, 1.0) for host in (one, two, one, two, one)]
+    gevent.joinall(jobs, raise_error=True)
+    assert [job.value for job in jobs] == [works] * 5
+    assert most == 1
+    assert len(begun) == (2 if works else 0)
+
+
+def test_merged_data_is_what_pyinfra_finds() -> None:
+    """Keys in every set of sources, for hosts in no, one and two groups."""
+    names = ("host", "first", "second", "all", "override", "deploy")
+    given: dict[str, dict[str, str]] = {name: {} for name in names}
+    for number, there in enumerate(itertools.product((False, True), repeat=len(names))):
+        for name in itertools.compress(names, there):
+            given[name][f"_key{number}"] = name
+    inventory = Inventory(
+        ([("both", given["host"]), "one", "none"], given["all"]),
+        override_data=given["override"],
+        first=(["both", "one"], given["first"]),
+        second=(["both"], given["second"]),
+    )
+    before = {host: host.data for host in inventory}
+    pyinfra_adapter.merge_data(inventory)
+    for host in inventory:
+        host.current_deploy_data = given["deploy"]
+        assert host.data.dict() == before[host].dict()
+        for key in host.data.dict():
+            assert getattr(host.data, key) == getattr(before[host], key)
+        assert host.data.get("_key0", "absent") == before[host].get("_key0", "absent") == "absent"
+        host.data._key63 = "set"
+        assert host.data._key63 == "set"
+    with pytest.raises(AttributeError, match="host none has no data 'missing'"):
+        _ = inventory.get_host("none").data.missing
+
+
+def test_what_a_host_gave_cannot_be_changed_by_who_asked(state: State) -> None:
+    (host, _) = state.inventory
+    host.data.many = [1]
+    host.data.many.append(2)
+    assert host.data.many == [1]
+
+
+def test_global_arguments_are_those_of_the_class() -> None:
+    assert arguments.all_global_arguments() == list(get_type_hints(arguments.AllArguments).items())

@@ -23,5 +23,10 @@ def test_it_serves_tls_and_wants_a_password(fake_role: Any) -> None:
     assert matches(fleet.secret("registry_password"), hashed)
 
 
+def test_it_keeps_the_history_of_releases(fake_role: Any) -> None:
+    program = fake_role(registry.registry, "ops1").files[registry.RELEASES_TOOL]
+    assert program == (fleet.REPOSITORY / "templates/registry/relay_releases.py").read_text()
+
+
 def test_its_name(sandbox_inventory: Inventory) -> None:
     assert docker.registry() == "ops1.sandbox.test:5000"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.inventory import Inventory
 
 from deploys.lib import fleet, relay_image
@@ -39,14 +40,15 @@ def test_one_replica_a_node_pinned_by_digest(stack: dict[str, Any]) -> None:
 
 def test_a_roll_takes_one_replica_at_a_time_and_rolls_back(stack: dict[str, Any]) -> None:
     update = stack["services"]["relay"]["deploy"]["update_config"]
-    assert (update["parallelism"], update["order"], update["failure_action"]) == (1, "stop-first", "rollback")
+    assert (update["parallelism"], update["order"]) == (1, "stop-first")
+    assert update["failure_action"] == "${ROLLED_ON_FAILURE:-rollback}"
 
 
 def test_edges_have_found_a_new_replica_before_the_next_one_stops(stack: dict[str, Any]) -> None:
     """With two replicas nothing would be left to try otherwise."""
     deploy = stack["services"]["relay"]["deploy"]
     pauses = {deploy[config]["delay"] for config in ("update_config", "rollback_config")}
-    assert pauses == {f"{relay.ROLL_PAUSE_SECONDS}s"}
+    assert pauses == {f"{relay.ROLL_PAUSE_SECONDS}s", f"${{ROLLED_PAUSE:-{relay.ROLL_PAUSE_SECONDS}s}}"}
     assert edge.FAIL_SECONDS < relay.ROLL_PAUSE_SECONDS
 
 
@@ -144,6 +146,64 @@ def test_a_change_by_hand_is_rolled_back_to_the_file(
     outcome = fake_role(relay.relay, "app1", responses=_running(**changed))
     assert _acts(outcome) == ["relay-roll"]
     assert PINNED in outcome.files["/etc/relay/stack.yml"]
+
+
+def decided(tag: str, **changed: Any) -> dict[str, Any]:
+    """Answers of a fleet that `release` or `rollback` has put another image on, while the tag was this."""
+    other = PINNED.replace("ab", "cd")
+    _, stack_hash = relay.stack_file(other, {**relay.stack_values(), "pinned_for": tag})
+    labels = {"relay.stack": stack_hash, "relay.pinned": tag}
+    spec = {"Labels": labels, "TaskTemplate": {"ContainerSpec": {"Image": other}}}
+    return _running(**spec | changed)
+
+
+def test_what_was_decided_stays_while_the_repository_is_the_same(
+    fake_role: Any, sandbox_inventory: Inventory
+) -> None:
+    """A version that was rolled back is not rolled out again by the next apply."""
+    tag = relay.image_reference().rsplit(":", 1)[1]
+    assert _acts(fake_role(relay.relay, "app1", responses=decided(tag))) == []
+    outcome = fake_role(relay.relay, "app1", responses=decided("of-another-day"))
+    assert _acts(outcome) == ["relay-roll"]
+    assert PINNED in outcome.files["/etc/relay/stack.yml"]
+
+
+def test_settings_reach_a_version_that_was_decided_for(fake_role: Any, sandbox_inventory: Inventory) -> None:
+    tag = relay.image_reference().rsplit(":", 1)[1]
+    changed = {"Labels": {"relay.stack": "of other settings", "relay.pinned": tag}}
+    outcome = fake_role(relay.relay, "app1", responses=decided(tag, **changed))
+    assert _acts(outcome) == ["relay-roll"]
+    assert PINNED.replace("ab", "cd") in outcome.files["/etc/relay/stack.yml"]
+    assert f'relay.pinned: "{tag}"' in outcome.files["/etc/relay/stack.yml"]
+
+
+def test_an_unfinished_release_is_not_rolled_over(fake_role: Any, sandbox_inventory: Inventory) -> None:
+    pause = {"UpdateConfig": {"Delay": relay.CANARY_PAUSE_NANOSECONDS}, "Labels": {"relay.stack": "canary"}}
+    with pytest.raises(PyinfraError):
+        fake_role(relay.relay, "app1", responses=_running(**pause))
+
+
+def test_a_kept_stack_file_becomes_the_one_that_apply_would_write(sandbox_inventory: Inventory) -> None:
+    values = relay.stack_values()
+    kept, _ = relay.stack_file(PINNED, values)
+    for tag in ("", "t1"):
+        wanted = relay.stack_file(PINNED, {**values, "pinned_for": tag})
+        assert relay.relabelled(kept, tag) == wanted
+        assert relay.relabelled(wanted[0], "") == (kept, relay.stack_file(PINNED, values)[1])
+
+
+def test_a_trial_takes_no_customer_and_no_node_of_others(sandbox_inventory: Inventory) -> None:
+    text, _ = relay.stack_file(PINNED, {**relay.stack_values(), "trial": True})
+    service = yaml.safe_load(text)["services"]["relay"]
+    assert "ports" not in service
+    assert service["deploy"]["replicas"] == 1
+    assert service["deploy"]["placement"]["constraints"] == [
+        "node.labels.relay == true",
+        "node.hostname == ${TRIAL_NODE}",
+    ]
+    whole = yaml.safe_load(relay.stack_file(PINNED, relay.stack_values())[0])["services"]["relay"]
+    assert service["environment"] == whole["environment"]
+    assert service["secrets"] == whole["secrets"]
 
 
 def test_a_missing_secret_is_made_without_printing_it(fake_role: Any, sandbox_inventory: Inventory) -> None:

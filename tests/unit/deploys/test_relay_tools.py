@@ -38,12 +38,13 @@ def tasks(*images: str) -> str:
 HISTORY = "\n".join(
     json.dumps({"ID": task, "Image": image, "Node": node, "CurrentState": state, "Error": error})
     for task, image, node, state, error in (
+        ("t7", IMAGE, "", "Pending 4 seconds ago", "no suitable node (host-mode port already in use)"),
         ("t6", OLD, "app1", "Running 2 seconds ago", ""),
         ("t5", IMAGE, "app1", "Failed 9 seconds ago", "task: non-zero exit (1): health check failed"),
         ("t4", IMAGE, "app1", "Failed 20 seconds ago", "task: non-zero exit (1)"),
         ("t3", IMAGE, "app2", "Rejected 9 seconds ago", "No such image"),
         ("t2", OLD, "app3", "Failed 3 days ago", "an old story"),
-        ("t1", IMAGE, "", "Failed 3 days ago", ""),
+        ("t1", IMAGE, "app2", "Failed 3 days ago", ""),
     )
 )
 
@@ -94,17 +95,17 @@ def test_a_roll_that_was_undone_is_a_failure_that_says_why(
         roll.wait(IMAGE, seconds=5)
 
 
-def test_the_newest_failure_of_each_node_is_told_with_its_log(
+def test_the_newest_trouble_of_each_node_is_told_with_its_log(
     roll: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(roll, monkeypatch, [(service("rollback_completed"), tasks(OLD))])
     assert roll.problems(IMAGE).splitlines() == [
+        "  no node: Pending 4 seconds ago: no suitable node (host-mode port already in use)",
+        "    log of t7",
         "  app1: Failed 9 seconds ago: task: non-zero exit (1): health check failed",
         "    log of t5",
         "  app2: Rejected 9 seconds ago: No such image",
         "    log of t3",
-        "  no node: Failed 3 days ago: no reason given",
-        "    log of t1",
     ]
 
 
@@ -212,6 +213,164 @@ def test_a_stack_file_without_a_number_is_named(roll: ModuleType, monkeypatch: p
     monkeypatch.setattr(Path, "read_text", lambda _: "replicas: 3\n")
     with pytest.raises(SystemExit, match=r"stack.yml names no number"):
         roll.wanted_replicas()
+
+
+class Docker:
+    """Answers as a swarm does, and remembers what was changed, with the stack file's variables."""
+
+    def __init__(self, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module = module
+        self.done: list[tuple[str, ...]] = []
+        self.deployed: list[dict[str, str]] = []
+        self.healthy = True
+        self.networks = [""]
+        for name in (module.REPLICAS, module.PAUSE, module.ON_FAILURE, module.TRIAL_NODE):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(module, "docker", self)
+
+    def __call__(self, *words: str) -> str:
+        nodes = "n1 app1\nn2 app2\nn3 " if "{{.ID}}" in words[-1] else "Ready Active\nReady Active"
+        answers: dict[tuple[str, ...], str] = {
+            ("service", "inspect"): json.dumps(self.service()),
+            ("service", "ps"): "id" if "-q" in words else HISTORY,
+            ("node", "ls"): nodes,
+            ("info", "--format"): "app1",
+            ("ps", "-q"): "c1",
+        }
+        if words[:2] == ("network", "ls"):
+            return self.networks.pop(0) if len(self.networks) > 1 else self.networks[0]
+        if words[0] == "inspect":
+            return json.dumps([self.task("n1", IMAGE), self.task("n2", OLD)])
+        if words[:2] == ("stack", "deploy"):
+            names = (self.module.REPLICAS, self.module.PAUSE, self.module.ON_FAILURE, self.module.TRIAL_NODE)
+            self.deployed.append({name: os.environ[name] for name in names if name in os.environ})
+        if words[:2] not in answers:
+            self.done.append(words)
+        return answers.get(words[:2], "")
+
+    def service(self) -> dict[str, Any]:
+        template = {"ContainerSpec": {"Image": IMAGE}}
+        spec = {"Mode": {"Replicated": {"Replicas": 2}}, "TaskTemplate": template, "Labels": {"a": "b"}}
+        return {"Spec": spec, "UpdateStatus": {"State": "updating"}}
+
+    def task(self, node: str, image: str) -> dict[str, Any]:
+        state = "running" if self.healthy else "starting"
+        return {"NodeID": node, "Status": {"State": state}, "Spec": {"ContainerSpec": {"Image": image}}}
+
+
+@pytest.fixture
+def swarm(roll: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    return Docker(roll, monkeypatch)
+
+
+def step(module: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("sys.argv", ["relay-roll", IMAGE, "--step", name])
+    module.main()
+
+
+def test_a_canary_waits_until_somebody_decides_and_the_rest_stops_at_a_failure(
+    swarm: Docker, roll: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step(roll, monkeypatch, "canary")
+    assert swarm.deployed == [{roll.REPLICAS: "2", roll.PAUSE: "24h", roll.ON_FAILURE: "rollback"}]
+    for name in (roll.REPLICAS, roll.PAUSE, roll.ON_FAILURE):
+        monkeypatch.delenv(name)
+    step(roll, monkeypatch, "rest")
+    assert swarm.deployed[1] == {roll.REPLICAS: "2", roll.ON_FAILURE: "pause"}
+    assert int(roll.CANARY_PAUSE.rstrip("h")) * 3600 * 10**9 == relay.CANARY_PAUSE_NANOSECONDS
+    for name in (roll.REPLICAS, roll.ON_FAILURE):
+        monkeypatch.delenv(name)
+
+
+def test_what_runs_is_told_by_node(
+    swarm: Docker, roll: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step(roll, monkeypatch, "status")
+    assert json.loads(capsys.readouterr().out) == {
+        "state": "updating",
+        "image": IMAGE,
+        "labels": {"a": "b"},
+        "wanted": 2,
+        "ready": 2,
+        "new": ["app1"],
+        "old": ["app2"],
+        "failed": ["t1", "t3", "t4", "t5"],
+    }
+
+
+def test_nodes_that_came_back_get_their_replica(
+    swarm: Docker, roll: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step(roll, monkeypatch, "all")
+    assert swarm.done == [("service", "scale", "--detach", "relay_relay=3")]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"), [(0, "", ""), (1, "Traceback\n/healthz answers 503, not 200\n", "answers 503")]
+)
+def test_a_trial_is_asked_and_always_removed(
+    swarm: Docker, roll: ModuleType, monkeypatch: pytest.MonkeyPatch, code: int, said: str, told: str
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, code, "", said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(roll, "failed", lambda *_: [])
+    swarm.networks = ["", "n", "n", ""]
+    if told:
+        with pytest.raises(SystemExit, match=told):
+            step(roll, monkeypatch, "trial")
+    else:
+        step(roll, monkeypatch, "trial")
+    assert swarm.deployed[0][roll.TRIAL_NODE] == "app1"
+    assert asked[0][:4] == ["docker", "exec", "c1", "python3"]
+    assert swarm.done[-1] == ("stack", "rm", "relay-trial")
+    monkeypatch.delenv(roll.TRIAL_NODE)
+
+
+def test_a_trial_that_does_not_start_says_why(
+    swarm: Docker, roll: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm.healthy = False
+    swarm.networks = ["n", ""]
+    with pytest.raises(SystemExit, match=r"(?s)did not start.*health check failed"):
+        step(roll, monkeypatch, "trial")
+    assert swarm.done[0] == ("stack", "rm", "relay-trial")
+    monkeypatch.delenv(roll.TRIAL_NODE)
+
+
+def test_the_trials_questions_are_put_to_a_real_server(roll: ModuleType) -> None:
+    """One that is ready and refuses the key passes; one that answers 500 to a call does not."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    answers = {"GET": 200, "POST": 401}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answers[self.command])
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    questions = roll.TRIAL_QUESTIONS.replace("8000", str(server.server_port)).replace("+ 20", "+ 0")
+    try:
+        for status, code in ((401, 0), (500, 1), (200, 1)):
+            answers["POST"] = status
+            done = subprocess.run(["python3", "-c", questions], capture_output=True, text=True, check=False)
+            assert done.returncode == code, done.stderr
+            assert (f"answers {status}, not 401" in done.stderr) == bool(code)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Registry:

@@ -32,6 +32,9 @@ CERTIFIED = {
     "acme": {"relay-acme"},
     "bans": {"relay-bans"},
     "monitoring": {"prometheus", "blackbox", "alertmanager"},
+    "logstore": {"relay-logs-intake"},
+    "logship": {"syslog-ng"},
+    "grafana": {"grafana", "relay-grafana-front"},
 }
 # The role edge where the fleet's CA issues what customers see: only then nginx reads it.
 FLEETS_OWN = "edge, certificate of the fleet"

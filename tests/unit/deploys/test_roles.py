@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -67,7 +68,8 @@ def test_its_health_is_checked(ran: list[str], sandbox_inventory: Inventory) -> 
 
 def test_its_ports_are_opened(ran: list[str], fake_role: Any) -> None:
     outcome = fake_role(base.base, "vault1")
-    opened = {line.split("ufw allow ")[1] for line in outcome.commands if "port 7" in line or "9999" in line}
+    opened = {line.split("ufw allow ")[1] for line in outcome.commands if "ufw allow " in line}
+    opened = {rule for rule in opened if "port 7" in rule or "9999" in rule}
     assert opened == {
         "proto tcp from 172.30.77.11 to any port 7777",
         "proto tcp from 172.30.77.12 to any port 7777",
@@ -86,6 +88,23 @@ def test_ports_that_docker_publishes_are_opened_in_dockers_chain(
     assert all(
         7777 not in opening.ports for opening in roles.openings(fleet.hosts("app")[0], published=False)
     )
+
+
+def test_what_the_environment_does_without_is_nowhere(
+    ran: list[str], monkeypatch: pytest.MonkeyPatch, fake_role: Any, sandbox_inventory: Inventory
+) -> None:
+    unwanted = replace(EXAMPLE, wanted=lambda: False)
+    monkeypatch.setattr(sys.modules["deploys.roles.example"], "ROLE", unwanted)
+    fake_role(lambda: stages.run(unwanted), "vault1")
+    assert ran == []
+    assert roles.members(unwanted) == []
+    for check in unwanted.health_checks:
+        # Asked of nobody: nothing answers.
+        health_checks.wait(unwanted, check, sandbox_inventory, lambda host, command: (False, "absent"))
+    assert all(7777 not in one.ports for one in roles.openings(fleet.hosts("vault")[0], published=False))
+    text = fake_role(monitoring.monitoring, "ops1").files["/etc/prometheus/prometheus.yml"]
+    assert "7777" not in text
+    assert "9999" not in text
 
 
 def test_it_is_scraped_and_probed(ran: list[str], fake_role: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from deploys.lib import pki
 from deploys.lib.errors import DeployError
+from deploys.lib.rotation import STATE
 from deploys.lib.secrets import (
     BcryptHash,
     Secret,
@@ -49,7 +50,7 @@ def test_only_what_is_missing_is_made(store: SecretStore) -> None:
     before = store.read()
     store.write({name: value for name, value in before.items() if name != "redis_password"})
     assert create_missing(store, DECLARED, SUBJECTS) == ["redis_password"]
-    assert {**store.read(), "redis_password": before["redis_password"]} == before
+    assert {**store.read(), "redis_password": "", STATE: ""} == {**before, "redis_password": "", STATE: ""}
 
 
 def test_what_others_make_is_never_made_here(store: SecretStore) -> None:

@@ -34,8 +34,8 @@ def test_the_environments_of_the_repository_are_in_order(name: str) -> None:
             ["`edge_read_timeout` is 600 s", "`relay_provider_timeout_seconds`", "raise `edge_read_timeout`"],
         ),
         (
-            {"edge_read_timeout": "11m", "relay_provider_timeout_seconds": 600, "relay_settle_seconds": 60},
-            ["`edge_read_timeout` is 660 s", "`relay_settle_seconds` + 5 s = 665 s"],
+            {"edge_read_timeout": "11m30s", "relay_provider_timeout_seconds": 600},
+            ["`edge_read_timeout` is 690 s", "`relay_settle_seconds` + 5 s = 695 s"],
         ),
         (
             {"relay_provider_timeout_seconds": 7200, "edge_read_timeout": "3h"},
@@ -53,6 +53,14 @@ def test_the_environments_of_the_repository_are_in_order(name: str) -> None:
         ({"relay_grace_seconds": 600}, ["`relay_stop_grace` is 190 s", "or lower `relay_drain_seconds`"]),
         ({"relay_hold_margin_seconds": 9}, ["`relay_hold_margin_seconds` is 9 s", "10 s"]),
         ({"relay_settle_seconds": 20}, ["`relay_settle_seconds` is 20 s", "`patroni_ttl`"]),
+        ({"relay_hold_wait_seconds": 20}, ["`relay_hold_wait_seconds` is 20 s", "`patroni_ttl`"]),
+        (
+            {"relay_memory": "512M"},
+            ["`relay_bodies_bytes` is 268435456", "up to 134217728", "raise `relay_memory`"],
+        ),
+        ({"relay_bodies_bytes": 2**28 + 1}, ["`relay_bodies_bytes` is 268435457", "`relay_memory` / 4"]),
+        ({"relay_bodies_bytes": "256M"}, ["`relay_bodies_bytes` is '256M'", "a number of bytes"]),
+        ({"relay_memory": "plenty"}, ["`relay_memory` is not a size: 'plenty'", "512M"]),
         ({"etcd_election_ms": 1999}, ["`etcd_election_ms` is 1.999 s", "10 * `etcd_heartbeat_ms` = 2 s"]),
         ({"etcd_heartbeat_ms": 500}, ["`etcd_election_ms`", "`etcd_heartbeat_ms`"]),
         ({"patroni_retry_timeout": 10}, ["`patroni_ttl` is 20 s", "2 * `patroni_retry_timeout` = 22 s"]),
@@ -85,11 +93,17 @@ def test_a_broken_relation_is_told(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"edge_read_timeout": "665s", "relay_provider_timeout_seconds": 600},
+        {"edge_read_timeout": "695s", "relay_provider_timeout_seconds": 600},
         {"relay_stop_grace": "3m5s"},
         {"relay_hold_margin_seconds": 10},
+        {"relay_memory": "2g", "relay_bodies_bytes": 2**29},
         {"etcd_election_ms": 2000, "etcd_heartbeat_ms": 200},
-        {"patroni_ttl": 30, "patroni_loop_wait": 10, "patroni_retry_timeout": 10, "relay_settle_seconds": 60},
+        {
+            "patroni_ttl": 22,
+            "patroni_loop_wait": 4,
+            "patroni_retry_timeout": 9,
+            "relay_hold_wait_seconds": 30,
+        },
     ],
 )
 def test_the_bound_itself_is_in_order(sandbox_inventory: Inventory, settings: dict[str, Any]) -> None:

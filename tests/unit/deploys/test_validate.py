@@ -137,9 +137,12 @@ def test_keys_of_anothers_store_must_be_given_and_may_be_weak(
     sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]
 ) -> None:
     names = [name for name in values if name.startswith("s3_") and name != "s3_sse_key"]
-    assert len(names) == 8
+    assert len(names) == 14
     paths = {"secrets_file": f"{tmp_path}/s.age", "secrets_key_file": f"{tmp_path}/s.key"}
-    sandbox_inventory.override_data = {**paths, "ssh_key": "", "s3_endpoint": "s3.example.test"}
+    program = tmp_path / "victoria-logs"
+    program.write_text("a program")
+    settings = {"ssh_key": "", "s3_endpoint": "s3.example.test", "log_store_program": str(program)}
+    sandbox_inventory.override_data = paths | settings
     fleet.store().write({name: value for name, value in values.items() if name not in names})
     assert secrets.create_missing(fleet.store(), roles.secrets(), roles.certificate_subjects()) == []
     told = list(validate.credentials(sandbox_inventory, "sandbox"))
@@ -239,3 +242,24 @@ def test_generated_secrets_are_strong() -> None:
             first, second = secret.make(), secret.make()
             assert first != second
             assert len(first) >= secrets.MINIMUM_LENGTH, secret.name
+
+
+def test_keys_of_a_role_that_the_environment_does_without_need_not_be_given(
+    sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]
+) -> None:
+    names = ("s3_logs_access_key", "s3_logs_secret_key")
+    paths = {"secrets_file": f"{tmp_path}/s.age", "secrets_key_file": f"{tmp_path}/s.key"}
+    settings = {**paths, "ssh_key": "", "s3_endpoint": "s3.example.test"}
+
+    def told(**others: str) -> list[str]:
+        sandbox_inventory.override_data = settings | others
+        fleet.store().write({name: value for name, value in values.items() if name not in names})
+        return [
+            problem for problem in validate.credentials(sandbox_inventory, "sandbox") if "s3_logs" in problem
+        ]
+
+    program = tmp_path / "victoria-logs"
+    program.write_text("a program")
+    assert len(told(log_store_program=str(program))) == 2
+    assert told(log_store_program="") == []
+    assert told(log_store_program=str(program), log_store="off") == []

@@ -18,8 +18,9 @@ def program() -> ModuleType:
     return load("edge/relay_waf_log.py")
 
 
-def message(rule: str, match: str = "", data: str = "") -> dict[str, Any]:
-    return {"message": f"says {rule}", "details": {"ruleId": rule, "match": match, "data": data}}
+def message(rule: str, match: str = "", data: str = "", said: str = "") -> dict[str, Any]:
+    details = {"ruleId": rule, "match": match, "data": data, "severity": "2"}
+    return {"message": said or f"says {rule}", "details": details}
 
 
 def line(*messages: dict[str, Any], status: int = 403, engine: str = "Enabled") -> str:
@@ -37,16 +38,27 @@ def line(*messages: dict[str, Any], status: int = 403, engine: str = "Enabled") 
 
 FORM = message("942100", "Matched x against variable `ARGS:note' (Value: `canary' OR 1=1' )", "canary")
 LIBINJECTION = message("942100", "detected SQLi", "Matched Data: canary found within ARGS:note: canary")
-SUM = message("949110", "Matched x against variable `TX:ANOMALY_SCORE' (Value: `5' )")
+SUM = message(
+    "949110",
+    "Matched x against variable `TX:ANOMALY_SCORE' (Value: `5' )",
+    said="Inbound Anomaly Score Exceeded (Total Score: 5)",
+)
 
 
 def test_rule_and_part_are_kept_and_no_content(program: ModuleType) -> None:
-    for found in (FORM, LIBINJECTION):
-        entry = program.record(line(found, SUM))
+    for matched in (FORM, LIBINJECTION):
+        entry = program.record(line(matched, SUM))
         assert "canary" not in json.dumps(entry)
         assert entry["path"] == "/console/x"
         assert (entry["edge_request_id"], entry["refused"], entry["status"]) == ("abc", True, 403)
-        assert entry["rules"] == [{"rule": "942100", "target": "ARGS:note", "message": "says 942100"}]
+        found = {"rule": "942100", "target": "ARGS:note", "score": 5, "message": "says 942100"}
+        assert (entry["rules"], entry["score"]) == ([found], 5)
+
+
+def test_each_part_that_a_rule_matched_is_kept(program: ModuleType) -> None:
+    other = message("942100", "Matched x against variable `ARGS:title' (Value: `canary' )")
+    targets = [rule["target"] for rule in program.record(line(FORM, other, FORM, SUM))["rules"]]
+    assert targets == ["ARGS:note", "ARGS:title"]
 
 
 def test_below_the_threshold_nothing_was_refused(program: ModuleType) -> None:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.formats import sse
-from relay.formats.openai_chat_stream import DONE, MAX_KEPT_BYTES, StreamMeter
+from relay.formats.openai_chat_stream import DONE, StreamMeter
 from relay.formats.sse import BOM, EventTooLarge
+from relay.formats.stream_meter import MAX_KEPT_BYTES
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 LATER = {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}

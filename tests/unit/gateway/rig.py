@@ -5,29 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, Self, cast
 from uuid import uuid4
 
 from relay.asgi import Message
 from relay.errors import ApiError
-from relay.formats import openai_chat_request
+from relay.formats import openai_chat, openai_chat_request
 from relay.formats.openai_chat_request import ChatRequest
 from relay.gateway import lifecycle
 from relay.gateway.call import Call
-from relay.gateway.chat import ChatExchange
 from relay.gateway.disconnect_watcher import DisconnectWatcher
+from relay.gateway.exchange import AskedRequest, Passed
 from relay.gateway.services import Services
 from relay.identity.token_cache import Caller
 from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
+from relay.limits.shared import Limits, Slot
+from relay.limits.window import Limit
 from relay.pricing.charge import Row
 from relay.pricing.tariff import Admission, CostBook, PriceVersion, Tariff
-from relay.routing.channels import Channel
+from relay.routing.channels import ApiKey, Candidates, Channel
+from relay.routing.order import Affinity
 from relay.settings import Settings
 from relay.telemetry.metrics import Metrics
 
@@ -49,6 +52,7 @@ def content(text: str = "abcd") -> bytes:
 FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
 USAGE_CHUNK = event({"choices": [], "usage": USAGE})
 STREAM = content("abcd") + content("efgh") + FINISH + USAGE_CHUNK + DONE
+TPM, RESERVED = 1_000, 105
 IMAGE_TOKENS = 2_000  # the setting's default
 COUNTED = (4 + 1) * IN  # of the prompt: 4 a message and one for "Hi?"
 
@@ -149,23 +153,52 @@ class FakeLedger:
 
 
 class FakeChannels:
+    """A ChannelTable: channels in the given order, keys in theirs; remembers what it is told of them."""
+
     def __init__(self, channels: list[Channel]) -> None:
         self._channels = channels
         self.health: list[tuple[str, bool]] = []
+        self.refusals: list[tuple[str, str, float | None]] = []
+        self.measurements: list[tuple[str, bool, float]] = []
+        self.under_way = 0
+        self.budgets: frozenset[int] = frozenset()
 
-    def candidates(self, model: str) -> list[Channel]:
-        return self._channels if model == "mine" else []
+    def candidates(self, model: str, affinity: Affinity | None = None, *, stream: bool = False) -> Candidates:
+        by = affinity.by if affinity else "weight"
+        return Candidates(by, self._channels[:] if model == "mine" else [], lambda _, __: True)
 
-    def succeeded(self, channel: Channel) -> None:
+    def measured(self, channel: Channel, model: str, stream: bool, seconds: float) -> None:
+        self.measurements.append((channel.name, stream, seconds))
+
+    def has_budget(self, channel: Channel) -> bool:
+        return channel.id in self.budgets
+
+    def keys(self, channel: Channel, affinity: Affinity | None = None) -> Iterator[ApiKey]:
+        return iter(channel.keys)
+
+    @contextmanager
+    def attempt(self, channel: Channel, key: ApiKey) -> Iterator[None]:
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    def succeeded(self, channel: Channel, key: ApiKey, began: float) -> None:
+        assert began <= time.monotonic()
         self.health.append((channel.name, True))
 
     def failed(self, channel: Channel) -> None:
         self.health.append((channel.name, False))
 
+    def refused(self, channel: Channel, key: ApiKey, retry_after: float | None) -> None:
+        self.health.append((channel.name, False))
+        self.refusals.append((channel.name, key.name, retry_after))
+
 
 @dataclass
 class Result:
-    """What a call came to."""
+    """What a call came to. ``keys``: of the provider's, one an attempt."""
 
     ledger: FakeLedger
     channels: FakeChannels
@@ -173,6 +206,9 @@ class Result:
     sent: list[Message]
     raised: BaseException | None
     seconds: float
+    keys: list[str]
+    counted: int = 0  # tokens against the limit a minute, once the call is settled
+    counted_of: dict[int, int] = field(default_factory=dict)  # the same of each channel that has such a limit
 
     @property
     def status(self) -> int:
@@ -232,8 +268,10 @@ class FakeTransport:
 
     def __init__(self, providers: Sequence[FakeReply | Exception]) -> None:
         self._waiting = list(providers)
+        self.keys: list[str] = []
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> FakeReply:
+        self.keys.append(headers["authorization"].removeprefix("Bearer "))
         reply = self._waiting.pop(0) if len(self._waiting) > 1 else self._waiting[0]
         if isinstance(reply, Exception):
             raise reply
@@ -249,24 +287,36 @@ def run(
     model_map: Mapping[str, str] | None = None,
     costs: CostBook | None = None,
     channels: int | None = None,
+    keys: int = 1,
+    limits: Any = None,
+    channel_limits: Mapping[str, int] | None = None,
+    budgets: frozenset[int] = frozenset(),
     age: float = 0.0,
+    affinity: Affinity | None = None,
     **fields: Any,
 ) -> Result:
     """One call; ``providers``: what each attempt comes to, the last one's again for each that follows. There
-    are as many channels, or ``channels``. ``age``: how many seconds ago the call came.
+    are as many channels, or ``channels``, each with so many ``keys``; those in ``budgets``
+    have one. ``age``: how many seconds ago the call came.
     """
     read = Settings.read(dict(settings or {}))
     request = _request(read, stream, fields)
     count = len(providers) if channels is None else channels
-    table = FakeChannels([_channel(n, model_map or {}) for n in range(1, count + 1)])
+    table = FakeChannels(
+        [_channel(n, model_map or {}, keys, channel_limits or {}) for n in range(1, count + 1)]
+    )
+    table.budgets = budgets
     who = customer or Customer()
     connection = Connection(who)
-    result = Result(ledger or FakeLedger(), table, Metrics(), connection.sent, None, 0.0)
     post = FakeTransport(providers)
-    services = Services(*cast(Any, (read, None, table, None, None, result.ledger, post, result.metrics)))
+    result = Result(ledger or FakeLedger(), table, Metrics(), connection.sent, None, 0.0, post.keys)
+    limits = limits or Limits("", None, 1, result.metrics)
+    services = Services(*cast(Any, (read, None, table, limits, None, result.ledger, post, result.metrics)))
 
     async def scenario() -> None:
         watcher = DisconnectWatcher(connection.receive)
+        slot = await limits.acquire([Limit("token:2", tpm=TPM)], RESERVED, uuid4())
+        assert isinstance(slot, Slot)
         call = Call(
             services,
             cast(Caller, SimpleNamespace(account_id=1, token_id=2)),
@@ -276,19 +326,26 @@ def run(
             connection.send,
             watcher,
             time.monotonic() - age,
-            "openai",
-            partial(openai_chat_request.counted_prompt, request, IMAGE_TOKENS),
+            slot,
+            affinity=affinity,
         )
         task = asyncio.current_task()
         if who.cancelled_after is not None and task is not None:
             asyncio.get_running_loop().call_later(who.cancelled_after, task.cancel)
         began = time.monotonic()
         try:
-            await lifecycle.run(call, ChatExchange(call, request))
+            await lifecycle.run(call, AskedRequest(read, openai_chat, request, Passed()))
         except (Exception, asyncio.CancelledError) as error:
             result.raised = error
         finally:
             result.seconds = time.monotonic() - began
+            uses = limits._local._uses
+            result.counted = uses["token:2"].counts.tokens
+            result.counted_of = {
+                channel.id: uses[f"channel:{channel.id}"].counts.tokens
+                for channel in table.candidates("mine")
+                if f"channel:{channel.id}" in uses
+            }
             watcher.close()
 
     asyncio.run(scenario())
@@ -312,9 +369,12 @@ def _admission(costs: CostBook | None) -> Admission:
     return Admission("mine", "", now, Tariff(version), costs)
 
 
-def _channel(number: int, model_map: Mapping[str, str]) -> Channel:
+def _channel(number: int, model_map: Mapping[str, str], count: int, limits: Mapping[str, int]) -> Channel:
     url = "http://10.1.2.3:8000/v1"
-    return Channel(number, f"c{number}", "openai", url, KEY, frozenset(), dict(model_map), 0, 1)
+    keys = tuple(ApiKey(f"k{n}", KEY if n == 1 else f"{KEY}-{n}") for n in range(1, count + 1))
+    made = Channel(number, f"c{number}", "openai", url, keys, frozenset(), dict(model_map), 0, 1)
+    rpm, tpm, concurrency = (limits.get(name) for name in ("rpm", "tpm", "concurrency"))
+    return replace(made, rpm=rpm, tpm=tpm, concurrency=concurrency)
 
 
 WHOLE: dict[str, Any] = {
@@ -324,6 +384,19 @@ WHOLE: dict[str, Any] = {
     ],
     "usage": USAGE,
 }
+
+
+class Costs:
+    """A cost price for one channel alone."""
+
+    def __init__(self, priced: str) -> None:
+        self._priced = priced
+
+    def cost_tariff(self, model: str, provider: str, at: datetime, channel: str = "") -> Tariff | None:
+        if (model, provider, channel) != ("mine", "openai", self._priced):
+            return None
+        rows = (Row("in_text", 1_000 * 10**6), Row("out_text", 2_000 * 10**6))
+        return Tariff(PriceVersion(2, "mine", "cost", "", channel, "USD", at, None, 1, 0, False, rows))
 
 
 def good(stream: bool) -> FakeReply:

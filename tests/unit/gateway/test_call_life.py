@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +18,13 @@ from relay.errors import ApiError
 from relay.formats import openai_chat_answer
 from relay.gateway import failover, lifecycle, stream_response
 from relay.ledger.errors import LedgerUnavailable, StatementRefused
+from relay.limits.shared import Limits, Slot
+from relay.limits.window import Limit
+from relay.pricing.tariff import CostBook
 from relay.providers.transport import Broken, NotSent, TimedOut
+from relay.routing.order import affinity
 from relay.telemetry.logs import JsonFormatter
+from relay.telemetry.metrics import Metrics
 from tests.unit.gateway.rig import (
     COUNTED,
     DONE,
@@ -27,12 +33,16 @@ from tests.unit.gateway.rig import (
     IN,
     KEY,
     OUT,
+    RESERVED,
     STREAM,
+    TPM,
     USAGE_CHUNK,
     WHOLE,
+    Costs,
     Customer,
     FakeLedger,
     FakeReply,
+    Result,
     answers,
     content,
     event,
@@ -54,6 +64,25 @@ def test_a_call_is_charged_by_its_usage(stream: bool) -> None:
     assert result.whole
     assert result.ledger.charged == 75_000
     assert (result.ledger.facts.outcome, result.channels.health) == ("ok", [("c1", True)])
+
+
+@pytest.mark.parametrize(
+    ("provider", "ledger", "counted"),
+    [
+        (says(STREAM), FakeLedger(), 15),
+        (says(content(), content(), FINISH), FakeLedger(), 5 + 2),
+        (says(content(), content(), Broken("reset")), FakeLedger(), 5 + 2),
+        (says(FINISH, DONE), FakeLedger(), 0),
+        (says(b"{}", status=400), FakeLedger(), 0),
+        (TimedOut("late"), FakeLedger(), 0),
+        (says(STREAM), FakeLedger(StatementRefused("odd")), 15),
+        (says(STREAM), FakeLedger(LedgerUnavailable("away")), 15),
+    ],
+)
+def test_what_a_call_has_used_counts_against_the_limit_in_place_of_its_reservation(
+    provider: FakeReply | Exception, ledger: FakeLedger, counted: int
+) -> None:
+    assert run(provider, ledger=ledger).counted == counted
 
 
 @pytest.mark.parametrize(
@@ -151,7 +180,7 @@ def test_deep_nesting_keeps_no_hold() -> None:
 
 
 STREAM_STEP = "relay.formats.openai_chat_stream.collect_texts"
-WHOLE_STEP = "relay.gateway.json_response.read_completion"
+WHOLE_STEP = "relay.formats.openai_chat.read_completion"
 
 
 @both
@@ -285,6 +314,216 @@ def test_the_last_failure_is_told_and_costs_nothing(name: str) -> None:
     assert len(result.attempts) == 1
 
 
+REFUSALS_OF_KEYS = ("401", "402", "403", "429", "401-openai", "400-key", "400-credit")
+
+
+@pytest.mark.parametrize("name", FAILURES)
+@both
+def test_another_key_is_tried_only_where_the_first_one_was_refused(stream: bool, name: str) -> None:
+    result = run(FAILURES[name](), good(stream), stream=stream, channels=2, keys=2)
+    assert (result.raised, result.ledger.charged) == (None, 75_000)
+    answered = [(entry["channel_id"], entry["key"]) for entry in result.attempts]
+    of_the_key = name in REFUSALS_OF_KEYS
+    assert answered == [(1, "k1"), (1, "k2") if of_the_key else (2, "k1")]
+    assert result.keys == [KEY, f"{KEY}-2" if of_the_key else KEY]
+    assert [refusal[:2] for refusal in result.channels.refusals] == [("c1", "k1")] * of_the_key
+    assert result.channels.under_way == 0
+
+
+def test_a_key_is_told_what_its_own_provider_said_of_when() -> None:
+    limited = answers({"error": {"message": "slow down"}}, status=429, retry_after="7")
+    silent = answers({"error": {"message": "Incorrect API key provided"}}, status=401)
+    result = run(limited, silent, limited, good(True), channels=2, keys=2)
+    assert result.channels.refusals == [("c1", "k1", 7), ("c1", "k2", None), ("c2", "k1", 7)]
+    assert result.channels.health[-1] == ("c2", True)
+
+
+# ---------------------------------------------------------------------- sticky calls
+
+
+@both
+def test_a_record_says_why_a_channel_was_chosen_and_a_metric_whether_it_kept_its_calls(stream: bool) -> None:
+    mine = affinity("session", 1, b"s")
+    sticky = run(good(stream), stream=stream, channels=3, affinity=mine)
+    assert [(entry["channel_id"], entry["by"]) for entry in sticky.attempts] == [(1, "session")]
+    assert "instead_of" not in sticky.attempts[0]
+    moved = run(answers(b"", status=500), good(stream), stream=stream, affinity=mine)
+    assert [entry.get("instead_of") for entry in moved.attempts] == [None, 1]
+    alone = run(good(stream), stream=stream, affinity=mine)
+    assert not {"by", "instead_of"} & alone.attempts[0].keys(), "there was no choice"
+    for result, outcome, count in ((sticky, "kept", 1), (moved, "moved", 1), (alone, "kept", None)):
+        labels = {"type": "session", "outcome": outcome}
+        assert result.metrics.registry.get_sample_value("relay_sticky_calls_total", labels) == count
+
+
+def test_how_long_a_channel_took_is_measured_to_the_first_part_of_a_stream() -> None:
+    streamed = run(says(0.02, content(), 0.3, FINISH, USAGE_CHUNK, DONE), channels=2)
+    ((name, stream, seconds),) = streamed.channels.measurements
+    assert (name, stream) == ("c1", True)
+    assert 0.02 <= seconds < streamed.seconds - 0.25
+    whole = run(says(0.1, json.dumps(WHOLE).encode()), stream=False, channels=2)
+    ((_, stream, seconds),) = whole.channels.measurements
+    assert (stream, seconds >= 0.1) == (False, True)
+    assert run(answers(b"", status=500), channels=2).channels.measurements == []
+
+
+# ---------------------------------------------------------------------- limits of channels
+
+
+def limits_of() -> Limits:
+    """Without Redis, of one replica."""
+    return Limits("", None, 1, Metrics())
+
+
+@both
+@pytest.mark.parametrize(
+    ("limit", "reason", "longest"),
+    [({"concurrency": 1}, "concurrency_limit_exceeded", 1), ({"rpm": 1}, "rate_limit_exceeded", 120)],
+    ids=["concurrency", "rpm"],
+)
+def test_a_full_channel_is_passed_over_and_when_all_are_the_model_is_overloaded(
+    stream: bool, limit: dict[str, int], reason: str, longest: int
+) -> None:
+    limits = limits_of()
+
+    def fill(channel: int) -> Slot:
+        slot = asyncio.run(limits.acquire([Limit(f"channel:{channel}", **limit)], 0, uuid4()))
+        assert isinstance(slot, Slot)
+        return slot
+
+    def call() -> Result:
+        return run(good(stream), stream=stream, channels=2, limits=limits, channel_limits=limit)
+
+    first = fill(1)
+    passed = call()
+    assert (passed.raised, [entry["channel_id"] for entry in passed.attempts]) == (None, [2])
+    second = fill(2) if "concurrency" in limit else None
+    refused = call()
+    assert isinstance(refused.raised, ApiError)
+    assert (refused.raised.status, refused.raised.code) == (503, "provider_overloaded")
+    assert 1 <= int(refused.raised.headers["retry-after"]) <= longest
+    assert (refused.sent, refused.attempts, refused.keys, refused.ledger.charged) == ([], [], [], 0)
+    for number in ("c1", "c2"):
+        labels = {"channel": number, "reason": reason}
+        assert refused.metrics.registry.get_sample_value("relay_channel_full_total", labels) == 1
+    if second is not None:
+        limits.release(first)
+        freed = call()
+        assert [entry["channel_id"] for entry in freed.attempts] == [1]
+        again = call()
+        assert [entry["channel_id"] for entry in again.attempts] == [1], "a call leaves its place"
+
+
+def test_what_failed_is_told_where_the_others_are_full() -> None:
+    limits = limits_of()
+    asyncio.run(limits.acquire([Limit("channel:2", concurrency=1)], 0, uuid4()))
+    failing = answers({"error": {"message": "x"}}, status=500)
+    result = run(failing, good(True), channels=2, limits=limits, channel_limits={"concurrency": 1})
+    assert isinstance(result.raised, ApiError)
+    assert (result.raised.code, len(result.attempts)) == ("provider_error", 1)
+    assert result.channels.health == [("c1", False)]
+
+
+@pytest.mark.parametrize(("costs", "served"), [(None, 2), (Costs("c2"), 2), (Costs("c1"), 1)])
+def test_a_channel_with_a_budget_serves_only_what_has_a_cost_price(
+    costs: CostBook | None, served: int
+) -> None:
+    result = run(good(True), channels=2, budgets=frozenset({1}), costs=costs)
+    assert [entry["channel_id"] for entry in result.attempts] == [served]
+    labels = {"channel": "c1", "reason": "no_cost_price"}
+    passed = result.metrics.registry.get_sample_value("relay_channel_full_total", labels)
+    assert passed == (1 if served == 2 else None)
+    alone = run(good(True), budgets=frozenset({1}), costs=costs)
+    if served == 2:
+        assert isinstance(alone.raised, ApiError)
+        assert (alone.raised.status, alone.raised.code, alone.attempts) == (503, "no_channel", [])
+
+
+@pytest.mark.parametrize(
+    "ending", [Broken("reset"), TimedOut("slow"), answers(b"", status=500), says(content(), Broken("x"))]
+)
+def test_whatever_an_attempt_comes_to_it_leaves_its_place(ending: FakeReply | Exception) -> None:
+    limits = limits_of()
+    for _ in range(3):
+        result = run(ending, limits=limits, channel_limits={"concurrency": 1})
+        assert len(result.attempts) == 1
+    left = run(
+        says(content(), 5.0),
+        limits=limits,
+        channel_limits={"concurrency": 1},
+        customer=Customer(cancelled_after=0.05),
+    )
+    assert (left.ledger.facts.outcome, left.channels.under_way) == ("shutdown", 0)
+    assert isinstance(asyncio.run(limits.acquire([Limit("channel:1", concurrency=1)], 0, uuid4())), Slot)
+
+
+TOKENS_OF_ATTEMPTS: dict[str, tuple[FakeReply | Exception, int]] = {
+    "not sent": (NotSent("refused"), 0),
+    "refused": (answers({"error": {"message": "x"}}, status=500), 0),
+    "content": (answers({"error": {"message": "x", "code": "content_filter"}}, status=400), 0),
+    "broken": (Broken("reset"), RESERVED),
+    "slow": (TimedOut("slow"), RESERVED),
+    "error in the answer": (answers({"error": {"message": "x"}}), RESERVED),
+}
+
+
+@both
+@pytest.mark.parametrize("name", TOKENS_OF_ATTEMPTS)
+def test_a_channels_tokens_a_minute_are_what_was_used_or_may_have_been(name: str, stream: bool) -> None:
+    failing, counted = TOKENS_OF_ATTEMPTS[name]
+    tokens = {"tpm": TPM}
+    monopoly = run(good(stream), stream=stream, channel_limits=tokens)
+    assert (monopoly.counted_of, monopoly.counted) == ({1: 15}, 15)
+    alone = run(*[failing] * 9, stream=stream, channels=1, channel_limits=tokens)
+    assert isinstance(alone.raised, ApiError)
+    assert alone.counted_of[1] == counted
+    if name == "content":
+        return
+    both = run(failing, good(stream), stream=stream, channels=2, channel_limits=tokens)
+    assert (both.raised, both.counted_of) == (None, {1: counted, 2: 15})
+
+
+@pytest.mark.parametrize(
+    ("behaves", "counted"),
+    [
+        (Customer(leaves_after=1), COUNTED // IN + 1),
+        (Customer(cancelled_after=0.05), COUNTED // IN + 1),
+    ],
+    ids=["leaves", "is cut"],
+)
+def test_what_was_delivered_counts_for_the_channel(behaves: Customer, counted: int) -> None:
+    result = run(says(content(), 5.0, content()), customer=behaves, channel_limits={"tpm": TPM})
+    assert result.counted_of == {1: counted}
+    assert result.counted == counted
+
+
+def test_a_channel_without_room_for_the_tokens_is_passed_over() -> None:
+    limits, tokens = limits_of(), {"tpm": TPM}
+    full = asyncio.run(limits.acquire([Limit("channel:1", tpm=TPM)], TPM - RESERVED + 1, uuid4()))
+    assert isinstance(full, Slot)
+    passed = run(good(True), channels=2, limits=limits, channel_limits=tokens)
+    assert (passed.raised, [entry["channel_id"] for entry in passed.attempts]) == (None, [2])
+    labels = {"channel": "c1", "reason": "token_rate_limit_exceeded"}
+    assert passed.metrics.registry.get_sample_value("relay_channel_full_total", labels) == 1
+    refused = run(good(True), channels=1, limits=limits, channel_limits=tokens)
+    assert isinstance(refused.raised, ApiError)
+    assert (refused.raised.status, refused.raised.code) == (503, "provider_overloaded")
+    assert 1 <= int(refused.raised.headers["retry-after"]) <= 120
+    limits.release(full)
+    again = run(good(True), channels=1, limits=limits, channel_limits=tokens)
+    assert again.raised is None
+
+
+def test_more_tokens_than_any_channel_takes_is_no_matter_of_waiting() -> None:
+    most = {"tpm": RESERVED - 1}
+    refused = run(good(True), channels=2, channel_limits=most)
+    assert isinstance(refused.raised, ApiError)
+    assert (refused.raised.status, refused.raised.code) == (400, "tokens_above_limit")
+    assert refused.raised.param == "max_tokens"
+    assert "above the 104 tokens a minute that the model takes: lower max_tokens" in refused.raised.message
+    assert (refused.attempts, refused.ledger.charged) == ([], 0)
+
+
 @both
 @pytest.mark.parametrize("refusals", [1, 2, 4])
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -312,7 +551,7 @@ def test_who_is_not_there_is_asked_for_a_bounded_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(failover, "CONNECT_SECONDS", 0.5)
     result = run(NotSent("refused"))
     assert isinstance(result.raised, ApiError)
-    assert 0.3 < result.seconds < 1
+    assert 0.3 < result.seconds < 10
     assert len(result.attempts) == 1
 
 
@@ -574,13 +813,14 @@ def test_a_fault_is_one_log_line_with_a_reason(name: str, caplog: pytest.LogCapt
 
 
 def test_a_complete_answer_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_response, "USAGE_SECONDS", 0.3)
+    monkeypatch.setattr(stream_response, "USAGE_SECONDS", 20.0)
     monkeypatch.setattr(stream_response, "CLOSE_SECONDS", 0.1)
     open_ended = run(says(content(), FINISH + USAGE_CHUNK, 30.0))
-    assert (open_ended.ledger.charged, open_ended.seconds < 0.25) == (75_000, True)
-    beats = [part for _ in range(100) for part in (0.02, b": beat\n\n")]
+    assert (open_ended.ledger.charged, open_ended.seconds < 10) == (75_000, True)
+    monkeypatch.setattr(stream_response, "USAGE_SECONDS", 0.3)
+    beats = [part for _ in range(1000) for part in (0.02, b": beat\n\n")]
     without = run(says(content(), FINISH, *beats))
-    assert 0.25 < without.seconds < 0.8
+    assert 0.25 < without.seconds < 10
     assert without.ledger.charged == COUNTED + OUT
     for result in (open_ended, without):
         assert result.body.endswith(DONE)
@@ -615,11 +855,11 @@ def test_a_first_event_of_five_megabytes_passes(opening: bytes) -> None:
 
 
 def test_a_customer_that_leaves_in_the_middle_stops_the_provider_and_pays_what_it_got() -> None:
-    reply = says(content(), *[part for _ in range(50) for part in (0.04, content())])
+    reply = says(content(), *[part for _ in range(500) for part in (0.04, content())])
     result = run(reply, customer=Customer(leaves_after=1))
     assert isinstance(result.raised, ClientGone)
     assert reply.closed
-    assert result.seconds < 0.5
+    assert result.seconds < 10
     assert result.ledger.charged == COUNTED + OUT, "what came after it had left is not charged"
     assert (result.ledger.facts.outcome, result.channels.health) == ("client_gone", [])
 
@@ -629,7 +869,7 @@ def test_a_customer_that_does_not_read_is_cut_and_pays_what_it_got() -> None:
     settings = {"RELAY_PROVIDER_TIMEOUT_SECONDS": "0.3"}
     result = run(says(*blocks), customer=Customer(stalls_after=4), settings=settings)
     assert isinstance(result.raised, ClientGone)
-    assert 0.2 < result.seconds < 1
+    assert 0.2 < result.seconds < 10
     assert (result.ledger.facts.outcome, result.channels.health) == ("client_stalled", [])
     assert 3 * OUT <= result.ledger.charged - COUNTED <= 4 * OUT
 
@@ -638,7 +878,7 @@ def test_the_last_bytes_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(lifecycle, "FINISH_SECONDS", 0.2)
     result = run(good(True), customer=Customer(stalls_after=2))
     assert isinstance(result.raised, ClientGone)
-    assert (result.ledger.charged, result.seconds < 1) == (75_000, True)
+    assert (result.ledger.charged, result.seconds < 8) == (75_000, True)
 
 
 @pytest.mark.parametrize(

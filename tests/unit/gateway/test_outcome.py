@@ -14,7 +14,7 @@ import pytest
 from relay import errors
 from relay.asgi import ClientGone
 from relay.errors import ApiError
-from relay.formats.openai_chat_answer import BadAnswer, ErrorAnswer
+from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.refusal import Said
 from relay.gateway.call import Call
 from relay.gateway.outcome import (
@@ -29,11 +29,12 @@ from relay.gateway.outcome import (
     secrets_of,
 )
 from relay.providers.transport import Broken, NotSent, TimedOut
-from relay.routing.channels import Channel
+from relay.routing.channels import ApiKey, Channel
 
 KEY = "the-channels-own-key"
+KEYS = (ApiKey("k1", KEY),)
 CHANNEL = Channel(
-    1, "c1", "openai", "http://10.1.2.3:8000/v1/x", KEY, frozenset({"mine"}), {"mine": "theirs"}, 0, 1
+    1, "c1", "openai", "http://10.1.2.3:8000/v1/x", KEYS, frozenset({"mine"}), {"mine": "theirs"}, 0, 1
 )
 LEAK = f"{KEY} at http://10.1.2.3:8000/v1/x and 10.1.2.3:8000"
 CLEANED = "[redacted] at [redacted] and [redacted]"
@@ -456,9 +457,9 @@ def test_when_another_try_is_of_no_use_no_time_for_it_is_told(failure: BaseExcep
         ("https://api.example.com/?to=http://other.example/x", "api.example.com"),
     ],
 )
-def test_secrets_of_a_channel_are_its_key_and_its_address(base_url: str, host: str) -> None:
-    channel = Channel(1, "c", "p", base_url, KEY, frozenset(), {}, 0, 1)
-    assert secrets_of(channel) == (KEY, base_url, host)
+def test_secrets_of_a_channel_are_its_keys_and_its_address(base_url: str, host: str) -> None:
+    channel = Channel(1, "c", "p", base_url, (*KEYS, ApiKey("k2", "another")), frozenset(), {}, 0, 1)
+    assert secrets_of(channel) == (KEY, "another", base_url, host)
     assert secrets_of(None) == ()
 
 
@@ -478,7 +479,7 @@ def test_a_customer_reads_its_own_models_name(text: str, shown: str) -> None:
 @pytest.mark.parametrize("names", [{"mine": "a.b+c"}, {r"m\1": "theirs"}])
 def test_names_are_no_patterns(names: dict[str, str]) -> None:
     ((mine, theirs),) = names.items()
-    channel = Channel(1, "c", "p", "http://v", KEY, frozenset(names), names, 0, 1)
+    channel = Channel(1, "c", "p", "http://v", KEYS, frozenset(names), names, 0, 1)
     assert clean(f"{theirs} azb+c abbc", channel, mine) == f"{mine} azb+c abbc"
 
 

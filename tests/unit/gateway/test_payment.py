@@ -16,12 +16,11 @@ from relay.ledger.errors import (
     BudgetExceeded,
     InsufficientCredit,
     LedgerUnavailable,
+    SpendBreakerOpen,
     StatementRefused,
     UnknownHold,
 )
-from relay.pricing.charge import Row
 from relay.pricing.errors import Unpriced
-from relay.pricing.tariff import PriceVersion, Tariff
 from relay.providers.transport import Broken, NotSent
 from relay.settings import Settings
 from tests.unit.gateway.rig import (
@@ -30,6 +29,7 @@ from tests.unit.gateway.rig import (
     FINISH,
     OUT,
     WHOLE,
+    Costs,
     Customer,
     FakeLedger,
     FakeReply,
@@ -92,6 +92,19 @@ REFUSALS: list[tuple[Exception, int, str, str, dict[str, Any]]] = [
         "The budget of the account is used up: raise it or wait for its next period.",
         {"missing_nanodollars": 7},
     ),
+    (
+        SpendBreakerOpen(datetime(2099, 1, 31, 10, tzinfo=UTC), 5_250_000_000, 5_000_000_000),
+        429,
+        "hourly_spend_exceeded",
+        "The API key has spent $5.25 in this hour, its limit is $5: calls are refused until"
+        " 2099-01-31T10:00:00Z. If the spending is meant, ask support to lift the limit for this hour.",
+        {
+            "type": "rate_limit_error",
+            "spent_nanodollars": 5_250_000_000,
+            "limit_nanodollars": 5_000_000_000,
+            "until": "2099-01-31T10:00:00Z",
+        },
+    ),
     (AccountSuspended(), 403, "account_not_active", "The account is not active: ask support.", {}),
     (
         LedgerUnavailable("away"),
@@ -141,9 +154,10 @@ def test_a_record_says_who_answered_and_how_long_it_took(stream: bool) -> None:
     first, second = result.attempts
     assert second.pop("ms") >= 110  # type: ignore[attr-defined]
     assert 0 <= first.pop("ms") <= facts.duration_ms  # type: ignore[attr-defined]
-    failed = {"channel_id": 1, "outcome": "status_500", "status": 500}
+    failed = {"channel_id": 1, "key": "k1", "outcome": "status_500", "status": 500, "by": "weight"}
     assert first == failed | {"class": "server", "may_bill": False}
-    assert second == {"channel_id": 2, "outcome": "ok", "status": 200}
+    answered = {"channel_id": 2, "key": "k1", "outcome": "ok", "status": 200}
+    assert second == answered | {"by": "weight", "instead_of": 1}
 
 
 @pytest.mark.parametrize(
@@ -232,23 +246,13 @@ def test_the_times_of_a_record_are_milliseconds_since_the_call_came(stream: bool
 # ---------------------------------------------------------------------- the provider's bill
 
 
-class Costs:
-    """A cost price for the first channel of the provider alone."""
-
-    def cost_tariff(self, model: str, provider: str, at: datetime, channel: str = "") -> Tariff | None:
-        if (model, provider, channel) != ("mine", "openai", "c1"):
-            return None
-        rows = (Row("in_text", 1_000 * 10**6), Row("out_text", 2_000 * 10**6))
-        return Tariff(PriceVersion(2, "mine", "cost", "", "c1", "USD", at, None, 1, 0, False, rows))
-
-
 def test_the_cost_is_that_of_the_channel_which_answered() -> None:
-    result = run(good(True), costs=Costs())
+    result = run(good(True), costs=Costs("c1"))
     (order,) = result.ledger.captured
     assert order.cost is not None
     assert order.cost.amount == 10 * 1_000 + 5 * 2_000
     assert sample(result, "relay_cost_usd_total", model="mine", provider="openai") == 20_000 / 10**9
-    (other,) = run(NotSent("refused"), good(True), costs=Costs()).ledger.captured
+    (other,) = run(NotSent("refused"), good(True), costs=Costs("c1")).ledger.captured
     assert other.cost is None
 
 

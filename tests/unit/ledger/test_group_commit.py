@@ -135,6 +135,20 @@ def test_an_unknown_outcome_is_asked_again_on_a_new_connection(error: type[Excep
     assert database.connections == 3
 
 
+def test_no_more_wait_than_may() -> None:
+    database = Database()
+    database.group = GroupCommit("test", database.connect, database.execute, database.orphans.append, 4, 3)
+
+    async def story() -> list[str]:
+        waiting = [database.ask(item) for item in "abc"]
+        with pytest.raises(LedgerUnavailable, match="3 calls wait"):
+            database.ask("d")
+        answers = list(await asyncio.gather(*waiting))
+        return [*answers, await database.ask("e")]
+
+    assert play(database, story()) == list("ABCE")
+
+
 def test_callers_hear_in_time_while_a_statement_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "WATCH_SECONDS", 0.01)
     database = Database(seconds=0.3)

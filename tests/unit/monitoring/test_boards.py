@@ -14,7 +14,7 @@ from monitoring.dashboards.limits import Limit, NoLimit, limit_of
 from monitoring.dashboards.panels import steps
 from monitoring.dashboards.write import NAMES, boards, text_of, write
 from tests import boards as committed
-from tests.unit.programs import run
+from tests.programs import run
 
 RUNBOOKS = Path(__file__).resolve().parents[3] / "monitoring/runbooks"
 SOURCES = {"prometheus": "prometheus", "ledger": "grafana-postgresql-datasource"}

@@ -398,3 +398,11 @@ class _Any(dict[str, int]):
 
 
 ANY = _Any()
+
+
+@pytest.mark.parametrize("usage", [told(0, 0), {"total_tokens": 0}, None])
+def test_embeddings_with_a_prompt_of_nothing_are_counted(usage: Any) -> None:
+    vectors = MaxUsage(input_units=60, max_output=0)
+    billed = judged(usage, most=vectors, output=1, usage_format="embeddings")
+    assert (billed.meters, billed.counted) == ({"in_text": 10}, True)
+    assert judged(usage, most=vectors, output=0, usage_format="embeddings").meters == {}

@@ -124,6 +124,8 @@ REALTIME = {
          {"in_text": 11, "out_text": 73}),
         ("embeddings", {"prompt_tokens": 8, "total_tokens": 8}, {"in_text": 8}),
         ("embeddings", {"total_tokens": 8}, {"in_text": 8}),
+        ("embeddings", {"promptTokenCount": 8, "totalTokenCount": 11}, {"in_text": 8}),
+        ("embeddings", {"usageMetadata": {"totalTokenCount": 8}}, {"in_text": 8}),
         ("images", IMAGE_TOKENS, {"in_text": 10, "in_image": 40, "out_image": 50}),
         ("images", {"created": 1589478378, "data": [{"url": "a"}, {"url": "b"}]}, {"image": 2}),
         ("images", {"n": 3}, {"image": 3}),

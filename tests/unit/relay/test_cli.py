@@ -54,6 +54,10 @@ def test_every_command_has_help_with_an_example(prog: str) -> None:
         ("channel set x --provider a/b", "is not a name"),
         ("channel set x --weight -1", "not a whole number"),
         ("channel set x --format fax", "invalid choice"),
+        ("channel set x --rpm 0", "not a whole number from 1, nor 'none'"),
+        ("channel set x --concurrency many", "not a whole number from 1"),
+        ("channel key add x --name a/b --api-key-stdin", "is not a name"),
+        ("channel key add x --name a", "--api-key-stdin"),
         ("channel set x --base-url ftp://a", "not like"),
         (
             "channel create --name x --provider openai --base-url https://a/v1 --api-key-stdin --models a=",

@@ -9,13 +9,10 @@ from uuid import RFC_4122
 
 import pytest
 from cryptography.fernet import Fernet
-from hypothesis import given
-from hypothesis import strategies as st
 
 from relay import errors
 from relay.asgi import client_address, new_request_id
 from relay.identity import tokens
-from relay.limits.window import LocalLimits, Refused, share
 from relay.routing.key_cipher import KeyCipher
 from relay.settings import Address, SettingError, Settings
 from relay.telemetry.logs import JsonFormatter, redact, redact_data
@@ -95,6 +92,19 @@ def test_seal_rotates_keys() -> None:
         KeyCipher("changeme")
 
 
+def test_what_an_older_key_sealed_is_sealed_anew_once() -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    both, sealed = KeyCipher(f"{new},{old}"), KeyCipher(old).encrypt("provider key")
+    again = both.renewed(sealed)
+    assert again is not None
+    assert both.renewed(again) is None
+    assert KeyCipher(new).decrypt(again) == "provider key"
+    assert (KeyCipher(old).opens(again), KeyCipher(new).opens(again)) == (False, True)
+    assert (both.has(old), both.has(new), KeyCipher(new).has(old)) == (True, True, False)
+    with pytest.raises(SettingError, match="does not decrypt"):
+        KeyCipher(new).renewed(sealed)
+
+
 def test_request_ids_are_ordered_uuids_of_version_7() -> None:
     ids = [new_request_id() for _ in range(200)]
     assert {(made.version, made.variant) for made in ids} == {(7, RFC_4122)}
@@ -132,41 +142,6 @@ def test_only_trusted_proxies_say_who_the_client_is() -> None:
     assert client_address(scope | {"client": ("203.0.113.200", 5)}, trusted) == "203.0.113.200"
     lines = [(b"x-forwarded-for", b"198.51.100.9"), (b"x-forwarded-for", b"203.0.113.7")]
     assert client_address(scope | {"headers": lines}, trusted) == "203.0.113.7"
-
-
-# ---------------------------------------------------------------------- limits
-
-
-def test_rate_limit_lets_exactly_the_limit_into_a_minute() -> None:
-    limits = LocalLimits()
-    answers = [limits.acquire(1, 5, None, 120.0 + second) for second in range(10)]
-    assert [answer is None for answer in answers] == [True] * 5 + [False] * 5
-    assert answers[5] == Refused("rate_limit_exceeded", 55.0)
-    assert limits.acquire(2, 5, None, 120.0) is None
-
-
-@given(st.lists(st.floats(min_value=0, max_value=600), max_size=200), st.integers(1, 20))
-def test_no_window_of_a_minute_gets_twice_the_limit(times: list[float], limit: int) -> None:
-    limits = LocalLimits()
-    let_in = [moment for moment in sorted(times) if limits.acquire(1, limit, None, moment) is None]
-    for start in let_in:
-        assert sum(start <= moment < start + 60 for moment in let_in) < 2 * limit + 1
-    for minute in range(10):
-        assert sum(60 * minute <= moment < 60 * (minute + 1) for moment in let_in) <= limit
-
-
-def test_concurrency_frees_on_leave() -> None:
-    limits = LocalLimits()
-    assert limits.acquire(1, None, 2, 0.0) is None
-    assert limits.acquire(1, None, 2, 0.0) is None
-    assert limits.acquire(1, None, 2, 0.0) == Refused("concurrency_limit_exceeded", 1)
-    limits.release(1)
-    assert limits.acquire(1, None, 2, 0.0) is None
-
-
-@pytest.mark.parametrize(("limit", "replicas", "part"), [(None, 3, None), (1, 3, 1), (10, 3, 4), (9, 3, 3)])
-def test_share(limit: int | None, replicas: int, part: int | None) -> None:
-    assert share(limit, replicas) == part
 
 
 # ---------------------------------------------------------------------- logs and metrics

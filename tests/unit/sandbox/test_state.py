@@ -128,7 +128,7 @@ def test_a_long_program_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
         sleeper = int(starter.stdout.readline())
         assert engine.alive(sleeper)
         starter.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while engine.alive(sleeper) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not engine.alive(sleeper)

@@ -17,7 +17,7 @@ from alembic.script import Script, ScriptDirectory
 
 from relay.store.migrate import alembic_config
 from relay.store.migrations import FIRST_RELEASE
-from relay.store.schema import State, compare, known_revisions
+from relay.store.schema import State, compare, known_revisions, mismatch
 
 LINTER = Path(sys.executable).with_name("squawk")
 RULES = Path(__file__).parents[3] / ".squawk.toml"
@@ -166,3 +166,21 @@ def test_a_drop_one_version_later_says_so(next_version: Path) -> None:
 )
 def test_the_schemas_state(current: str | None, state: State) -> None:
     assert compare(current, ["0001_a", "0002_b"]) is state
+
+
+@pytest.mark.parametrize(
+    ("oldest", "state"),
+    [
+        (None, State.AHEAD),
+        ("0001_a", State.AHEAD),
+        ("0002_b", State.AHEAD),
+        ("0003_c", State.PAST),
+        ("0004_d", State.PAST),
+    ],
+)
+def test_whether_a_schema_that_is_ahead_still_serves(oldest: str | None, state: State) -> None:
+    known = ["0001_a", "0002_b"]
+    assert compare("0004_d", known, oldest) is state
+    assert compare("0002_b", known, oldest) is State.CURRENT
+    if state is State.PAST:
+        assert f"one that knows {oldest}" in mismatch("0004_d", known, oldest)

@@ -40,6 +40,9 @@ declare
     budget_of    bigint[];
     budget_free  bigint[];
     budget_taken bigint[];
+    -- tokens whose breaker is open, and the outcome that says until when, what was spent and the maximum
+    broken_id    bigint[];
+    broken_says  text[];
     known        boolean;
     due          bigint[];
     lapsed       boolean;
@@ -53,6 +56,9 @@ declare
     slot         integer;
     written      uuid[];
 begin
+    -- Even an answer that changes nothing is confirmed by the standby: a primary that was replaced without knowing
+    -- it cannot answer, neither that it knows no such hold nor that it has written one.
+    perform pg_logical_emit_message(true, 'ledger', '');
     for attempt in 1..2 loop
         select array_agg(b.account_id), array_agg(b.free), array_agg(b.active), array_agg(b.factor),
                array_agg(b.account_id) filter (where b.due), array_agg(0::bigint)
@@ -88,6 +94,14 @@ begin
          where id = any (budget_id) and period_ends <= now();
     end loop;
 
+    select array_agg(b.token_id),
+           array_agg('breaker:' || extract(epoch from b.hour + interval '1 hour')::bigint
+                     || ':' || b.spent || ':' || b.maximum)
+      into broken_id, broken_says
+      from spend_breakers b
+     where b.token_id = any (p_token) and b.hour >= date_trunc('hour', now(), 'UTC')
+       and b.spent - b.lifted >= b.maximum;
+
     known := exists (select from holds h where h.request_id = any (p_request));
 
     for m in
@@ -115,6 +129,11 @@ begin
         end if;
         if purse = 0 or purse_id[purse] <> account or not purse_active[purse] then
             result[m.ord] := 'inactive';
+            continue;
+        end if;
+
+        if m.token_id = any (broken_id) then
+            result[m.ord] := broken_says[array_position(broken_id, m.token_id)];
             continue;
         end if;
 

@@ -57,15 +57,20 @@ declare
     slot          integer;
     typed         boolean := false;
     limited       boolean := false;
+    guarded       boolean := false;
 begin
+    -- Even an answer that changes nothing is confirmed by the standby: a primary that was replaced without knowing
+    -- it cannot answer, neither that it knows no such hold nor that it has written one.
+    perform pg_logical_emit_message(true, 'ledger', '');
     select array_agg(b.account_id), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint)
       into purse_id, purse_paid, purse_held, purse_debt
       from (select b.account_id from balances b
              where b.account_id in (select h.account_id from holds h where h.request_id = any (p_request))
                and b.unit = 'credit'
              order by b.account_id for no key update) b;
-    select coalesce(bool_or(h.quotas is not null), false), coalesce(bool_or(h.budget_ids is not null), false)
-      into typed, limited from holds h where h.request_id = any (p_request);
+    select coalesce(bool_or(h.quotas is not null), false), coalesce(bool_or(h.budget_ids is not null), false),
+           coalesce(bool_or(h.token_id in (select b.token_id from spend_breakers b)), false)
+      into typed, limited, guarded from holds h where h.request_id = any (p_request);
     if limited then
         perform from (
             select from budgets b
@@ -226,6 +231,18 @@ begin
                  group by id) s
          where b.id = s.id;
     end if;
+    if guarded then
+        update spend_breakers b
+           set spent = s.charge + case when b.hour = s.hour then b.spent else 0 end,
+               lifted = case when b.hour = s.hour then b.lifted else 0 end,
+               hour = s.hour
+          from (select h.token_id, sum(u.charged)::bigint as charge, date_trunc('hour', now(), 'UTC') as hour
+                  from unnest(p_request, charged, result) u (request_id, charged, result)
+                  join holds h on h.request_id = u.request_id
+                 where u.result = 'capture'
+                 group by h.token_id) s
+         where b.token_id = s.token_id and b.hour <= s.hour;
+    end if;
     with done as (
         update holds h
            set state = case u.result when 'capture' then 'captured' else 'released' end,
@@ -247,5 +264,19 @@ begin
            p_unpriced[d.ord]::jsonb, p_attempts[d.ord]::jsonb, p_facts[d.ord]::jsonb,
            p_numerator[d.ord], p_denominator[d.ord]
       from done d;
+    if exists (select from channel_budgets b where b.channel_id = any (p_channel)) then
+        perform from (
+            select from channel_budgets b
+             where b.channel_id = any (p_channel)
+             order by b.channel_id, b.period for no key update) locked;
+        update channel_budgets b
+           set spent = s.cost + case when b.period_ends > now() then b.spent else 0 end,
+               period_ends = greatest(b.period_ends, budget_period_end(b.period, now()))
+          from (select u.channel, sum(u.cost)::bigint as cost
+                  from unnest(p_channel, p_cost, result) u (channel, cost, result)
+                 where u.result = 'capture'
+                 group by u.channel having sum(u.cost) > 0) s
+         where b.channel_id = s.channel;
+    end if;
     return query select u.* from unnest(result, charged) u (result, charged);
 end $$;

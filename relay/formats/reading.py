@@ -1,0 +1,138 @@
+"""Reading decoded JSON for its translation.
+
+What is of another type is refused by its place in a request, and passed over in a provider's answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from relay.formats.conversation import Untranslatable
+
+Object = dict[str, Any]
+
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_TYPES: dict[type, str] = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def text(value: Any, place: str) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise Untranslatable(place, "expected a string")
+    return value
+
+
+def optional(value: Any, kind: type, place: str) -> Any:
+    """A value of ``kind`` (str, bool, int or float), or None."""
+    if value is None:
+        return None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    wanted = int | float if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise Untranslatable(place, f"expected {_TYPES[kind]}")
+    return value
+
+
+def mapping(value: Any, place: str) -> Object:
+    """An object."""
+    if not isinstance(value, dict):
+        raise Untranslatable(place, "expected an object")
+    return value
+
+
+def items(value: Any, place: str) -> list[Any]:
+    """A list; nothing where it is None."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Untranslatable(place, "expected a list")
+    return value
+
+
+def only(value: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+    """Refuse the first field of an object that is not among ``known`` and not null."""
+    for name in value.keys() - set(known):
+        if value[name] is not None:
+            where = f"{place}.{name}" if place else name
+            raise Untranslatable(where, "the provider of this model has no such field; leave it out")
+
+
+def one_of(value: Any, allowed: tuple[str, ...], place: str) -> str:
+    """One of these strings."""
+    if value not in allowed:
+        raise Untranslatable(place, f"use one of {', '.join(allowed)}")
+    return str(value)
+
+
+def compact(value: Any) -> str:
+    """JSON text of a decoded value; numbers of any size keep their value."""
+    return _compact(value)
+
+
+def encoded(value: Any) -> bytes:
+    """JSON of a decoded value. Halves of surrogate pairs stay: a stream may send them one by one."""
+    try:
+        return compact(value).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+# Under this name a model's arguments travel that are no JSON object, where a format wants one. Anthropic
+# documents it for that: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
+INVALID = "INVALID_JSON"
+
+
+def arguments_object(arguments: str) -> Object:
+    """A tool's arguments as an object."""
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {INVALID: arguments}
+
+
+def arguments_text(value: Object) -> str:
+    """A tool's arguments as a model wrote them."""
+    if list(value) == [INVALID] and isinstance(value[INVALID], str):
+        return str(value[INVALID])
+    return compact(value)
+
+
+def string(value: Any) -> str:
+    """What a provider sent, or nothing where that is no string."""
+    return value if isinstance(value, str) else ""
+
+
+def object_of(value: Any) -> Object:
+    """What a provider sent, or nothing where that is no object."""
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(value: Any) -> list[Any]:
+    """What a provider sent, or nothing where that is no list."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any, default: int = 0) -> int:
+    """A whole number that a provider sent, or ``default``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def life(mark: Any, place: str) -> Literal["5m", "1h"] | None:
+    """How long a mark of a prompt cache, Anthropic's ``cache_control``, lasts."""
+    if mark is None:
+        return None
+    mark = mapping(mark, place)
+    if mark.get("type") != "ephemeral" or mark.get("ttl") not in (None, "5m", "1h"):
+        raise Untranslatable(place, "use type ephemeral, with a ttl of 5m or 1h")
+    return "1h" if mark.get("ttl") == "1h" else "5m"
+
+
+def mark(cache: str | None) -> Object:
+    """Fields that mark a part for the prompt cache."""
+    if cache is None:
+        return {}
+    return {"cache_control": {"type": "ephemeral"} | ({"ttl": "1h"} if cache == "1h" else {})}

@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""Calls a model through each edge, as a customer does, and measures what a customer would see.
+
+    relay-probe             # what the timer does: one token, whole and streaming, through every edge
+    relay-probe --json      # the same now, printed, not handed to Prometheus; exits 3 when a call failed
+
+Installed by deploys/roles/probe.py; /etc/relay/probe.json says which edges, which model, whose token.
+The edge's certificate is checked as customers' programs do. Each try is a connection of its own: a customer
+who comes now has none yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SETTINGS = "/etc/relay/probe.json"
+FIGURES = "/var/lib/prometheus/node-exporter/probe.prom"
+PATH = "/v1/chat/completions"
+# As customers' SDKs wait for a connection.
+CONNECT_SECONDS = 5.0
+WHOLE, STREAM, CONSOLE = "whole", "stream", "console"
+# What can go wrong, from the outside in. The first three: the edge itself does not answer.
+CLASSES = ("connect", "tls", "timeout", "unavailable", "refused", "cut", "answer")
+HELP = {
+    "relay_probe_success": "Whether the last call of the probe through an edge succeeded, by kind.",
+    "relay_probe_failure": "Why the last call of the probe failed: 1 for one class, 0 for the others.",
+    "relay_probe_first_byte_seconds": "From the connection's start to the first byte of the content.",
+    "relay_probe_seconds": "From the connection's start to the end of the answer, or of waiting for it.",
+    "relay_probe_timestamp_seconds": "When the probe last ended.",
+}
+
+
+class Failed(Exception):
+    """A call did not succeed: its class, one of CLASSES, and what was seen."""
+
+    def __init__(self, why: str, words: str) -> None:
+        super().__init__(words)
+        self.why = why
+
+
+@dataclass(frozen=True)
+class Settings:
+    """/etc/relay/probe.json. `edges`: address by name. An empty `ca_file`: the system's authorities; an empty
+    `console`: there is none."""
+
+    name: str
+    console: str
+    edges: dict[str, str]
+    port: int
+    ca_file: str
+    model: str
+    token: str
+    seconds: float
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise SystemExit(f"{path} cannot be read ({error}): run `apply` for this host") from None
+
+    def tries(self) -> list[tuple[str, str]]:
+        """Edge and kind of every call."""
+        kinds = [WHOLE, STREAM, *([CONSOLE] if self.console else [])]
+        return [(edge, kind) for edge in self.edges for kind in kinds]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a call went; `why` is empty when it succeeded, `first_byte` None when none came."""
+
+    edge: str
+    kind: str
+    why: str
+    words: str
+    first_byte: float | None
+    seconds: float
+
+
+class Connection(http.client.HTTPSConnection):
+    """HTTPS to an address, by the name that customers use; no read waits beyond the call's end."""
+
+    def __init__(self, settings: Settings, name: str, address: str) -> None:
+        try:
+            context = ssl.create_default_context(cafile=settings.ca_file or None)
+        except OSError as error:
+            raise Failed("tls", f"{settings.ca_file}: {error}") from None
+        super().__init__(name, settings.port, timeout=settings.seconds, context=context)
+        self._address, self._tls = address, context
+        self._end = time.monotonic() + settings.seconds
+
+    def connect(self) -> None:
+        try:
+            limit = min(CONNECT_SECONDS, self._left())
+            plain = socket.create_connection((self._address, self.port), timeout=limit)
+        except OSError as error:
+            raise Failed("connect", str(error)) from None
+        try:
+            plain.settimeout(self._left())
+            # An answer that ends its connection takes `sock` away from us.
+            self.sock = self._wire = self._tls.wrap_socket(plain, server_hostname=self.host)
+        except (ssl.SSLError, ConnectionError) as error:
+            plain.close()
+            raise Failed("tls", str(error)) from None
+        except OSError as error:
+            plain.close()
+            raise Failed("timeout", f"TLS: {error}") from None
+
+    def hurry(self) -> None:
+        """Lets the next read wait for what is left of the call's time."""
+        self._wire.settimeout(self._left())
+
+    def _left(self) -> float:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise Failed("timeout", "the call did not end in time")
+        return left
+
+
+def attempt(settings: Settings, edge: str, kind: str) -> Seen:
+    """One call."""
+    start = time.monotonic()
+    first: list[float] = []
+
+    def content() -> None:
+        if not first:
+            first.append(time.monotonic() - start)
+
+    why, words = "", ""
+    name = settings.console if kind == CONSOLE else settings.name
+    try:
+        with closing(Connection(settings, name, settings.edges[edge])) as connection:
+            ask(connection, settings, kind, content)
+    except Failed as failed:
+        why, words = failed.why, str(failed)
+    except TimeoutError:
+        why, words = "timeout", f"nothing came for the rest of {settings.seconds:.0f} s"
+    except (http.client.HTTPException, OSError) as error:
+        why, words = "cut", f"{type(error).__name__}: {error}"
+    return Seen(edge, kind, why, words, first[0] if first else None, time.monotonic() - start)
+
+
+def ask(connection: Connection, settings: Settings, kind: str, content: Callable[[], None]) -> None:
+    """Sends the call and reads its answer; raises Failed when that is not what a customer wants."""
+    headers = {"User-Agent": "relay-probe"}
+    if kind == CONSOLE:
+        connection.request("GET", "/", headers=headers)
+    else:
+        body = {
+            "model": settings.model,
+            "messages": [{"role": "user", "content": "Say OK."}],
+            "max_tokens": 1,
+            "stream": kind == STREAM,
+        }
+        headers |= {"Authorization": f"Bearer {settings.token}", "Content-Type": "application/json"}
+        connection.request("POST", PATH, json.dumps(body), headers)
+    connection.hurry()
+    with closing(connection.getresponse()) as answer:
+        check_status(answer)
+        if kind == CONSOLE:
+            answer.read()
+            content()
+        elif kind == STREAM:
+            read_events(connection, answer, content)
+        else:
+            read_whole(answer, content)
+
+
+def check_status(answer: http.client.HTTPResponse) -> None:
+    """Raises Failed for a status that tells of an error."""
+    if answer.status >= 500:
+        raise Failed("unavailable", f"HTTP {answer.status} {told(answer)}")
+    if answer.status >= 400:
+        raise Failed("refused", f"HTTP {answer.status} {told(answer)}")
+
+
+def told(answer: http.client.HTTPResponse) -> str:
+    """What an error says, in short."""
+    return answer.read(2000).decode("utf-8", "replace").strip()[:300]
+
+
+def read_whole(answer: http.client.HTTPResponse, content: Callable[[], None]) -> None:
+    """A JSON answer with a choice in it."""
+    start = answer.read(1)
+    content()
+    choices(start + answer.read())
+
+
+def read_events(
+    connection: Connection, answer: http.client.HTTPResponse, content: Callable[[], None]
+) -> None:
+    """Events up to [DONE], a choice among them."""
+    found = False
+    while True:
+        connection.hurry()
+        line = answer.readline()
+        if not line:
+            raise Failed("cut", "the stream ended before [DONE]")
+        name, _, value = line.strip().partition(b":")
+        if name != b"data":
+            continue
+        if value.strip() == b"[DONE]":
+            break
+        if choices(value, empty=True):
+            found = True
+            content()
+    if not found:
+        raise Failed("answer", "a stream without a choice")
+
+
+def choices(text: bytes, *, empty: bool = False) -> bool:
+    """Whether a JSON object has choices. Raises Failed when it is none, or has none where it must."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise Failed("answer", f"no JSON: {text[:200].decode('utf-8', 'replace')}") from None
+    if not isinstance(value, dict) or "error" in value:
+        raise Failed("answer", f"an error in place of an answer: {str(value)[:300]}")
+    if not value.get("choices") and not empty:
+        raise Failed("answer", "an answer without a choice")
+    return bool(value.get("choices"))
+
+
+def figures(seen: Sequence[Seen], now: float) -> str:
+    """What the node exporter passes on."""
+    series: dict[str, list[tuple[str, float]]] = {name: [] for name in HELP}
+    for one in seen:
+        labels = f'edge="{one.edge}",kind="{one.kind}"'
+        series["relay_probe_success"].append((labels, int(not one.why)))
+        series["relay_probe_failure"] += [
+            (f'{labels},class="{name}"', int(name == one.why)) for name in CLASSES
+        ]
+        if one.first_byte is not None:
+            series["relay_probe_first_byte_seconds"].append((labels, round(one.first_byte, 4)))
+        series["relay_probe_seconds"].append((labels, round(one.seconds, 4)))
+    lines: list[str] = []
+    for name, rows in series.items():
+        lines += [f"# HELP {name} {HELP[name]}", f"# TYPE {name} gauge"]
+        lines += [f"{name}{{{labels}}} {value}" for labels, value in rows]
+    lines.append(f"relay_probe_timestamp_seconds {now:.0f}")
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """In one step: the exporter never reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}.new")
+    new.write_text(text)
+    new.chmod(0o644)
+    new.replace(path)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="relay-probe", description=__doc__, formatter_class=layout)
+    parser.add_argument("--json", action="store_true", help="print what was seen, a line each call")
+    parser.add_argument("--settings", type=Path, default=Path(SETTINGS), help=argparse.SUPPRESS)
+    parser.add_argument("--figures", type=Path, default=Path(FIGURES), help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    settings = Settings.read(options.settings)
+    tries = settings.tries()
+    # Side by side: an edge that hangs takes no time from the others.
+    with ThreadPoolExecutor(max(1, len(tries))) as pool:
+        seen = list(pool.map(lambda one: attempt(settings, *one), tries))
+    if options.json:
+        sys.stdout.writelines(f"{json.dumps(asdict(one))}\n" for one in seen)
+        return 3 if any(one.why for one in seen) else 0
+    for one in seen:
+        if one.why:
+            # For the journal; what the alert tells is the class.
+            print(f"{one.edge} {one.kind}: {one.why}: {one.words}", file=sys.stderr)
+    write(options.figures, figures(seen, time.time()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

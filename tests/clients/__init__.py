@@ -1,0 +1,1 @@
+"""Customers' own programs, unmodified, through the edge: `make clients`."""

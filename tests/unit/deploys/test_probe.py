@@ -1,0 +1,107 @@
+"""The probe's role on a fake host, its account's program on a scripted relay, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys.lib import fleet
+from deploys.roles import probe
+from relay.identity import tokens
+from tests.unit.deploys.facts import LINUX
+from tests.unit.deploys.test_logship import load
+
+PROGRAM = load("templates/probe/relay_probe.py")
+
+
+@pytest.fixture
+def outcome(fake_role: Any) -> Any:
+    return fake_role(probe.probe, "ops1", responses=LINUX)
+
+
+def test_its_settings_are_what_the_program_reads(outcome: Any, tmp_path: Path) -> None:
+    (tmp_path / "probe.json").write_text(outcome.files[probe.SETTINGS])
+    settings = PROGRAM.Settings.read(tmp_path / "probe.json")
+    assert settings.edges == {"edge1": "172.30.77.11", "edge2": "172.30.77.12"}
+    assert settings.name == "api.sandbox.test"
+    assert settings.token == fleet.secret("probe_token")
+    assert settings.ca_file == "/etc/relay/tls/edge-ca.crt"
+    assert settings.tries() == [(edge, kind) for edge in settings.edges for kind in ("whole", "stream")]
+    assert f"install -D -o root -g root -m 600 /dev/null {probe.SETTINGS}.new" in outcome.commands
+
+
+def test_the_console_is_called_where_there_is_one(fake_role: Any) -> None:
+    found = fake_role(probe.probe, "ops1", responses=LINUX, data={"edge_console": True})
+    assert json.loads(found.files[probe.SETTINGS])["console"] == "console.sandbox.test"
+
+
+def test_it_calls_each_minute_and_ends_before_the_next(outcome: Any) -> None:
+    assert "OnCalendar=minutely" in outcome.files["/etc/systemd/system/relay-probe.timer"]
+    service = outcome.files["/etc/systemd/system/relay-probe.service"]
+    assert "ExecStart=/usr/local/sbin/relay-probe\n" in service
+    limit = re.search(r"TimeoutStartSec=(\d+)s", service)
+    assert limit
+    assert probe.MOST_SECONDS < int(limit[1]) < 60
+    assert probe.FIGURES == PROGRAM.FIGURES
+
+
+def test_the_token_is_one_that_the_relay_takes() -> None:
+    made = probe.new_token()
+    assert tokens.adopt(made).clear == made
+    assert probe.new_token() != made
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"probe_seconds": 0}, "`probe_seconds` is 0"),
+        ({"probe_seconds": 51}, "from 1 to 50"),
+        ({"probe_seconds": True}, "write seconds"),
+        ({"probe_model": "gpt-*"}, "one model"),
+        ({"probe_model": 7}, "one model"),
+    ],
+)
+def test_problems_of_settings_are_told(sandbox_inventory: Any, data: dict[str, Any], told: str) -> None:
+    assert list(probe.problems()) == []
+    sandbox_inventory.override_data |= data
+    (found,) = probe.problems()
+    assert told in found
+
+
+def test_without_a_model_there_is_no_probe(sandbox_inventory: Any) -> None:
+    assert probe.ROLE.wanted()
+    sandbox_inventory.override_data["probe_model"] = ""
+    assert not probe.ROLE.wanted()
+
+
+def seen(why: str, first: float | None = 0.1) -> Any:
+    return PROGRAM.Seen("edge1", "whole", why, "words", first, 0.2)
+
+
+@pytest.mark.parametrize("why", ["", *PROGRAM.CLASSES])
+def test_its_figures_name_one_class_at_most(why: str, tmp_path: Path) -> None:
+    text = PROGRAM.figures([seen(why, None if why else 0.1)], 1000.4)
+    success = re.findall(r'^relay_probe_success\{edge="edge1",kind="whole"\} (\d)$', text, re.MULTILINE)
+    assert success == [str(int(not why))]
+    classes = re.findall(r'^relay_probe_failure\{.*class="(\w+)"\} 1$', text, re.MULTILINE)
+    assert classes == ([why] if why else [])
+    assert ("\nrelay_probe_first_byte_seconds{" in text) == (not why)
+    assert "\nrelay_probe_timestamp_seconds 1000\n" in text
+    PROGRAM.write(tmp_path / "probe.prom", text)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert os.listdir(tmp_path) == ["probe.prom"]
+    assert (tmp_path / "probe.prom").stat().st_mode & 0o777 == 0o644
+
+
+def test_settings_that_are_missing_are_told_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run `apply`"):
+        PROGRAM.Settings.read(tmp_path / "probe.json")
