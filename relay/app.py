@@ -36,6 +36,7 @@ from relay.body_memory import BodyMemory, CountedReceive
 from relay.cors import Cors
 from relay.errors import ApiError
 from relay.gateway import count_tokens, gemini_calls, models, not_offered
+from relay.gateway.answer_memory import AnswerMemory
 from relay.gateway.endpoints import ENDPOINTS, error_body, gemini_method, generate, request_id_headers
 from relay.gateway.health import Health
 from relay.gateway.services import Services
@@ -240,7 +241,9 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     for part in (changes, budgets, prices, ledger, limits, jobs):
         stack.push_async_callback(part.close)
         await part.start()
-    services = Services(settings, tokens, channels, limits, prices, ledger, transport, metrics)
+    answers = AnswerMemory(settings.answers_bytes)
+    metrics.answers.set_function(lambda: answers.held)
+    services = Services(settings, tokens, channels, limits, prices, ledger, transport, metrics, answers)
     api = pricing.PricingApi(settings, pool, tokens, prices)
     return services, Health(pool, limits), api
 

@@ -59,8 +59,9 @@ HOLD_MARGIN_SECONDS = 10
 START_SECONDS = 100
 # Between a new replica that is healthy and the stop of the next one: edges have found it by then.
 ROLL_PAUSE_SECONDS = 6
-# How much of a replica's memory a request takes while it is read, checked and sent on, in its own sizes.
-COPIES_OF_A_BODY = 4
+# By setting: as many times as that together fit into a replica's memory. What is read, checked and sent on
+# takes its own size several times.
+PARTS_OF_THE_MEMORY = {"relay_bodies_bytes": 4, "relay_answers_bytes": 8}
 _MEMORY = re.compile(r"(\d+)([kmg])b?", re.IGNORECASE)
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 HEALTH_CHECK = (
@@ -106,22 +107,22 @@ def problems() -> Iterator[str]:
         "(a hold lives as long as a call and its settlement may take, and this)",
         more=HOLD_MARGIN_SECONDS,
     )
-    yield from _bodies()
+    yield from _memory()
 
 
-def _bodies() -> Iterator[str]:
-    memory, bodies = fleet.setting("relay_memory"), fleet.setting("relay_bodies_bytes")
+def _memory() -> Iterator[str]:
+    memory = fleet.setting("relay_memory")
     found = _MEMORY.fullmatch(str(memory))
     if found is None:
         yield f"`relay_memory` is not a size: {memory!r}; write for instance 512M or 1G"
         return
-    most = int(found[1]) * _UNITS[found[2].lower()] // COPIES_OF_A_BODY
-    if not isinstance(bodies, int) or not 0 < bodies <= most:
-        yield (
-            f"`relay_bodies_bytes` is {bodies!r}, but must be a number of bytes up to {most}, "
-            f"`relay_memory` / {COPIES_OF_A_BODY}: replicas would be killed for their memory; "
-            "raise `relay_memory` or lower `relay_bodies_bytes`"
-        )
+    for name, part in PARTS_OF_THE_MEMORY.items():
+        size, most = fleet.setting(name), int(found[1]) * _UNITS[found[2].lower()] // part
+        if not isinstance(size, int) or not 0 < size <= most:
+            yield (
+                f"`{name}` is {size!r}, but must be a number of bytes up to {most}, `relay_memory` / {part}: "
+                f"replicas would be killed for their memory; raise `relay_memory` or lower `{name}`"
+            )
 
 
 ROLE = Role(
@@ -345,6 +346,7 @@ def stack_values() -> dict[str, Any]:
         "RELAY_PROVIDER_CONNECT_SECONDS": str(fleet.setting("relay_provider_connect_seconds")),
         "RELAY_REDIS_TIMEOUT_SECONDS": str(fleet.setting("relay_redis_timeout_seconds")),
         "RELAY_BODIES_BYTES": str(fleet.setting("relay_bodies_bytes")),
+        "RELAY_ANSWERS_BYTES": str(fleet.setting("relay_answers_bytes")),
         "RELAY_HOLD_WAIT_SECONDS": str(fleet.setting("relay_hold_wait_seconds")),
         "RELAY_HOLD_WAIT_CALLS": str(fleet.setting("relay_hold_wait_calls")),
         "RELAY_SETTLE_SECONDS": str(fleet.setting("relay_settle_seconds")),

@@ -371,6 +371,9 @@ relay_memory = "1G"
 # How much of it customers' requests may fill before larger ones than 256 KB are refused (503), in bytes: a
 # quarter, since reading and sending one takes as much again, more than once.
 relay_bodies_bytes = 256 << 20
+# How much of it providers' whole answers may fill before larger ones than 256 KB wait for each other, in
+# bytes: an eighth.
+relay_answers_bytes = 128 << 20
 # A replica that is being replaced answers new calls for so long, until edges have closed what they kept ...
 relay_drain_seconds = 5
 # ... and finishes its streams for so long. Then it settles (relay_settle_seconds).

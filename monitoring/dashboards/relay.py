@@ -52,6 +52,12 @@ BOARD = Board(
                     queries=[Query("sum by (instance) (relay_request_body_bytes)", "{{instance}}")],
                 ),
                 Lines(
+                    title="Answers in memory",
+                    description="Whole ones, by task. Above relay_answers_bytes large ones wait.",
+                    unit="bytes",
+                    queries=[Query("sum by (instance) (relay_answer_body_bytes)", "{{instance}}")],
+                ),
+                Lines(
                     title="First token by model, p95",
                     description="From the request to the first streamed byte.",
                     unit="s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Mapping
@@ -10,11 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from relay.asgi import Headers, Send
+from relay.asgi import ClientGone, Headers, Send
 from relay.errors import ApiError
 from relay.formats.format import Format
 from relay.formats.refusal import Said
 from relay.formats.request import Request
+from relay.gateway.answer_memory import Room
 from relay.gateway.disconnect_watcher import DisconnectWatcher
 from relay.gateway.pinger import Pinger
 from relay.gateway.services import Services
@@ -30,10 +32,23 @@ SSE_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+# Of an answer that is settled: a customer that takes nothing of it for so long gets no more.
+STALLED_SECONDS = 10.0
+# As much of a whole answer is handed on at a time: the rest is not copied before the customer takes it.
+PIECE_BYTES = 64 << 10
 # Characters of the header that lists what was left out.
 MAX_LEFT_OUT = 1_000
 # A customer names fields as it likes, a header's value is of visible ASCII.
 _UNSENDABLE = re.compile(r"[^!-+\--~]")
+
+
+async def in_time(sending: Awaitable[None]) -> None:
+    """Wait for a part of what is settled to be sent; raises ClientGone after STALLED_SECONDS."""
+    try:
+        async with asyncio.timeout(STALLED_SECONDS):
+            await sending
+    except TimeoutError:
+        raise ClientGone from None
 
 
 class Answer(Protocol):
@@ -103,7 +118,8 @@ class Call:
     """A call that was let in. Times but ``started_at`` are of the monotonic clock, in seconds.
 
     ``exchange``: of the current attempt. ``begun``: the head of a streamed answer is sent; ``first_byte``:
-    when the first part of the answer itself was. ``channel_slot``: the current attempt's within its channel's
+    when the first part of the answer itself was. ``room``: what the current attempt's answer holds of the
+    memory for whole ones. ``channel_slot``: the current attempt's within its channel's
     limits. ``affinity``: see affinity_of(); ``candidates``: whom it may be sent to. ``ask_again_at``: the
     soonest moment at which a provider of this call wants to be asked again, ``retry_after`` in how many
     seconds the one of the current attempt does; None while none has said so.
@@ -118,6 +134,7 @@ class Call:
     watcher: DisconnectWatcher
     started: float
     slot: Slot
+    room: Room
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
     provider_started: float = 0.0
@@ -150,6 +167,7 @@ class Call:
         """From now on ``channel`` is asked by ``key``."""
         self.channel, self.provider, self.key, self.exchange = channel, channel.provider, key, exchange
         self.status, self.answer, self.retry_after = None, None, None
+        self.room.release()
         self.attempt_started = time.monotonic()
 
     async def send_part(self, part: bytes, headers: Headers) -> None:
@@ -172,6 +190,18 @@ class Call:
             await self.send(start)
         await self.send({"type": "http.response.body", "body": part, "more_body": True})
         self.sending = False
+
+    async def send_whole(self, body: bytes, headers: Headers) -> None:
+        """Send an answer that is not streamed, as fast as the customer takes it; raises ClientGone when it
+        takes nothing of it in time."""
+        length = (b"content-length", str(len(body)).encode())
+        await self.send(
+            {"type": "http.response.start", "status": 200, "headers": [*headers, *self.head(), length]}
+        )
+        for begin in range(0, max(1, len(body)), PIECE_BYTES):
+            end = begin + PIECE_BYTES
+            piece = {"type": "http.response.body", "body": body[begin:end], "more_body": end < len(body)}
+            await in_time(self.send(piece))
 
     def head(self) -> Headers:
         """Headers of the answer that are the call's own: its name, and what the provider was not told."""

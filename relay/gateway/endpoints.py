@@ -197,7 +197,8 @@ async def generate(
     if left:
         send = with_headers(send, [(name.encode(), value.encode()) for name, value in left.items()])
     try:
-        call = Call(services, caller, request, admission, request_id, send, watcher, started, slot)
+        room = services.answers.room()
+        call = Call(services, caller, request, admission, request_id, send, watcher, started, slot, room)
         call.affinity = affinity_of(services, caller, request, scope)
         await run(call, asked)
     except ApiError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from relay.asgi import send_body
 from relay.errors import ApiError
 from relay.formats.format import Whole
 from relay.gateway.call import Call
@@ -41,7 +40,8 @@ class JsonAnswer:
 
     async def read(self, reply: Reply) -> None:
         """See Answer."""
-        body = await reply.read(self._call.services.settings.max_answer_bytes)
+        call = self._call
+        body = await reply.read(call.services.settings.max_answer_bytes, call.room.take)
         self._whole = self._read_whole(body)
         self._body = self._shape(self._redact(body) if self._whole.empty else body)
 
@@ -49,5 +49,4 @@ class JsonAnswer:
         """See Answer."""
         if error is not None:
             raise error
-        headers = [(b"content-type", b"application/json"), *self._call.head()]
-        await send_body(self._call.send, 200, self._body, headers)
+        await self._call.send_whole(self._body, [(b"content-type", b"application/json")])

@@ -14,19 +14,23 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.gateway import call_metrics, failover, payment
-from relay.gateway.call import SSE_HEADERS, Asked, Call
+from relay.gateway.call import SSE_HEADERS, Asked, Call, in_time
 from relay.gateway.outcome import Outcome, outcome_of
 from relay.gateway.pinger import Pinger
 from relay.ledger.orders import Hold
-
-# For the last bytes: the call is settled, and a customer that does not take them keeps nothing waiting.
-FINISH_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 async def run(call: Call, asked: Asked) -> None:
     """From the hold to the last byte; raises ApiError while nothing was sent, and ClientGone."""
+    try:
+        await _live(call, asked)
+    finally:
+        call.room.release()
+
+
+async def _live(call: Call, asked: Asked) -> None:
     try:
         hold = await payment.hold(call)
     except ApiError as refusal:
@@ -97,12 +101,8 @@ async def _finish(call: Call, asked: Asked, outcome: Outcome, failure: BaseExcep
             raise RuntimeError("a call without answer ended without error")
         if not call.begun:
             raise outcome.error
-    try:
-        async with asyncio.timeout(FINISH_SECONDS):
-            if call.answer is not None:
-                await call.answer.finish(outcome.error)
-            elif outcome.error is not None:
-                event = asked.error_event(outcome.error, str(call.request_id))
-                await call.send({"type": "http.response.body", "body": event})
-    except TimeoutError:
-        raise ClientGone from None
+    if call.answer is not None:
+        await call.answer.finish(outcome.error)
+    elif outcome.error is not None:
+        event = asked.error_event(outcome.error, str(call.request_id))
+        await in_time(call.send({"type": "http.response.body", "body": event}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from relay.gateway.answer_memory import AnswerMemory
 from relay.identity.token_cache import TokenCache
 from relay.ledger.ledger import Ledger
 from relay.limits.shared import Limits
@@ -26,3 +27,4 @@ class Services:
     ledger: Ledger
     transport: Transport
     metrics: Metrics
+    answers: AnswerMemory

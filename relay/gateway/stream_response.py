@@ -12,7 +12,7 @@ from relay.formats.answer import BadAnswer, ErrorAnswer, loads
 from relay.formats.format import Meter
 from relay.formats.refusal import MAX_ERROR_BYTES
 from relay.formats.sse import EventTooLarge, may_begin
-from relay.gateway.call import SSE_HEADERS, Call
+from relay.gateway.call import SSE_HEADERS, Call, in_time
 from relay.providers.transport import Reply, TransportError
 
 # From the last choice's end: for the usage, which follows at once where there is one.
@@ -133,6 +133,6 @@ class StreamAnswer:
         if error is not None and self._meter.error is None:
             tail = self._error_event(error)
         if call.first_byte is None:
-            await call.send_part(tail, SSE_HEADERS)
+            await in_time(call.send_part(tail, SSE_HEADERS))
             tail = b""
-        await call.send({"type": "http.response.body", "body": tail})
+        await in_time(call.send({"type": "http.response.body", "body": tail}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ MAX_HEADER_BYTES = 16 << 10
 # executed, so it cannot be sent again and fails. Common servers (Node.js, uvicorn) close after 5 seconds.
 KEEPALIVE_SECONDS = 4.0
 READ_BUFFER_BYTES = 64 << 10
+
+# Told the bytes of each block, and waited for before the next one is read.
+Came = Callable[[int], Awaitable[None]]
 
 
 class TransportError(Exception):
@@ -59,7 +62,7 @@ class Reply(Protocol):
     status: int
     headers: Mapping[str, str]
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, came: Came | None = None) -> bytes:
         """The whole body; raises Broken above ``limit`` bytes, or when it is cut short."""
 
     async def read_begin(self, limit: int) -> bytes:
@@ -98,7 +101,7 @@ class AiohttpReply:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, came: Came | None = None) -> bytes:
         """See Reply."""
         parts: list[bytes] = []
         size = 0
@@ -107,6 +110,8 @@ class AiohttpReply:
             if size > limit:
                 raise Broken(f"the answer is larger than {limit} bytes")
             parts.append(block)
+            if came is not None:
+                await came(len(block))
         return b"".join(parts)
 
     async def read_begin(self, limit: int) -> bytes:

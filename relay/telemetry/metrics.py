@@ -40,6 +40,7 @@ class Metrics:
         )
         self.inflight = self._gauge("relay_inflight_requests", "Calls in progress.")
         self.bodies = self._gauge("relay_request_body_bytes", "Bodies of the calls in progress.")
+        self.answers = self._gauge("relay_answer_body_bytes", "Whole answers of the calls in progress.")
 
     def _define_times(self) -> None:
         self.duration = self._histogram(

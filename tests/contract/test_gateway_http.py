@@ -20,6 +20,7 @@ from uuid import UUID
 import pytest
 import requests
 
+from relay.gateway.answer_memory import LARGE_BYTES
 from relay.http_protocol import MAX_DISCARDED_BYTES, MAX_HEAD_BYTES
 from tests.contract.conftest import Database
 from tests.contract.relay_rig import (
@@ -35,6 +36,8 @@ from tests.contract.relay_rig import (
 ORIGIN = "https://chat.example.com"
 MAX_BODY = 100_000
 QUESTION = json.dumps({"model": MODEL, "messages": asks()}).encode()
+# More than the sockets between two processes take.
+LARGE_ANSWER = 16 << 20
 STREAM = json.dumps({"model": MODEL, "messages": asks(), "stream": True}).encode()
 
 
@@ -534,10 +537,12 @@ class Recorder(BaseHTTPRequestHandler):
     got: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
-        """Answer any call alike."""
-        self.got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        """Answer any call alike, of the model "large" with a long text."""
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.got.append(asked)
+        text = "x" * (LARGE_ANSWER if asked["model"] == "large" else 1)
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         body = json.dumps({"id": "1", "model": "m", "choices": [choice], "usage": usage}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -969,3 +974,30 @@ def test_large_requests_are_bounded_together(relay: Relay) -> None:
         assert ask(customer, request(customer, body=QUESTION)).status == 200
     eventually(lambda: replica.metric("relay_request_body_bytes") == 0)
     assert ask(customer, large).status == 200
+
+
+def test_large_answers_wait_for_each_other(relay: Relay, recorder: str) -> None:
+    """One beyond the memory holds up the next, while its customer reads nothing; small ones pass."""
+    relay.price("large")
+    create = ("channel", "create", "--name", "large", "--provider", "openai", "--base-url", recorder)
+    relay.command(*create, "--api-key-stdin", "--models", "large", stdin="key")
+    replica = relay.replica(RELAY_ANSWERS_BYTES=str(1 << 20))
+    customer = Customer(relay, replica, "answers", "5.00")
+    asked = request(customer, body=json.dumps({"model": "large", "messages": asks()}).encode())
+
+    def held() -> float:
+        return replica.metric("relay_answer_body_bytes")
+
+    with Raw(replica) as first, Raw(replica) as second:
+        first.send(asked)
+        eventually(lambda: held() > LARGE_ANSWER)
+        second.send(asked)
+        eventually(lambda: held() > LARGE_ANSWER + LARGE_BYTES)
+        assert ask(customer, request(customer, body=QUESTION)).status == 200
+        assert held() < LARGE_ANSWER + (1 << 20)
+        for raw in (first, second):
+            answer = raw.answer()
+            assert (answer.status, len(answer.body) > LARGE_ANSWER) == (200, True)
+    eventually(lambda: held() == 0)
+    calls = [row for row in relay.usage(customer.account) if row["model"] == "large"]
+    assert [row["outcome"] for row in calls] == ["ok", "ok"]

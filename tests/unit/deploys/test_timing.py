@@ -60,6 +60,7 @@ def test_the_environments_of_the_repository_are_in_order(name: str) -> None:
         ),
         ({"relay_bodies_bytes": 2**28 + 1}, ["`relay_bodies_bytes` is 268435457", "`relay_memory` / 4"]),
         ({"relay_bodies_bytes": "256M"}, ["`relay_bodies_bytes` is '256M'", "a number of bytes"]),
+        ({"relay_answers_bytes": 2**27 + 1}, ["`relay_answers_bytes` is 134217729", "`relay_memory` / 8"]),
         ({"relay_memory": "plenty"}, ["`relay_memory` is not a size: 'plenty'", "512M"]),
         ({"etcd_election_ms": 1999}, ["`etcd_election_ms` is 1.999 s", "10 * `etcd_heartbeat_ms` = 2 s"]),
         ({"etcd_heartbeat_ms": 500}, ["`etcd_election_ms`", "`etcd_heartbeat_ms`"]),
@@ -96,7 +97,7 @@ def test_a_broken_relation_is_told(
         {"edge_read_timeout": "695s", "relay_provider_timeout_seconds": 600},
         {"relay_stop_grace": "3m5s"},
         {"relay_hold_margin_seconds": 10},
-        {"relay_memory": "2g", "relay_bodies_bytes": 2**29},
+        {"relay_memory": "2g", "relay_bodies_bytes": 2**29, "relay_answers_bytes": 2**28},
         {"etcd_election_ms": 2000, "etcd_heartbeat_ms": 200},
         {
             "patroni_ttl": 22,

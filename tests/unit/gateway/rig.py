@@ -19,6 +19,7 @@ from relay.errors import ApiError
 from relay.formats import openai_chat, openai_chat_request
 from relay.formats.openai_chat_request import ChatRequest
 from relay.gateway import lifecycle
+from relay.gateway.answer_memory import AnswerMemory
 from relay.gateway.call import Call
 from relay.gateway.disconnect_watcher import DisconnectWatcher
 from relay.gateway.exchange import AskedRequest, Passed
@@ -29,6 +30,7 @@ from relay.limits.shared import Limits, Slot
 from relay.limits.window import Limit
 from relay.pricing.charge import Row
 from relay.pricing.tariff import Admission, CostBook, PriceVersion, Tariff
+from relay.providers.transport import Came
 from relay.routing.channels import ApiKey, Candidates, Channel
 from relay.routing.order import Affinity
 from relay.settings import Settings
@@ -66,8 +68,13 @@ class FakeReply:
     headers: Mapping[str, str] = field(default_factory=dict)
     closed: bool = False
 
-    async def read(self, limit: int) -> bytes:
-        return b"".join([block async for block in self.blocks()])[:limit]
+    async def read(self, limit: int, came: Came | None = None) -> bytes:
+        whole = bytearray()
+        async for block in self.blocks():
+            whole += block
+            if came is not None:
+                await came(len(block))
+        return bytes(whole[:limit])
 
     async def read_begin(self, limit: int) -> bytes:
         return await self.read(limit)
@@ -232,12 +239,13 @@ class Result:
 
 @dataclass
 class Customer:
-    """How the customer behaves: leaves after that many messages, or does not read after them; and when the
-    server cancels the call, in seconds.
+    """How the customer behaves: leaves after that many messages, or does not read after them, or takes each
+    after a pause in seconds; and when the server cancels the call, in seconds.
     """
 
     leaves_after: int | None = None
     stalls_after: int | None = None
+    pause: float = 0.0
     cancelled_after: float | None = None
 
 
@@ -257,6 +265,7 @@ class Connection:
         who = self._customer
         if who.stalls_after is not None and len(self.sent) >= who.stalls_after:
             await asyncio.sleep(60)
+        await asyncio.sleep(who.pause)
         self.sent.append(message)
         if who.leaves_after is not None and len(self.sent) > who.leaves_after:
             self._gone.set()
@@ -311,7 +320,10 @@ def run(
     post = FakeTransport(providers)
     result = Result(ledger or FakeLedger(), table, Metrics(), connection.sent, None, 0.0, post.keys)
     limits = limits or Limits("", None, 1, result.metrics)
-    services = Services(*cast(Any, (read, None, table, limits, None, result.ledger, post, result.metrics)))
+    answers = AnswerMemory(read.answers_bytes)
+    services = Services(
+        *cast(Any, (read, None, table, limits, None, result.ledger, post, result.metrics, answers))
+    )
 
     async def scenario() -> None:
         watcher = DisconnectWatcher(connection.receive)
@@ -327,6 +339,7 @@ def run(
             watcher,
             time.monotonic() - age,
             slot,
+            answers.room(),
             affinity=affinity,
         )
         task = asyncio.current_task()

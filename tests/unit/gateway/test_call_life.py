@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from relay.asgi import ClientGone
 from relay.errors import ApiError
 from relay.formats import openai_chat_answer
-from relay.gateway import failover, lifecycle, stream_response
+from relay.gateway import call, failover, stream_response
 from relay.ledger.errors import LedgerUnavailable, StatementRefused
 from relay.limits.shared import Limits, Slot
 from relay.limits.window import Limit
@@ -51,6 +51,7 @@ from tests.unit.gateway.rig import (
     says,
 )
 
+PIECE = call.PIECE_BYTES
 both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 
 
@@ -875,10 +876,38 @@ def test_a_customer_that_does_not_read_is_cut_and_pays_what_it_got() -> None:
 
 
 def test_the_last_bytes_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "FINISH_SECONDS", 0.2)
+    monkeypatch.setattr(call, "STALLED_SECONDS", 0.2)
     result = run(good(True), customer=Customer(stalls_after=2))
     assert isinstance(result.raised, ClientGone)
     assert (result.ledger.charged, result.seconds < 8) == (75_000, True)
+
+
+def whole_answer(size: int) -> bytes:
+    """An answer of ``size`` bytes."""
+    empty = len(json.dumps({**WHOLE, "system_fingerprint": ""}))
+    return json.dumps({**WHOLE, "system_fingerprint": "x" * (size - empty)}).encode()
+
+
+@pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 5 * PIECE + 7])
+def test_a_whole_answer_is_handed_on_in_pieces(size: int) -> None:
+    body = whole_answer(size)
+    result = run(answers(body), stream=False)
+    assert (len(body), result.body, result.whole) == (size, body, True)
+    assert (b"content-length", str(size).encode()) in result.sent[0]["headers"]
+    assert max(len(message["body"]) for message in result.sent[1:]) <= PIECE
+    assert len(result.sent) == 1 + -(-size // PIECE)
+
+
+def test_who_takes_a_whole_answer_slowly_gets_all_of_it_and_who_stops_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call, "STALLED_SECONDS", 1.0)
+    body = whole_answer(8 * PIECE)
+    slow = run(answers(body), stream=False, customer=Customer(pause=0.2))
+    assert (slow.body, slow.seconds > 1.0) == (body, True)
+    stalled = run(answers(body), stream=False, customer=Customer(stalls_after=3))
+    assert isinstance(stalled.raised, ClientGone)
+    assert (stalled.ledger.charged, stalled.whole) == (slow.ledger.charged, False)
 
 
 @pytest.mark.parametrize(
