@@ -9,7 +9,7 @@ DEPLOYS := $(PY) -m deploys
 unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos clients bench bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain clients bench bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ kills: .venv/ready tools ## Kill what restores beside the fleet at ten moments e
 
 chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas and the primary are killed
 	@$(PY) -m tests.contract.chaos
+
+drain: .venv/ready tools ## On the sandbox that `make up` built: a node drained and returned beside 50 calls a second
+	@RELAY_DRAIN_RATE=50 .venv/bin/pytest --noconftest tests/fleet/test_3_drain.py -v --show-capture=no
 
 logs-away: .venv/ready tools ## The log store away for a minute, then for two: no line is lost
 	@RELAY_LOGS_AWAY_SECONDS=120 .venv/bin/pytest tests/contract/test_logs.py -v -k away
