@@ -46,12 +46,13 @@ from relay.jobs.worker import Worker
 from relay.ledger.ledger import Ledger
 from relay.limits.shared import Limits
 from relay.price_book.cache import PriceBook
-from relay.providers.transport import AiohttpTransport, Timeouts
+from relay.providers.http_transport import HttpTransport, Proxy, proxy_of
+from relay.providers.transport import Timeouts
 from relay.routing.budgets import ChannelBudgets
 from relay.routing.channels import ChannelTable
 from relay.routing.key_cipher import KeyCipher
 from relay.server import Server
-from relay.settings import Settings
+from relay.settings import SettingError, Settings
 from relay.store import schema
 from relay.store.changes import Changes
 from relay.store.connection import WatchedConnection
@@ -235,7 +236,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
         idle=settings.provider_idle_seconds,
         total=settings.provider_timeout_seconds,
     )
-    transport = AiohttpTransport(timeouts, settings.ca_file)
+    transport = HttpTransport(timeouts, settings.ca_file, _proxy(settings))
     stack.push_async_callback(transport.close)
     jobs = _jobs(settings, metrics.registry)
     for part in (changes, budgets, prices, ledger, limits, jobs):
@@ -246,6 +247,13 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> tuple[Services
     services = Services(settings, tokens, channels, limits, prices, ledger, transport, metrics, answers)
     api = pricing.PricingApi(settings, pool, tokens, prices)
     return services, Health(pool, limits), api
+
+
+def _proxy(settings: Settings) -> Proxy | None:
+    try:
+        return proxy_of(settings.provider_proxy)
+    except ValueError as error:
+        raise SettingError(f"RELAY_PROVIDER_PROXY: {error}") from None
 
 
 def _jobs(settings: Settings, registry: CollectorRegistry) -> Worker:

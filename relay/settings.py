@@ -54,6 +54,7 @@ class Settings:
     replicas: int  # how many relays share the limits
     pool_size: int  # database connections for reads
     provider_connect_seconds: float  # to open a connection to a provider
+    provider_proxy: str  # URL of an HTTP proxy through which https providers are reached; empty: none
     provider_first_byte_seconds: float  # from the request to the provider's answer's head
     provider_idle_seconds: float  # between two reads of an answer
     provider_timeout_seconds: float  # for a whole call
@@ -110,6 +111,7 @@ class Settings:
             replicas=int(read.number("REPLICAS", 3, least=1)),
             pool_size=int(read.number("POOL_SIZE", 4, least=1)),
             provider_connect_seconds=read.number("PROVIDER_CONNECT_SECONDS", 5),
+            provider_proxy=read.text("PROVIDER_PROXY"),
             provider_first_byte_seconds=read.number("PROVIDER_FIRST_BYTE_SECONDS", 120),
             provider_idle_seconds=read.number("PROVIDER_IDLE_SECONDS", 60),
             provider_timeout_seconds=read.number("PROVIDER_TIMEOUT_SECONDS", 600),

@@ -344,6 +344,7 @@ def stack_values() -> dict[str, Any]:
         "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),
         "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.setting("relay_provider_timeout_seconds")),
         "RELAY_PROVIDER_CONNECT_SECONDS": str(fleet.setting("relay_provider_connect_seconds")),
+        "RELAY_PROVIDER_PROXY": fleet.setting("relay_provider_proxy"),
         "RELAY_REDIS_TIMEOUT_SECONDS": str(fleet.setting("relay_redis_timeout_seconds")),
         "RELAY_BODIES_BYTES": str(fleet.setting("relay_bodies_bytes")),
         "RELAY_ANSWERS_BYTES": str(fleet.setting("relay_answers_bytes")),

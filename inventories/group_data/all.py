@@ -356,6 +356,8 @@ relay_ping_seconds = 12
 relay_provider_timeout_seconds = 600
 # How long a connection to a provider may take to open; then the next channel is asked.
 relay_provider_connect_seconds = 5
+# An HTTP proxy through which providers of https are reached, as http://proxy.example.com:3128; empty: none.
+relay_provider_proxy = ""
 # How long a call waits for Redis; then its replica counts limits alone, and asks Redis again a second later.
 relay_redis_timeout_seconds = 0.25
 # How long a call waits for its hold while the database is away: longer than a failover.

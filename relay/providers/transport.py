@@ -7,24 +7,14 @@ the connection, which is how a call is cancelled.
 
 from __future__ import annotations
 
-import asyncio
-import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import aiohttp
-
-from relay.providers.content_encoding import BadEncoding, Decoder, decoder_of
-
-MAX_HEADER_BYTES = 16 << 10
-# We, not the provider, must close what is idle: a request that crosses a provider's close may have been
-# executed, so it cannot be sent again and fails. Common servers (Node.js, uvicorn) close after 5 seconds.
-KEEPALIVE_SECONDS = 4.0
-READ_BUFFER_BYTES = 64 << 10
+from relay.providers.content_encoding import BadEncoding, Decoder
 
 # Told the bytes of each block, and waited for before the next one is read.
 Came = Callable[[int], Awaitable[None]]
@@ -91,15 +81,22 @@ class Transport(Protocol):
         """Close all connections."""
 
 
-class AiohttpReply:
-    """A Reply over aiohttp."""
+class DecodedReply(ABC):
+    """What all Replies share: bodies are decoded while they arrive."""
 
-    def __init__(self, response: aiohttp.ClientResponse, deadline: float, decoder: Decoder | None) -> None:
-        self._response = response
-        self._deadline = deadline
+    status: int
+    headers: Mapping[str, str]
+
+    def __init__(self, decoder: Decoder | None) -> None:
         self._decoder = decoder
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+
+    @abstractmethod
+    def raw_blocks(self) -> AsyncIterator[bytes]:
+        """The body in blocks as they arrive, not decoded; raises Broken and TimedOut."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See Reply."""
 
     async def read(self, limit: int, came: Came | None = None) -> bytes:
         """See Reply."""
@@ -126,11 +123,11 @@ class AiohttpReply:
 
     def blocks(self) -> AsyncIterator[bytes]:
         """See Reply."""
-        return self._raw_blocks() if self._decoder is None else self._decoded_blocks(self._decoder)
+        return self.raw_blocks() if self._decoder is None else self._decoded_blocks(self._decoder)
 
     async def _decoded_blocks(self, decoder: Decoder) -> AsyncIterator[bytes]:
         try:
-            async for block in self._raw_blocks():
+            async for block in self.raw_blocks():
                 for part in decoder.feed(block):
                     yield part
         except BadEncoding as error:
@@ -138,82 +135,10 @@ class AiohttpReply:
         if not decoder.ended:
             raise Broken("the compressed answer is cut short")
 
-    async def _raw_blocks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
-        loop = asyncio.get_running_loop()
-        try:
-            while block := await content.readany():
-                if loop.time() > self._deadline:
-                    raise TimedOut("the answer took too long")
-                yield block
-        except TimeoutError as error:
-            raise TimedOut("the answer stalled") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Broken(_describe(error)) from error
-
-    def close(self) -> None:
-        """See Reply."""
-        self._response.close()
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Drops the connection unless the body's end was seen: then it is back in the pool already.
-        self._response.close()
-
-
-class AiohttpTransport:
-    """A Transport over aiohttp's client, which keeps connections, verifies names and bounds headers."""
-
-    def __init__(self, timeouts: Timeouts, ca_file: Path | None) -> None:
-        context = ssl.create_default_context()
-        if ca_file is not None:
-            context.load_verify_locations(cafile=ca_file)
-        self._timeouts = timeouts
-        connector = aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=timeouts.connect, sock_read=timeouts.first_byte
-            ),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent",),
-            read_bufsize=READ_BUFFER_BYTES,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-        )
-
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AiohttpReply:
-        """See Transport."""
-        started = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
-                response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except aiohttp.ClientConnectorError as error:
-            raise NotSent(_describe(error)) from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise NotSent("connecting took too long") from error
-        except TimeoutError as error:
-            raise TimedOut("no answer in time") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Broken(_describe(error)) from error
-        try:
-            decoder = decoder_of(response.headers.getall("content-encoding", []))
-        except BadEncoding as error:
-            response.close()
-            raise Broken(str(error)) from error
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = self._timeouts.idle
-        return AiohttpReply(response, started + self._timeouts.total, decoder)
-
-    async def close(self) -> None:
-        """See Transport."""
-        await self._session.close()
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+        self.close()
