@@ -9,7 +9,7 @@ DEPLOYS := $(PY) -m deploys
 unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain clients bench bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain clients bench bench-gateway bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ build/clients/ready: tests/clients/package.json tests/clients/package-lock.json
 
 bench: .venv/ready tools ## Print the ledger's speed as ratios taken in one run
 	@$(PY) -m tests.bench.ledger_bench
+
+bench-gateway: .venv/ready tools ## Print what a billed call costs beside nginx that passes it on, as ratios of one run
+	@$(PY) -m tests.bench.gateway_bench
 
 bench-edge: .venv/ready tools ## Print what the edge costs: CPU a request with and without the WAF, delay of events
 	@$(PY) -m tests.bench.edge_bench
