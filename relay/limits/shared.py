@@ -1,6 +1,6 @@
 """Limits shared by all replicas through Redis, and a share per replica while Redis is away.
 
-One script a call that has limits; the calls that wait while a round trip is in flight share the next one.
+One script a call that has limits. What is asked and told while a round trip is in flight shares the next one.
 Slots of running calls are members of a sorted set with a lease that is renewed while the call runs, so that a
 replica's death frees them within LEASE_SECONDS.
 """
@@ -8,6 +8,7 @@ replica's death frees them within LEASE_SECONDS.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from uuid import UUID
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 
 from relay.limits.window import (
     REQUESTS,
@@ -40,6 +42,8 @@ from relay.telemetry.metrics import Metrics
 LEASE_SECONDS = 30
 RENEW_SECONDS = 10.0
 RETRY_SECONDS = 1.0
+# Commands that share a round trip.
+MAX_BATCH = 500
 # A subject's set of running calls is forgotten so long after the last of them was let in or renewed.
 RUNNING_SECONDS = 600
 
@@ -101,6 +105,11 @@ for _, key in ipairs(KEYS) do
   end
 end
 """
+# By the name that Redis keeps a script by.
+SCRIPTS = {
+    hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest(): script for script in (ENTER, CORRECT)
+}
+ENTER_NAME, CORRECT_NAME = SCRIPTS
 _REASONS = {-1: REQUESTS, -2: RUNNING, -3: TOKENS}
 
 log = logging.getLogger(__name__)
@@ -125,10 +134,11 @@ class Slot:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    keys: list[str]
-    values: list[Any]
-    answer: asyncio.Future[list[int]]
+class _Command:
+    """``answer``: of what is asked; what is only told has none."""
+
+    words: tuple[Any, ...]
+    answer: asyncio.Future[list[int]] | None = None
 
 
 class Limits:
@@ -150,7 +160,7 @@ class Limits:
         self._redis = _client(url, ca_file, timeout_seconds) if url else None
         self._timeout_seconds = timeout_seconds
         self._away_until = 0.0
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Command] = []
         self._running: dict[UUID, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushing = False
@@ -208,7 +218,7 @@ class Limits:
         else:
             keys = [f"tpm:{limit.subject}:{slot.minute}" for limit in slot.limits if limit.tpm is not None]
             if keys:
-                self._spawn(self._quietly("EVAL", CORRECT, len(keys), *keys, difference))
+                self._tell("EVALSHA", CORRECT_NAME, len(keys), *keys, difference)
 
     def release(self, slot: Slot) -> None:
         """The call has ended: corrects what it counts for, and frees its place."""
@@ -221,7 +231,7 @@ class Limits:
             self._local.release(slot.limits)
             return
         for key in self._running.pop(slot.request_id, ()):
-            self._spawn(self._quietly("ZREM", key, slot.request_id.hex))
+            self._tell("ZREM", key, slot.request_id.hex)
 
     def _verdict(
         self, answer: list[int], limits: tuple[Limit, ...], tokens: int, request_id: UUID, now: float
@@ -249,34 +259,41 @@ class Limits:
             keys += [f"rpm:{subject}:{minute}", f"rpm:{subject}:{minute - 1}"]
             keys += [f"tpm:{subject}:{minute}", f"tpm:{subject}:{minute - 1}", _running_key(limit)]
             values += [limit.rpm or 0, limit.tpm or 0, limit.concurrency or 0]
-        waiting = _Waiting(keys, values, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._queue(client, _Command(("EVALSHA", ENTER_NAME, len(keys), *keys, *values), answer))
+        return await answer
+
+    def _tell(self, *words: Any) -> None:
+        if self._redis is not None and self._away_until <= time.monotonic():
+            self._queue(self._redis, _Command(words))
+
+    def _queue(self, client: redis.Redis, command: _Command) -> None:
+        self._waiting.append(command)
         if not self._flushing:
             self._flushing = True
             self._spawn(self._flush(client))
-        return await waiting.answer
 
     async def _flush(self, client: redis.Redis) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting, []
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 await self._round_trip(client, batch)
         finally:
             self._flushing = False
 
-    async def _round_trip(self, client: redis.Redis, batch: list[_Waiting]) -> None:
+    async def _round_trip(self, client: redis.Redis, batch: list[_Command]) -> None:
+        """Have Redis do all of ``batch``; where that fails, who asked is told."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                answers = await _enter(client, batch)
+                answers = await _sent(client, batch)
         except Exception as error:  # whatever it is, no call waits for ever
-            for waiting in batch:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
-            return
-        self._metrics.limits_local.set(0)
-        for waiting, answer in answers:
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+            self._lost(error)
+            answers = [error] * len(batch)
+        else:
+            self._metrics.limits_local.set(0)
+        for command, answer in zip(batch, answers, strict=True):
+            if command.answer is not None and not command.answer.done():
+                _give(command.answer, answer)
 
     async def _renew(self) -> None:
         while True:
@@ -309,13 +326,35 @@ class Limits:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _enter(client: redis.Redis, batch: list[_Waiting]) -> list[tuple[_Waiting, list[int]]]:
-    """What Redis decides of each call; raises when it does not answer all of them."""
+async def _sent(client: redis.Redis, batch: list[_Command]) -> list[Any]:
+    answers = await _pipelined(client, batch)
+    unknown = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+    if unknown:
+        # Redis was started anew, and has not done these.
+        for script in SCRIPTS.values():
+            await client.script_load(script)
+        again = await _pipelined(client, [batch[at] for at in unknown])
+        for at, answer in zip(unknown, again, strict=True):
+            answers[at] = answer
+    return answers
+
+
+async def _pipelined(client: redis.Redis, batch: list[_Command]) -> list[Any]:
+    """The answers of a batch, an exception for what Redis refuses."""
     pipe = client.pipeline(transaction=False)
-    for waiting in batch:
-        pipe.eval(ENTER, len(waiting.keys), *waiting.keys, *waiting.values)
-    answers = await pipe.execute()
-    return [(waiting, list(map(int, answer))) for waiting, answer in zip(batch, answers, strict=True)]
+    for command in batch:
+        pipe.execute_command(*command.words)
+    answers = list(await pipe.execute(raise_on_error=False))
+    if len(answers) != len(batch):
+        raise redis.RedisError(f"{len(answers)} answers to {len(batch)} commands")
+    return answers
+
+
+def _give(waiting: asyncio.Future[list[int]], answer: Any) -> None:
+    try:
+        waiting.set_result(list(map(int, answer)))
+    except (TypeError, ValueError) as error:
+        waiting.set_exception(answer if isinstance(answer, Exception) else error)
 
 
 def _minute(now: float) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from relay.limits import shared
 from relay.limits.shared import LEASE_SECONDS, RUNNING_SECONDS, Limits, Slot
 from relay.limits.window import REQUESTS, RUNNING, TOKENS, Limit
-from tests.contract.relay_rig import Redis, eventually, limits_on, running_redis
+from tests.contract.relay_rig import Redis, early_in_a_minute, eventually, limits_on, running_redis
 
 TOKENS_OF_TEST = count(1)  # each test and example has a token of its own
 START = 100 * 60.0
@@ -240,4 +240,31 @@ def test_a_call_may_run_longer_than_its_set_is_kept(
             limits.release(slot)
             await asyncio.to_thread(eventually, lambda: not client.exists(running))
 
+    asyncio.run(story())
+
+
+def test_a_redis_that_has_forgotten_the_scripts_counts_each_call_once(
+    server: Redis, client: redis.Redis
+) -> None:
+    """As after its restart: what was refused for want of the script is done once, of a whole batch."""
+    limit = Limit(f"token:{next(TOKENS_OF_TEST)}", rpm=100, tpm=1000, concurrency=50)
+
+    async def story() -> None:
+        async with limits_on(server) as limits:
+            for _ in range(3):
+                client.script_flush()
+                slots = await asyncio.gather(*(limits.acquire([limit], 10, uuid4()) for _ in range(5)))
+                assert all(isinstance(slot, Slot) and not slot.local for slot in slots)
+                client.script_flush()
+                for slot in slots:
+                    assert isinstance(slot, Slot)
+                    slot.used = 4
+                    limits.release(slot)
+            keys = client.keys(f"*:{limit.subject}*")
+            counted = {key.partition(":")[0]: key for key in keys}
+            await asyncio.to_thread(eventually, lambda: client.get(counted["tpm"]) == "60")
+            assert client.get(counted["rpm"]) == "15"
+            await asyncio.to_thread(eventually, lambda: client.zcard(counted["running"]) == 0)
+
+    early_in_a_minute()
     asyncio.run(story())

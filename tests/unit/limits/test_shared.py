@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -45,27 +46,34 @@ class ScriptedRedis:
         self.commands: list[tuple[Any, ...]] = []
         self.trips = 0
         self.closed = False
-        self._pending = 0
+        self._pending: list[int] = []
 
-    def pipeline(self, transaction: bool) -> ScriptedRedis:
+    def pipeline(self, transaction: bool) -> SimpleNamespace:
         assert not transaction
-        self._pending = 0
-        return self
+        return SimpleNamespace(execute_command=self.add, execute=self.execute)
 
-    def eval(self, script: str, keys: int, *arguments: Any) -> None:
-        assert script is shared.ENTER
-        self.scripts.append((keys, *arguments))
-        self._pending += 1
+    def add(self, *words: Any) -> None:
+        if words[:2] == ("EVALSHA", shared.ENTER_NAME):
+            self.scripts.append(words[2:])
+            self._pending.append(words[2] // 5)
+        else:
+            self.commands.append(words)
+            self._pending.append(0)
 
-    async def execute(self) -> list[Any]:
-        self.trips += 1
+    async def execute(self, raise_on_error: bool) -> list[Any]:
+        assert not raise_on_error
+        asked, self._pending = self._pending, []
+        self.trips += any(asked)
         await self.gate.wait()
-        given = [self.codes.pop(0) for _ in range(self._pending)]
-        limits = [script[0] // 5 for script in self.scripts[-self._pending :]]
+        if not any(asked):
+            if self.codes and isinstance(self.codes[0], Exception):
+                raise self.codes.pop(0)
+            return asked
+        given = [self.codes.pop(0) if limits else 1 for limits in asked]
         for code in given:
             if isinstance(code, Exception):
                 raise code
-        answers = zip(given, limits, strict=True)
+        answers = zip(given, asked, strict=True)
         return [
             [code, int(code < 0)] + [0] * 4 * count if isinstance(code, int) else code
             for code, count in answers
@@ -242,7 +250,7 @@ def test_tokens_are_corrected_once_in_the_minute_of_their_reservation(
         limits.release(slot)
         await settled()
         keys = ("tpm:token:5:7", "tpm:account:4:7")
-        assert redis.commands == [("EVAL", shared.CORRECT, 2, *keys, -3)]
+        assert redis.commands == [("EVALSHA", shared.CORRECT_NAME, 2, *keys, -3)]
 
     play(story)
 
@@ -252,7 +260,7 @@ def test_a_call_that_nothing_came_of_gives_back_all_that_it_reserved(
 ) -> None:
     async def story(limits: Limits, _: Metrics) -> None:
         redis.codes = [1, 1, 1]
-        for tpm, commands in ((50, [("EVAL", shared.CORRECT, 1, "tpm:5:7", -10)]), (None, [])):
+        for tpm, commands in ((50, [("EVALSHA", shared.CORRECT_NAME, 1, "tpm:5:7", -10)]), (None, [])):
             slot = await asks(limits, 5, 9, None, CALL, tpm)
             assert isinstance(slot, Slot)
             limits.release(slot)
@@ -417,7 +425,7 @@ def test_a_redis_that_hangs_is_away_soon(redis: ScriptedRedis, clock: Clock) -> 
 
 
 @pytest.mark.parametrize(
-    "codes", [[None, None], [1, None], [None, 1], [1, "odd"], [[], []], [[7, 1, 0, 0, 0, 0]] * 2]
+    "codes", [[None, None], [1, None], [None, 1], ["odd", "odd"], [[], []], [[7, 1, 0, 0, 0, 0]] * 2]
 )
 def test_an_answer_that_lacks_a_call_counts_for_none(
     redis: ScriptedRedis, clock: Clock, codes: list[Any]
@@ -426,6 +434,16 @@ def test_an_answer_that_lacks_a_call_counts_for_none(
         redis.codes = codes
         slots = await asyncio.gather(*(asks(limits, 5, None, 6, UUID(int=n)) for n in range(2)))
         assert [told(slot) for slot in slots] == [LOCAL] * 2
+        assert (redis.trips, limits.state) == (1, "away")
+
+    play(story)
+
+
+def test_who_was_let_in_is_in_whatever_became_of_the_next(redis: ScriptedRedis, clock: Clock) -> None:
+    async def story(limits: Limits, _: Metrics) -> None:
+        redis.codes = [1, "odd"]
+        slots = await asyncio.gather(*(asks(limits, 5, None, 6, UUID(int=n)) for n in range(2)))
+        assert [told(slot) for slot in slots] == [SHARED, LOCAL]
         assert (redis.trips, limits.state) == (1, "away")
 
     play(story)
