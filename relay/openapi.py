@@ -258,9 +258,14 @@ def _operation(name: str, summary: str, reference: str, ok: Parts, errors: Parts
 
 
 def _ok(
-    schema: Schema, headers: Iterable[str], *, means: str = "The answer.", streams: bool = False
+    schema: Schema,
+    headers: Iterable[str],
+    *,
+    means: str = "The answer.",
+    streams: bool = False,
+    types: Iterable[str] = (_JSON,),
 ) -> Parts:
-    content: Parts = {_JSON: {"schema": schema}}
+    content: Parts = {name: {"schema": schema} for name in types}
     if streams:
         content[_EVENTS] = {"schema": TEXT}
     return {"description": means, "headers": _named_headers(headers), "content": content}
@@ -272,7 +277,7 @@ def _call(
     """An operation that has a model do something."""
     own = _OF_FORMAT[format.NAME]
     headers = [*_id_headers(own), *limit_headers.names(format), *(["x-relay-left-out"] if translated else [])]
-    ok = _ok(_schema(about.name), headers, streams=about.streams)
+    ok = _ok(_schema(about.name), headers, streams=about.streams, types=about.answer_types)
     made = _operation(_lower(about.name), about.summary, about.reference, ok, _errors(shape or own, statuses))
     return made | {"requestBody": _body(f"{about.name}Request")}
 

@@ -17,6 +17,7 @@ NAME: Schema = {
 }
 FLAG: Schema = {"type": ["boolean", "null"]}
 TEXT: Schema = {"type": "string"}
+TEXT_OR_NOTHING: Schema = {"type": ["string", "null"]}
 OBJECT: Schema = {"type": "object"}
 OBJECTS: Schema = {"type": ["array", "null"], "items": OBJECT}
 COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -36,7 +37,7 @@ PASSED_ON_MEANS: Schema = {
 class Description:
     """An API. ``name``: of its schemas; ``summary``: one line; ``reference``: the page of whoever made it.
     ``request`` and ``answer``: schemas of a body and of an answer that comes whole; ``streams``: whether it
-    may come as events.
+    may come as events. ``answer_types``: media types of the answer.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Description:
     request: Schema
     answer: Schema
     streams: bool = False
+    answer_types: tuple[str, ...] = ("application/json",)
 
 
 def whole(most: int) -> Schema:

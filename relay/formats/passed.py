@@ -29,13 +29,14 @@ OPENAIS = frozenset({"openai", "openai-responses"})
 
 @dataclass(frozen=True, slots=True)
 class PassedApi:
-    """An API beside those in which a model converses. See Metered."""
+    """An API beside those in which a model converses. See Metered. ``AUDIO``: its answers are sounds."""
 
     PROVIDER: Provider
     USAGE_FORMAT: str
     read_whole: Callable[[bytes], Whole]
     MODEL_FIELD: str = "model"
     meter: Callable[[MeterOptions], Meter] = openai_chat.meter
+    AUDIO: bool = False
 
 
 @dataclass(slots=True)

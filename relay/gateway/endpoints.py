@@ -25,25 +25,28 @@ from relay.formats import (
     openai_chat_request,
     openai_completions,
     openai_embeddings,
+    openai_images,
     openai_moderations,
     openai_rerank,
     openai_responses,
     openai_responses_fields,
     openai_responses_request,
+    openai_speech,
 )
 from relay.formats.description import Description
 from relay.formats.embeddings import EmbeddingRequest
 from relay.formats.format import Format
+from relay.formats.media import MediaRequest
 from relay.formats.passed import PassedApi
 from relay.formats.request import Request
 from relay.gateway import access, call_metrics, limit_headers
 from relay.gateway.affinity import affinity_of
 from relay.gateway.call import Call
 from relay.gateway.disconnect_watcher import DisconnectWatcher
-from relay.gateway.exchange import NOTHING, AskedEmbedding, AskedRequest, Passed, PassedOn
+from relay.gateway.exchange import NOTHING, AskedEmbedding, AskedMedia, AskedRequest, Passed, PassedOn
 from relay.gateway.lifecycle import run
 from relay.gateway.services import Services
-from relay.identity.permissions import CHAT, EMBEDDINGS, MODERATIONS, RERANK
+from relay.identity.permissions import AUDIO, CHAT, EMBEDDINGS, IMAGES, MODERATIONS, RERANK
 from relay.settings import Settings
 
 Parse = Callable[[bytes, Settings], Request]
@@ -72,6 +75,8 @@ class Endpoint:
             return AskedEmbedding(settings, self.format, request, passed)
         if self.api is None:
             return AskedRequest(settings, self.format, request, passed)
+        if isinstance(request, MediaRequest):
+            return AskedMedia(settings, self.format, request, passed, self.api)
         return PassedOn(settings, self.format, request, passed, self.api)
 
 
@@ -99,6 +104,8 @@ ENDPOINTS = (
             ("/v1/completions", openai_completions, CHAT),
             ("/v1/moderations", openai_moderations, MODERATIONS),
             ("/v1/rerank", openai_rerank, RERANK),
+            ("/v1/images/generations", openai_images, IMAGES),
+            ("/v1/audio/speech", openai_speech, AUDIO),
         )
     ),
 )
@@ -186,6 +193,7 @@ async def generate(
         body = await read_json(scope, receive, settings.max_body_bytes)
         request = endpoint.parse(body, settings)
         admission = access.admit(services, caller, request.model)
+        request = request.priced(admission)
         asked = endpoint.asked(settings, request, scope)
         asked.check(services.channels.of(request.model))
         slot = await access.acquire(services, caller, endpoint.format, request, request_id)

@@ -70,6 +70,8 @@ MATRIX = {
     ),
     "moderations": Asked("/v1/moderations", "moderations", {"model": MODEL, "input": "Hi?"}),
     "rerank": Asked("/v1/rerank", "rerank", {"model": MODEL, "query": "Hi?", "documents": ["Hi.", "No."]}),
+    "images": Asked("/v1/images/generations", "images", {"model": MODEL, "prompt": "Hi?"}),
+    "speech": Asked("/v1/audio/speech", "audio", {"model": MODEL, "input": "Hi?", "voice": "alloy"}),
     "models": Asked("/v1/models", "models"),
     "model": Asked(f"/v1/models/{MODEL}", "models"),
     "models, Anthropic's": Asked("/v1/models", "models", api="anthropic"),
@@ -237,7 +239,7 @@ def _heard(asked: Asked, replica: Replica, key: str, status: int) -> str | None:
 def test_what_a_key_cannot_be_bound_to_is_refused(stage: Stage) -> None:
     number = stage.number(stage.customer.key)
     for arguments, says in (
-        ((number, "--permissions", "chat,images"), "'images' is none of chat, embeddings"),
+        ((number, "--permissions", "chat,videos"), "'videos' is none of chat, embeddings"),
         ((number, "--permissions", ""), "at least one"),
         ((number, "--addresses", "192.0.2.7/24"), "host bits"),
         ((number, "--expires", "2020-01-01T00:00:00Z"), "in the past"),

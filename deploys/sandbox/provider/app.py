@@ -2,7 +2,7 @@
 
 Answers: ``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/messages`` and
 ``/v1beta/models/{model}:generateContent`` or ``:streamGenerateContent``; beside them
-``/v1/completions``, ``/v1/moderations``, ``/v1/rerank``,
+``/v1/completions``, ``/v1/moderations``, ``/v1/rerank``, ``/v1/images/generations``, ``/v1/audio/speech``,
 ``/v1/messages/count_tokens``, ``:countTokens``, ``/v1/embeddings``, ``:embedContent``,
 ``:batchEmbedContents``, and ``GET /v1/models`` and ``/v1beta/models``.
 ``GET|PUT|DELETE /control``: behaviour; with ``?account=NAME`` towards one account.
@@ -18,13 +18,13 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from . import answers, embeddings, others
+from . import answers, embeddings, media, others
 from .anthropic_messages import Messages
 from .books import Books
 from .cache import Cache
 from .checking import BadRequest
 from .control import Control, magic
-from .delivery import Call, Header, Receive, Send, fails, reply, served_call
+from .delivery import Call, Header, Receive, Send, fails, reply, send_whole, served_call
 from .formats import JSON, Asked, Format
 from .gemini import Gemini, GeminiArray
 from .openai_chat import Chat
@@ -133,6 +133,8 @@ class Provider:
             await reply(send, 200, self._gemini.count(asked, lenient=control.lenient))
         elif request.path in PLAIN:
             await self._embed(request, self._chat, PLAIN[request.path](body), control, send)
+        elif request.path in media.MAKING:
+            await self._make(request, body, control, send)
         elif request.action in ("embedContent", "batchEmbedContents"):
             batch = request.action == "batchEmbedContents"
             embedded = embeddings.gemini_embeddings(request.model, body, batch=batch)
@@ -184,6 +186,20 @@ class Provider:
         field = "usageMetadata" if isinstance(form, Gemini) else "usage"
         told = {} if control.omit_usage or not usage else {field: control.told_usage or usage}
         await reply(send, 200, embedded.body | told)
+
+    async def _make(self, request: Request, body: JSON, control: Control, send: Send) -> None:
+        """An image or a sound, in whose text an order may stand."""
+        text, make = media.MAKING[request.path]
+        control = control.merge(magic([str(body.get(text, ""))]))
+        made = make(body, control)
+        gone = asyncio.ensure_future(request.receive())
+        try:
+            if await fails(self._chat, control, gone, request.receive, send):
+                return
+        finally:
+            gone.cancel()
+        await self._books.book(made.served(request.id, usage_sent=not control.omit_usage))
+        await send_whole(made.content_type, made.body, control, request.receive, send)
 
     # ------------------------------------------------------------------ the rest
 
