@@ -19,7 +19,7 @@ from relay.formats.description import NAME, OBJECTS, Description, answer, body, 
 from relay.formats.description import TEXT as A_TEXT
 from relay.formats.json_fields import OBJECT, QUOTE, TEXT, Fields, bounded, read, starts
 from relay.formats.json_fields import OBJECTS as LISTED
-from relay.formats.media import Measured, MediaRequest, refuse_stream
+from relay.formats.media import Measured, MediaRequest, refuse_stream, unread
 from relay.formats.openai_embeddings import count
 from relay.formats.passed import PassedApi, check
 from relay.pricing.bound import MaxUsage
@@ -49,7 +49,6 @@ class ImageRequest(MediaRequest):
     """A request for ``choices`` images. ``by_piece``: whether they are paid so."""
 
     OUTPUT_FIELD: ClassVar[str | None] = "n"
-    PROMPT: ClassVar[tuple[str, ...]] = ("text",)
     by_piece: bool = False
 
     def priced(self, admission: Admission) -> Self:
@@ -61,13 +60,14 @@ class ImageRequest(MediaRequest):
         """See Request."""
         if self.by_piece:
             return MaxUsage(others={"image": self.choices})
-        return MaxUsage(self.input_bound, self.max_output, self.PROMPT, ("image", "text"))
+        prompt = ("text", "image") if self.images else ("text",)
+        return MaxUsage(self.input_bound, self.max_output, prompt, ("image", "text"))
 
     def metered(self, api: PassedApi) -> PassedApi:
         """See MediaRequest."""
         usage_format = METERS_FORMAT if self.by_piece else USAGE_FORMAT
         return replace(
-            api,
+            self.reached(api),
             USAGE_FORMAT=usage_format,
             read_whole=partial(read_images, most=self.choices, by_piece=self.by_piece),
         )
@@ -147,4 +147,4 @@ ABOUT = Description(
     ),
     answer=answer(data=OBJECTS),
 )
-API = PassedApi(openai.At("/images/generations"), USAGE_FORMAT, partial(read_images, most=1, by_piece=True))
+API = PassedApi(openai.At("/images/generations"), USAGE_FORMAT, unread)

@@ -15,7 +15,7 @@ from relay.formats.answer import BadAnswer
 from relay.formats.description import NAME, TEXT_OR_NOTHING, Description, body
 from relay.formats.description import TEXT as A_TEXT
 from relay.formats.json_fields import TEXT, Fields, read
-from relay.formats.media import Measured, MediaRequest, refuse_stream
+from relay.formats.media import Measured, MediaRequest, refuse_stream, unread
 from relay.formats.passed import PassedApi, check
 from relay.pricing.bound import MaxUsage
 from relay.pricing.usage import METERS_FORMAT
@@ -98,4 +98,4 @@ ABOUT = Description(
     answer={"description": "The sound, in the provider's format."},
     answer_types=("audio/*", "application/octet-stream"),
 )
-API = PassedApi(openai.At("/audio/speech"), METERS_FORMAT, partial(read_sound, characters=0), AUDIO=True)
+API = PassedApi(openai.At("/audio/speech"), METERS_FORMAT, unread, AUDIO=True)

@@ -21,7 +21,7 @@ class Request(ABC):
     """A checked request. ``max_output`` bounds the tokens of its answers, ``input_bound`` the prompt's.
 
     ``choices``: how many answers it wants. ``include_usage``: whether its stream is to end with its usage.
-    ``OUTPUT_FIELD``: which field makes its answer shorter, where that is not its format's.
+    ``OUTPUT_FIELD``: which field makes its answer shorter, where that is not its format's; empty: none does.
     """
 
     OUTPUT_FIELD: ClassVar[str | None] = None

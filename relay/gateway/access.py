@@ -95,8 +95,8 @@ def most_of(services: Services, request: Request) -> Most:
 
 
 def output_field(format: Format, request: Request) -> str:
-    """Which field of the request makes its answer shorter."""
-    return request.OUTPUT_FIELD or OUTPUT_FIELDS[format.NAME]
+    """Which field of the request makes its answer shorter; empty where none does."""
+    return OUTPUT_FIELDS[format.NAME] if request.OUTPUT_FIELD is None else request.OUTPUT_FIELD
 
 
 def _refusal(caller: Caller, refused: Refused, most: Most, lowers: str) -> errors.ApiError:
@@ -128,7 +128,7 @@ def _is_the_plans(caller: Caller, refused: Refused, model: str) -> bool:
 def above_limit(limit: str, most: Most, lowers: str) -> errors.ApiError:
     """400: no waiting helps, the request must become smaller. ``limit``: whose, and how much; ``lowers``: see
     output_field()."""
-    field = lowers if most.answer else None
+    field = (lowers or None) if most.answer else None
     remedy = f"lower {field}, or shorten the prompt" if field else "send less at a time"
     parts = f"{most.prompt} of its prompt, {most.answer} of its answer"
     message = f"This call can use {most.prompt + most.answer} tokens ({parts}), above {limit}: {remedy}."

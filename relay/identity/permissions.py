@@ -16,7 +16,7 @@ PERMISSIONS = {
     EMBEDDINGS: "turn texts into vectors, in every format",
     MODERATIONS: "POST /v1/moderations",
     RERANK: "POST /v1/rerank",
-    IMAGES: "POST /v1/images/generations",
-    AUDIO: "POST /v1/audio/speech",
+    IMAGES: "have models make images, POST /v1/images/generations and /v1/images/edits",
+    AUDIO: "have models speak and listen, POST /v1/audio/speech, …/transcriptions and …/translations",
     MODELS: "list models and their prices",
 }

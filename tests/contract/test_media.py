@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from tests.contract.fuzz.raw_provider import Answer, Received, json_answer, runn
 from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica
 
 PIECE, IN, OUT, CHARACTER = 40_000_000, 5_000, 40_000, 15_000  # nano-dollars a unit
+MILLISECOND, HEARD, WRITTEN = 100, 6_000, 10_000
 TOKENS = ("--in-text", "5/1M", "--rate", "out_image=40/1M")
 PRICES = {
     "pieces": ("--rate", "image=0.04/1"),
@@ -27,12 +29,15 @@ PRICES = {
     "bounded": TOKENS,
     "calls": ("--rate", "call=0.001/1"),
     "voice": ("--rate", "char=15/1M"),
+    "seconds": ("--rate", "ms=0.1/1M"),
+    "heard": ("--rate", "in_audio=6/1M", "--in-text", "2.5/1M", "--out-text", "10/1M"),
     "text": ("--in-text", "5/1M"),
-    "crossing": ("--rate", "image=0.04/1", "--rate", "char=15/1M"),
-    "claude": ("--rate", "image=0.04/1", "--rate", "char=15/1M"),
+    "crossing": ("--rate", "image=0.04/1", "--rate", "char=15/1M", "--rate", "ms=0.1/1M"),
+    "claude": ("--rate", "image=0.04/1", "--rate", "char=15/1M", "--rate", "ms=0.1/1M"),
 }
 PROMPT = "A cat, 猫, on a mat."
 SAID = "Grüße 👋 aus 東京."
+SOUND = b"ID3\r\n--" + bytes(range(256)) * 400  # 25.6 s of the fake provider's
 
 
 @dataclass
@@ -59,7 +64,8 @@ def stage(
     settings = {"RELAY_MODEL_MAX_OUTPUT": "bounded=1100,*=64", "RELAY_REPLICAS": "1"}
     relay = Relay(module_database, tmp_path_factory.mktemp("relay"), settings)
     with running_raw_provider(lambda received: made.choose(received)) as raw:
-        models = ",".join(f"{model}=theirs" for model in PRICES if model != "claude")
+        named = {"heard": "gpt-theirs"}  # which tells tokens
+        models = ",".join(f"{model}={named.get(model, 'theirs')}" for model in PRICES if model != "claude")
         relay.channel(provider.url, models, "ours")
         relay.channel(raw.removesuffix("/v1"), "crossing=theirs", "odd", "--priority", "10")
         relay.command(
@@ -90,9 +96,26 @@ def speak(customer: Customer, model: str = "voice", **more: Any) -> Any:
     return customer.sdk.audio.speech.with_raw_response.create(model=model, **asked)
 
 
-def post(customer: Customer, path: str, body: Any) -> requests.Response:
-    headers = {"authorization": f"Bearer {customer.key}"}
-    return requests.post(f"{customer.replica.url}/v1/{path}", json=body, headers=headers, timeout=30)
+def edit(customer: Customer, model: str = "pieces", **more: Any) -> Any:
+    asked = {"image": ("Grüße.png", media.picture("a"), "image/png"), "prompt": PROMPT} | more
+    return customer.sdk.images.with_raw_response.edit(model=model, **asked)
+
+
+def transcribe(customer: Customer, model: str = "seconds", **more: Any) -> Any:
+    asked = {"file": ("Grüße 1.mp3", SOUND, "audio/mpeg")} | more
+    return customer.sdk.audio.transcriptions.with_raw_response.create(model=model, **asked)
+
+
+def translate(customer: Customer, model: str = "seconds", **more: Any) -> Any:
+    return customer.sdk.audio.translations.with_raw_response.create(
+        model=model, file=("a.mp3", SOUND), **more
+    )
+
+
+def post(customer: Customer, path: str, body: Any = None, **more: Any) -> requests.Response:
+    headers = {"authorization": f"Bearer {customer.key}"} | more.pop("headers", {})
+    url = f"{customer.replica.url}/v1/{path}"
+    return requests.post(url, json=body, headers=headers, timeout=30, **more)
 
 
 def booked(stage: Stage, raw: Any) -> dict[str, Any]:
@@ -193,6 +216,154 @@ def test_sounds_pass_with_their_type_and_cost_what_the_provider_books(
 def test_a_large_sound_passes_whole(stage: Stage, customer: Customer) -> None:
     stage.provider.control(media_bytes=20 << 20)
     assert speak(customer).parse().content == media.sound(SAID, "mp3", 20 << 20)
+
+
+# ---------------------------------------------------------------------- forms
+
+
+def shown(*images: bytes, index: int = 0) -> bytes:
+    """What the fake provider makes of these images."""
+    return media.picture(f"{PROMPT}\n{hashlib.sha256(b''.join(images)).hexdigest()}\n{index}")
+
+
+def test_edits_by_the_piece(stage: Stage, customer: Customer) -> None:
+    raw = edit(customer, n=2)
+    made = [base64.b64decode(one.b64_json) for one in raw.parse().data]
+    assert made == [shown(media.picture("a"), index=index) for index in range(2)]
+    assert booked(stage, raw)["images"] == 2
+    assert customer.spent() == 2 * PIECE
+
+
+def test_edits_by_tokens_of_several_images(stage: Stage, customer: Customer) -> None:
+    a, b, mask = (media.picture(seed, 1 << 20) for seed in "abm")
+    raw = edit(customer, "tokens", image=[("a.png", a), ("b.png", b)], mask=("m.png", mask), quality="low")
+    (image,) = raw.parse().data
+    assert base64.b64decode(image.b64_json) == shown(a, b, mask)
+    bill, record = booked(stage, raw), customer.record()
+    seen = 3 * media.TOKENS_SEEN
+    assert record["meters"] == {
+        "in_text": bill["input"] - seen,
+        "in_image": seen,
+        "out_image": bill["output"],
+    }
+    assert customer.spent() == bill["input"] * IN + bill["output"] * OUT
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # so the SDK calls translations
+@pytest.mark.parametrize("shape", [None, "json", "verbose_json"])
+@pytest.mark.parametrize("make", [transcribe, translate])
+def test_transcriptions_by_the_duration(
+    stage: Stage, customer: Customer, make: Any, shape: str | None
+) -> None:
+    raw = make(customer, **{"response_format": shape} if shape else {})
+    assert raw.parse().text == f"{len(SOUND)} bytes: {hashlib.sha256(SOUND).hexdigest()}"
+    assert customer.record()["meters"] == {"ms": booked(stage, raw)["seconds"] * 1000}
+    assert customer.spent() == booked(stage, raw)["seconds"] * 1000 * MILLISECOND
+
+
+def test_the_duration_beside_the_text_is_paid_where_no_usage_is_told(
+    stage: Stage, customer: Customer
+) -> None:
+    stage.provider.control(omit_usage=True)
+    raw = transcribe(customer, response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert customer.record()["meters"] == {"ms": booked(stage, raw)["ms"]}
+
+
+@pytest.mark.parametrize("told", [None, {"type": "duration", "seconds": 10**6}], ids=["none", "impossible"])
+def test_a_duration_that_nobody_tells_is_taken_from_the_size(
+    stage: Stage, customer: Customer, told: Any
+) -> None:
+    stage.provider.control(**{"told_usage": told} if told else {"omit_usage": True})
+    transcribe(customer)
+    assert customer.record()["meters"] == {"ms": -(-len(SOUND) // 16)}
+
+
+def test_transcriptions_by_tokens(stage: Stage, customer: Customer) -> None:
+    raw = transcribe(customer, "heard", language="de", temperature=0.5, prompt="Names: Grüße.")
+    bill = booked(stage, raw)
+    assert bill["input"] == 10 * bill["seconds"]
+    assert customer.record()["meters"] == {"in_audio": bill["input"], "out_text": bill["output"]}
+    assert customer.spent() == bill["input"] * HEARD + bill["output"] * WRITTEN
+
+
+def test_a_file_of_15_megabytes_passes_unchanged(customer: Customer) -> None:
+    file = bytes(range(256)) * (15 << 12)
+    text = transcribe(customer, file=("large.wav", file)).parse().text
+    assert text == f"{len(file)} bytes: {hashlib.sha256(file).hexdigest()}"
+    with pytest.raises(openai.APIStatusError) as caught:
+        transcribe(customer, file=("larger.wav", file + bytes(2 << 20)))
+    assert caught.value.status_code == 413
+
+
+def test_a_form_passes_with_the_providers_name_of_the_model(stage: Stage, customer: Customer) -> None:
+    stage.odd = json_answer(b'{"text": "Hi.", "duration": 2.5}')
+    assert transcribe(customer, "crossing", extra_body={"new": "1"}).parse().text == "Hi."
+    sent = stage.asked[-1]
+    assert b"content-type: multipart/form-data; boundary=" in sent.head.lower()
+    assert b'name="model"\r\n\r\ntheirs\r\n' in sent.body
+    assert b'name="new"\r\n\r\n1\r\n' in sent.body
+    named = 'name="file"; filename="Grüße 1.mp3"\r\nContent-Type: audio/mpeg\r\n\r\n'.encode()
+    assert named + SOUND + b"\r\n--" in sent.body
+    assert customer.record()["meters"] == {"ms": 2500}
+
+
+def test_a_form_that_one_channel_fails_goes_to_the_next(stage: Stage, customer: Customer) -> None:
+    stage.odd = json_answer(b"Hi.", content_type="text/plain")
+    text = transcribe(customer, "crossing").parse().text
+    assert text == f"{len(SOUND)} bytes: {hashlib.sha256(SOUND).hexdigest()}"
+    assert outcomes(customer) == ["bad_answer", "ok"]
+
+
+FILE = {"file": ("a.mp3", SOUND, "audio/mpeg")}
+IMAGE = {"image": ("a.png", b"x", "image/png")}
+HEARS = "audio/transcriptions"
+
+
+@pytest.mark.parametrize(
+    ("path", "texts", "files", "place"),
+    [
+        (HEARS, {}, FILE, "model"),
+        *((HEARS, {"model": "seconds"} | texts, IMAGE, "file") for texts in ({}, {"file": "x"})),
+        ("audio/translations", {"model": "seconds"}, IMAGE, "file"),
+        *(
+            (HEARS, {"model": "seconds", "response_format": one}, FILE, "response_format")
+            for one in ("text", "vtt")
+        ),
+        (HEARS, {"model": "seconds", "stream": "true"}, FILE, "stream"),
+        *(("images/edits", texts, IMAGE, "model") for texts in ({}, {"model": ""})),
+        ("images/edits", {"model": "pieces"}, IMAGE, "prompt"),
+        ("images/edits", {"model": "pieces", "prompt": "x"}, FILE, "image"),
+        ("images/edits", {"model": "pieces", "prompt": "x", "stream": "true"}, IMAGE, "stream"),
+        ("images/edits", {"model": "pieces", "prompt": "x", "n": "11"}, IMAGE, "n"),
+    ],
+)
+def test_errors_of_forms_name_the_field(
+    stage: Stage, customer: Customer, path: str, texts: Any, files: Any, place: str
+) -> None:
+    calls = len(stage.provider.calls())
+    answer = post(customer, path, data=texts, files=files)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, place), answer.text
+    assert (customer.spent(), len(stage.provider.calls())) == (0, calls)
+
+
+@pytest.mark.parametrize("path", [HEARS, "audio/translations", "images/edits"])
+def test_what_is_no_form_is_refused(customer: Customer, path: str) -> None:
+    for kind in ("application/json", "text/plain", "multipart/mixed; boundary=b", ""):
+        answer = post(customer, path, data=b"{}", headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+        assert "multipart/form-data" in answer.json()["error"]["message"]
+    broken = post(
+        customer, path, data=b"--b\r\nx", headers={"content-type": "multipart/form-data; boundary=b"}
+    )
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_form")
+    other = post(customer, "audio/speech", files=FILE)
+    assert (other.status_code, other.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_transcription_without_a_price_is_refused_before_the_hold(customer: Customer) -> None:
+    for model in ("text", "voice"):
+        with pytest.raises(openai.NotFoundError, match="ms has no price"):
+            transcribe(customer, model)
 
 
 # ---------------------------------------------------------------------- failures
@@ -309,7 +480,7 @@ def test_a_model_without_a_fitting_price_is_refused_before_the_hold(
 
 
 def test_a_model_whose_providers_have_no_such_api_is_refused(customer: Customer) -> None:
-    for make in (generate, speak):
+    for make in (generate, speak, edit, transcribe):
         with pytest.raises(openai.BadRequestError) as caught:
             make(customer, "claude")
         assert (caught.value.code, caught.value.param) == ("unsupported_endpoint", "model")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 import requests
 
+from deploys.sandbox.provider.media import sound
 from tests.clients import test_clients as clients
 from tests.contract.conftest import REPOSITORY, Database
 from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica
@@ -31,6 +32,7 @@ MODELS = {
     "text-embedding-3-small": ("openai", "fake-large", "/v1"),
     "gpt-image-1-mini": ("openai", "fake-large", "/v1"),
     "gpt-4o-mini-tts": ("openai", "fake-large", "/v1"),
+    "gpt-4o-transcribe": ("openai", "gpt-4o", "/v1"),
     "claude-sonnet-4-5": ("anthropic", "claude-fake", "/v1"),
     "gemini-2.5-flash": ("gemini", "gemini-fake", "/v1beta"),
     "gemini-embedding-001": ("gemini", "gemini-fake", "/v1beta"),
@@ -115,6 +117,7 @@ def test_a_snippet_runs_and_is_paid(
     variables = {name: filled(value, customer) for name, value in exports(title).items()}
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **variables}
     command = [sys.executable, "-c"] if block.language == "python" else ["sh", "-ec"]
+    (tmp_path / "hello.mp3").write_bytes(sound("Hello.", "mp3"))
     before = {record["request_id"] for record in customer.relay.usage(customer.account)}
     done = subprocess.run(
         [*command, block.text],

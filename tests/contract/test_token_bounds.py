@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from deploys.sandbox.provider.media import picture
 from relay.gateway.endpoints import ENDPOINTS
 from relay.identity.permissions import PERMISSIONS
 from tests.contract.conftest import Database
@@ -33,6 +34,7 @@ class Asked(NamedTuple):
     permission: str
     body: Any = None
     api: str = "openai"
+    files: Any = None
 
     def by(self, replica: Replica, key: str, address: str = HERE) -> requests.Response:
         """Send it as a customer at ``address`` does."""
@@ -44,6 +46,8 @@ class Asked(NamedTuple):
             headers["anthropic-version"] = "2023-06-01"
         method = "GET" if self.body is None else "POST"
         url = replica.url + self.path
+        if self.files is not None:
+            return requests.post(url, data=self.body, files=self.files, headers=headers, timeout=60)
         return requests.request(method, url, json=self.body, headers=headers, timeout=60)
 
 
@@ -51,6 +55,7 @@ def chat(**more: Any) -> dict[str, Any]:
     return {"model": MODEL, "max_tokens": 8, "messages": HI} | more
 
 
+SOUND = {"file": ("a.mp3", b"ID3" * 1000, "audio/mpeg")}
 GEMINI = f"/v1beta/models/{MODEL}"
 MATRIX = {
     "chat": Asked("/v1/chat/completions", "chat", chat()),
@@ -72,6 +77,14 @@ MATRIX = {
     "rerank": Asked("/v1/rerank", "rerank", {"model": MODEL, "query": "Hi?", "documents": ["Hi.", "No."]}),
     "images": Asked("/v1/images/generations", "images", {"model": MODEL, "prompt": "Hi?"}),
     "speech": Asked("/v1/audio/speech", "audio", {"model": MODEL, "input": "Hi?", "voice": "alloy"}),
+    "edits": Asked(
+        "/v1/images/edits",
+        "images",
+        {"model": MODEL, "prompt": "Hi?"},
+        files={"image": ("a.png", picture("a"), "image/png")},
+    ),
+    "transcriptions": Asked("/v1/audio/transcriptions", "audio", {"model": MODEL}, files=SOUND),
+    "translations": Asked("/v1/audio/translations", "audio", {"model": MODEL}, files=SOUND),
     "models": Asked("/v1/models", "models"),
     "model": Asked(f"/v1/models/{MODEL}", "models"),
     "models, Anthropic's": Asked("/v1/models", "models", api="anthropic"),

@@ -2,7 +2,8 @@
 
 Answers: ``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/messages`` and
 ``/v1beta/models/{model}:generateContent`` or ``:streamGenerateContent``; beside them
-``/v1/completions``, ``/v1/moderations``, ``/v1/rerank``, ``/v1/images/generations``, ``/v1/audio/speech``,
+``/v1/completions``, ``/v1/moderations``, ``/v1/rerank``, ``/v1/images/generations``, ``/v1/images/edits``,
+``/v1/audio/speech``, ``/v1/audio/transcriptions``, ``/v1/audio/translations``,
 ``/v1/messages/count_tokens``, ``:countTokens``, ``/v1/embeddings``, ``:embedContent``,
 ``:batchEmbedContents``, and ``GET /v1/models`` and ``/v1beta/models``.
 ``GET|PUT|DELETE /control``: behaviour; with ``?account=NAME`` towards one account.
@@ -18,7 +19,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from . import answers, embeddings, media, others
+from . import answers, embeddings, forms, media, others
 from .anthropic_messages import Messages
 from .books import Books
 from .cache import Cache
@@ -121,7 +122,7 @@ class Provider:
     # ------------------------------------------------------------------ calls
 
     async def _serve(self, request: Request, form: Format, send: Send) -> None:
-        body = await request.body()
+        body = await (request.form() if request.path in forms.PATHS else request.body())
         ordered = self._of_account.get(request.account, self._control)
         control = ordered.merge(json.loads(request.headers.get(b"x-provider-control", b"{}")))
         asked = Asked(body, request.headers, request.query, request.model)
@@ -267,6 +268,16 @@ class Request:
 
     async def body(self) -> JSON:
         """Its JSON object; raises BadRequest."""
+        parsed = json.loads(await self._whole() or b"{}")
+        if not isinstance(parsed, dict):
+            raise BadRequest("the body must be a JSON object")
+        return parsed
+
+    async def form(self) -> JSON:
+        """Its form; raises BadRequest."""
+        return forms.read(self.headers.get(b"content-type", b""), await self._whole())
+
+    async def _whole(self) -> bytes:
         body, more = b"", True
         while more:
             message = await self.receive()
@@ -274,10 +285,7 @@ class Request:
                 raise BadRequest("the request was cut short")
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        parsed = json.loads(body or b"{}")
-        if not isinstance(parsed, dict):
-            raise BadRequest("the body must be a JSON object")
-        return parsed
+        return body
 
 
 def unknown(request: Request) -> BadRequest:

@@ -1,4 +1,4 @@
-"""Images and sounds: OpenAI's POST /v1/images/generations and /v1/audio/speech.
+"""Images and sounds: OpenAI's POST /v1/images/generations and /edits, /v1/audio/speech and /transcriptions.
 
 The same request always gets the same picture (one colour) and the same sound. The books count images,
 characters and tokens, so that a call can be paid by any of them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,9 +18,10 @@ from dataclasses import dataclass, field
 from . import openai_words
 from .answers import count
 from .books import Served, now
-from .checking import BadRequest, anything, decimal, flag, one_of, record, text, whole
+from .checking import BadRequest, anything, decimal, flag, matching, one_of, record, text, whole
 from .control import Control
 from .formats import JSON, figure
+from .forms import Upload
 
 WORDING = openai_words.Wording(chat=False)
 # Tokens of an image by its quality, as OpenAI tells them of square ones.
@@ -27,6 +29,8 @@ TOKENS_OF_QUALITY = {"low": 272, "medium": 1056, "high": 4160}
 USUAL_QUALITY = "medium"
 MOST_IMAGES = 10
 MOST_CHARACTERS = 4096
+TOKENS_SEEN = 323  # of an image beside a prompt
+BYTES_A_SECOND = 4_000  # of sounds that are heard: 32 kbit/s
 SIDE = 8  # pixels
 SAMPLES_A_CHARACTER = 20
 RATE = 24_000  # samples a second
@@ -52,6 +56,33 @@ IMAGE = record(
     stream=flag,
     style=one_of("vivid", "natural"),
     user=text,
+)
+# Of forms, whose fields are texts.
+EDIT = record(
+    {"prompt": text},
+    model=text,
+    background=text,
+    input_fidelity=one_of("high", "low"),
+    moderation=text,
+    n=matching(r"[1-9]|10"),
+    output_compression=matching(r"\d{1,3}"),
+    output_format=one_of("png", "jpeg", "webp"),
+    quality=one_of("auto", "standard", "hd", *TOKENS_OF_QUALITY),
+    response_format=one_of("url", "b64_json"),
+    size=text,
+    stream=one_of("false"),
+    user=text,
+    **{"image[]": anything},
+)
+HEARD = record(
+    {"model": text},
+    chunking_strategy=text,
+    language=text,
+    prompt=text,
+    response_format=one_of("json", "verbose_json"),
+    stream=one_of("false"),
+    temperature=matching(r"[0-9.]+"),
+    **{"include[]": anything, "timestamp_granularities[]": anything},
 )
 SPEECH = record(
     {"model": text, "input": text, "voice": anything},
@@ -101,6 +132,11 @@ def images(body: JSON, control: Control) -> Made:
     data = [one_image(body, f"{prompt}\n{index}", control.media_bytes) for index in range(number)]
     each = TOKENS_OF_QUALITY.get(body.get("quality") or "", TOKENS_OF_QUALITY[USUAL_QUALITY])
     usage = control.usage or image_usage(count(prompt), each * number)
+    return image_answer(body, data, usage, control)
+
+
+def image_answer(body: JSON, data: list[JSON], usage: JSON, control: Control) -> Made:
+    """An answer with images."""
     answer: JSON = {"created": int(now()), "data": data}
     if not control.omit_usage:
         answer["usage"] = control.told_usage or usage
@@ -111,18 +147,18 @@ def images(body: JSON, control: Control) -> Made:
         usage=usage,
         prompt=figure(usage, "input_tokens"),
         output=figure(usage, "output_tokens"),
-        pieces={"images": number},
+        pieces={"images": len(data)},
     )
 
 
-def image_usage(prompt: int, output: int) -> JSON:
+def image_usage(prompt: int, output: int, seen: int = 0) -> JSON:
     """Usage in the shape of OpenAI's API of images."""
     return {
-        "input_tokens": prompt,
-        "input_tokens_details": {"text_tokens": prompt, "image_tokens": 0},
+        "input_tokens": prompt + seen,
+        "input_tokens_details": {"text_tokens": prompt, "image_tokens": seen},
         "output_tokens": output,
         "output_tokens_details": {"text_tokens": 0, "image_tokens": output},
-        "total_tokens": prompt + output,
+        "total_tokens": prompt + seen + output,
     }
 
 
@@ -179,8 +215,78 @@ def sound(said: str, kind: str, size: int = 0) -> bytes:
     return samples if kind == "pcm" else kind.encode() + samples
 
 
+def edits(body: JSON, control: Control) -> Made:
+    """The answer of /v1/images/edits: other pictures for other images; raises BadRequest."""
+    EDIT(WORDING, {name: value for name, value in body.items() if not isinstance(value, Upload)}, ())
+    seen = uploads(body, "image", "image[]", "mask")
+    if not uploads(body, "image", "image[]"):
+        raise WORDING.missing(("image",))
+    for one in seen:
+        if not one.content.startswith(b"\x89PNG"):
+            raise BadRequest("Invalid image file.", param="image", code="invalid_image_file")
+    number = int(body.get("n") or 1) if control.images < 0 else control.images
+    shown = hashlib.sha256(b"".join(one.content for one in seen)).hexdigest()
+    prompt = body["prompt"]
+    data = [one_image(body, f"{prompt}\n{shown}\n{index}", control.media_bytes) for index in range(number)]
+    each = TOKENS_OF_QUALITY.get(body.get("quality") or "", TOKENS_OF_QUALITY[USUAL_QUALITY])
+    usage = control.usage or image_usage(count(prompt), each * number, TOKENS_SEEN * len(seen))
+    return image_answer(body, data, usage, control)
+
+
+def uploads(body: JSON, *names: str) -> list[Upload]:
+    """Files of these names."""
+    found = [body.get(name) for name in names]
+    listed = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    return [one for one in listed if isinstance(one, Upload)]
+
+
+def transcription(body: JSON, control: Control) -> Made:
+    """The answer of /v1/audio/transcriptions and /v1/audio/translations; raises BadRequest.
+
+    A second of sound is BYTES_A_SECOND of its file. ``gpt-…`` tells tokens, any other model the duration.
+    """
+    HEARD(WORDING, {name: value for name, value in body.items() if not isinstance(value, Upload)}, ())
+    found = uploads(body, "file")
+    if not found:
+        raise WORDING.missing(("file",))
+    file = found[0].content
+    seconds = len(file) / BYTES_A_SECOND
+    text = control.text or f"{len(file)} bytes: {hashlib.sha256(file).hexdigest()}"
+    by_tokens = body["model"].startswith("gpt-")
+    prompt, output = 10 * math.ceil(seconds), count(text)
+    usage = heard_usage(prompt, output) if by_tokens else {"type": "duration", "seconds": math.ceil(seconds)}
+    usage = control.usage or usage
+    answer: JSON = {"text": text}
+    if body.get("response_format") == "verbose_json":
+        answer |= {"task": "transcribe", "language": "english", "duration": seconds, "segments": []}
+    if not control.omit_usage:
+        answer["usage"] = control.told_usage or usage
+    return Made(
+        model=body["model"],
+        content_type=b"application/json",
+        body=json.dumps(answer).encode(),
+        usage=usage,
+        prompt=prompt if by_tokens else 0,
+        output=output if by_tokens else 0,
+        pieces={"ms": math.ceil(seconds * 1000), "seconds": math.ceil(seconds)},
+    )
+
+
+def heard_usage(prompt: int, output: int) -> JSON:
+    """Usage of a transcription that is paid by tokens."""
+    return {
+        "type": "tokens",
+        "input_tokens": prompt,
+        "input_token_details": {"text_tokens": 0, "audio_tokens": prompt},
+        "output_tokens": output,
+        "total_tokens": prompt + output,
+    }
+
+
 # By path: the field in whose text an order may stand, and what answers.
 MAKING: dict[str, tuple[str, Callable[[JSON, Control], Made]]] = {
     "/v1/images/generations": ("prompt", images),
+    "/v1/images/edits": ("prompt", edits),
     "/v1/audio/speech": ("input", speech),
+    **dict.fromkeys(("/v1/audio/transcriptions", "/v1/audio/translations"), ("prompt", transcription)),
 }
