@@ -30,6 +30,7 @@ Network = IPv4Network | IPv6Network
 Headers = list[tuple[bytes, bytes]]
 
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"x-goog-api-key"})
+FORM = b"multipart/form-data"
 # Between two pieces of a request's body.
 BODY_SECONDS = 60.0
 
@@ -127,6 +128,14 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> bytes:
     content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
     if content_type and content_type != b"application/json" and not content_type.endswith(b"+json"):
         raise unsupported_media_type(content_type.decode("latin-1"))
+    return await read_body(scope, receive, limit)
+
+
+async def read_form(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body of a request with a form, undecoded; raises what read_body does."""
+    content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
+    if content_type != FORM:
+        raise unsupported_media_type(content_type.decode("latin-1"), FORM.decode())
     return await read_body(scope, receive, limit)
 
 

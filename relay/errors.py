@@ -70,9 +70,9 @@ def too_large(limit: int) -> ApiError:
     return ApiError(413, message, code="request_too_large")
 
 
-def unsupported_media_type(given: str) -> ApiError:
-    """415: the body is not JSON."""
-    message = f"Unsupported content type '{given}': send 'Content-Type: application/json'."
+def unsupported_media_type(given: str, wanted: str = "application/json") -> ApiError:
+    """415: the body is not JSON, or not what else is ``wanted``."""
+    message = f"Unsupported content type '{given}': send 'Content-Type: {wanted}'."
     return ApiError(415, message, code="unsupported_media_type")
 
 

@@ -29,7 +29,7 @@ from relay.gateway import count_tokens, gemini_calls, health, limit_headers, mod
 from relay.gateway.endpoints import ENDPOINTS, GEMINI_MODELS
 
 PATH = "/openapi.json"
-_JSON, _EVENTS = "application/json", "text/event-stream"
+_JSON, _EVENTS, _FORM = "application/json", "text/event-stream", "multipart/form-data"
 _ABOUT = """What customers' programs call: the APIs of OpenAI, Anthropic and Google, under their own paths.
 
 A request may have any field of its API's reference. Listed here are those that are known, and those that are
@@ -48,7 +48,7 @@ STATUSES = {
     408: "The body stopped coming.",
     409: "What is there already contradicts it.",
     413: "The body is too large: the message says how much may be sent.",
-    415: "The body is not plain JSON.",
+    415: "The body is not plain JSON, or where a form is wanted no form.",
     422: "The model's provider refused the request, in its own words.",
     426: "There is no WebSocket: send the request by POST.",
     429: "A limit is reached: `Retry-After` says when to come back.",
@@ -258,9 +258,14 @@ def _operation(name: str, summary: str, reference: str, ok: Parts, errors: Parts
 
 
 def _ok(
-    schema: Schema, headers: Iterable[str], *, means: str = "The answer.", streams: bool = False
+    schema: Schema,
+    headers: Iterable[str],
+    *,
+    means: str = "The answer.",
+    streams: bool = False,
+    types: Iterable[str] = (_JSON,),
 ) -> Parts:
-    content: Parts = {_JSON: {"schema": schema}}
+    content: Parts = {name: {"schema": schema} for name in types}
     if streams:
         content[_EVENTS] = {"schema": TEXT}
     return {"description": means, "headers": _named_headers(headers), "content": content}
@@ -272,13 +277,13 @@ def _call(
     """An operation that has a model do something."""
     own = _OF_FORMAT[format.NAME]
     headers = [*_id_headers(own), *limit_headers.names(format), *(["x-relay-left-out"] if translated else [])]
-    ok = _ok(_schema(about.name), headers, streams=about.streams)
+    ok = _ok(_schema(about.name), headers, streams=about.streams, types=about.answer_types)
     made = _operation(_lower(about.name), about.summary, about.reference, ok, _errors(shape or own, statuses))
-    return made | {"requestBody": _body(f"{about.name}Request")}
+    return made | {"requestBody": _body(f"{about.name}Request", _FORM if about.form else _JSON)}
 
 
-def _body(schema: str) -> Parts:
-    return {"required": True, "content": {_JSON: {"schema": _schema(schema)}}}
+def _body(schema: str, content_type: str) -> Parts:
+    return {"required": True, "content": {content_type: {"schema": _schema(schema)}}}
 
 
 def _lower(name: str) -> str:

@@ -17,8 +17,10 @@ NAME: Schema = {
 }
 FLAG: Schema = {"type": ["boolean", "null"]}
 TEXT: Schema = {"type": "string"}
+TEXT_OR_NOTHING: Schema = {"type": ["string", "null"]}
 OBJECT: Schema = {"type": "object"}
 OBJECTS: Schema = {"type": ["array", "null"], "items": OBJECT}
+FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 # A text, a list of texts, one of tokens, or a list of such.
 TOKENS: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
@@ -36,7 +38,7 @@ PASSED_ON_MEANS: Schema = {
 class Description:
     """An API. ``name``: of its schemas; ``summary``: one line; ``reference``: the page of whoever made it.
     ``request`` and ``answer``: schemas of a body and of an answer that comes whole; ``streams``: whether it
-    may come as events.
+    may come as events. ``answer_types``: of the answer; ``form``: the request is a form, and no JSON.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Description:
     request: Schema
     answer: Schema
     streams: bool = False
+    answer_types: tuple[str, ...] = ("application/json",)
+    form: bool = False
 
 
 def whole(most: int) -> Schema:

@@ -29,13 +29,14 @@ OPENAIS = frozenset({"openai", "openai-responses"})
 
 @dataclass(frozen=True, slots=True)
 class PassedApi:
-    """An API beside those in which a model converses. See Metered."""
+    """An API beside those in which a model converses. See Metered. ``AUDIO``: its answers are sounds."""
 
     PROVIDER: Provider
     USAGE_FORMAT: str
     read_whole: Callable[[bytes], Whole]
     MODEL_FIELD: str = "model"
     meter: Callable[[MeterOptions], Meter] = openai_chat.meter
+    AUDIO: bool = False
 
 
 @dataclass(slots=True)
@@ -86,10 +87,15 @@ def check(body: bytes, settings: Settings, known: frozenset[str]) -> Checked:
     body, given = read_document(body, settings.max_depth)
     model_at = spans_of(body, given).get("model", (0, 0))
     fields = without_nulls(given)
-    model = read(fields, "model", TEXT, required=True)
-    if not 1 <= len(model) <= 200:
-        raise bad_request("model", "model must be a name of 1 to 200 characters.")
+    model = check_model(read(fields, "model", TEXT, required=True))
     return Checked(body, fields, model, model_at, frozenset(fields.keys() - known))
+
+
+def check_model(name: str) -> str:
+    """A model's name; raises ApiError 400."""
+    if not 1 <= len(name) <= 200:
+        raise bad_request("model", "model must be a name of 1 to 200 characters.")
+    return name
 
 
 def unknown_field(name: str) -> ApiError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from relay.pricing.bound import Bound, MaxUsage
 from relay.pricing.tariff import Admission
@@ -21,7 +21,10 @@ class Request(ABC):
     """A checked request. ``max_output`` bounds the tokens of its answers, ``input_bound`` the prompt's.
 
     ``choices``: how many answers it wants. ``include_usage``: whether its stream is to end with its usage.
+    ``OUTPUT_FIELD``: which field makes its answer shorter, where that is not its format's; empty: none does.
     """
+
+    OUTPUT_FIELD: ClassVar[str | None] = None
 
     model: str
     stream: bool
@@ -47,6 +50,10 @@ class Request(ABC):
     def repeated(self) -> Mapping[str, Any]:
         """Fields of the request that an answer in its format repeats, decoded."""
         return {}
+
+    def priced(self, admission: Admission) -> Self:
+        """This request by the price that holds for it: some are measured by what their price has."""
+        return self
 
     def bound(self, admission: Admission) -> Bound:
         """The most that it can cost by this price: what is held for it, and what a quote of it says. Raises

@@ -65,7 +65,7 @@ async def acquire(
     most = most_of(services, request) if counts_tokens else Most(0, 0)
     slot = await services.limits.acquire(limits, most.prompt + most.answer, request_id)
     if isinstance(slot, Refused):
-        error = _refusal(caller, slot, most, format)
+        error = _refusal(caller, slot, most, output_field(format, request))
         error.headers |= limit_headers.of(format, slot.standing)
         raise error
     return slot
@@ -94,7 +94,12 @@ def most_of(services: Services, request: Request) -> Most:
     return Most(min(counted, usage.input_units), usage.max_output)
 
 
-def _refusal(caller: Caller, refused: Refused, most: Most, format: Format) -> errors.ApiError:
+def output_field(format: Format, request: Request) -> str:
+    """Which field of the request makes its answer shorter; empty where none does."""
+    return OUTPUT_FIELDS[format.NAME] if request.OUTPUT_FIELD is None else request.OUTPUT_FIELD
+
+
+def _refusal(caller: Caller, refused: Refused, most: Most, lowers: str) -> errors.ApiError:
     limit, needed = refused.limit, most.prompt + most.answer
     kind, _, rest = limit.subject.partition(":")
     whose, of = "account" if kind == "account" else "API key", rest.partition(":")[2]
@@ -102,7 +107,7 @@ def _refusal(caller: Caller, refused: Refused, most: Most, format: Format) -> er
     if kind == "account" and _is_the_plans(caller, refused, of):
         only += f" by its plan '{caller.plan}'"
     if refused.reason == TOO_MANY:
-        return above_limit(f"the {whose}'s limit of {limit.tpm} tokens a minute{only}", most, format)
+        return above_limit(f"the {whose}'s limit of {limit.tpm} tokens a minute{only}", most, lowers)
     reached = f"{limit.concurrency} calls at a time{only}"
     if refused.reason == REQUESTS:
         reached = f"{limit.rpm} requests a minute{only}"
@@ -120,9 +125,10 @@ def _is_the_plans(caller: Caller, refused: Refused, model: str) -> bool:
     return plan[at] is not None and plan[at] == (limit.rpm, limit.tpm, limit.concurrency)[at]
 
 
-def above_limit(limit: str, most: Most, format: Format) -> errors.ApiError:
-    """400: no waiting helps, the request must become smaller. ``limit``: whose, and how much."""
-    field = OUTPUT_FIELDS[format.NAME] if most.answer else None
+def above_limit(limit: str, most: Most, lowers: str) -> errors.ApiError:
+    """400: no waiting helps, the request must become smaller. ``limit``: whose, and how much; ``lowers``: see
+    output_field()."""
+    field = (lowers or None) if most.answer else None
     remedy = f"lower {field}, or shorten the prompt" if field else "send less at a time"
     parts = f"{most.prompt} of its prompt, {most.answer} of its answer"
     message = f"This call can use {most.prompt + most.answer} tokens ({parts}), above {limit}: {remedy}."

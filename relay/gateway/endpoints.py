@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 from uuid import UUID
 
-from relay.asgi import Receive, Scope, Send, header, read_json, with_headers
+from relay.asgi import Receive, Scope, Send, header, read_form, read_json, with_headers
 from relay.errors import ApiError
 from relay.formats import (
     anthropic,
@@ -25,28 +25,35 @@ from relay.formats import (
     openai_chat_request,
     openai_completions,
     openai_embeddings,
+    openai_image_edits,
+    openai_images,
     openai_moderations,
     openai_rerank,
     openai_responses,
     openai_responses_fields,
     openai_responses_request,
+    openai_speech,
+    openai_transcriptions,
 )
 from relay.formats.description import Description
 from relay.formats.embeddings import EmbeddingRequest
 from relay.formats.format import Format
+from relay.formats.media import MediaRequest
+from relay.formats.multipart import form_of
 from relay.formats.passed import PassedApi
 from relay.formats.request import Request
 from relay.gateway import access, call_metrics, limit_headers
 from relay.gateway.affinity import affinity_of
 from relay.gateway.call import Call
 from relay.gateway.disconnect_watcher import DisconnectWatcher
-from relay.gateway.exchange import NOTHING, AskedEmbedding, AskedRequest, Passed, PassedOn
+from relay.gateway.exchange import NOTHING, AskedEmbedding, AskedMedia, AskedRequest, Passed, PassedOn
 from relay.gateway.lifecycle import run
 from relay.gateway.services import Services
-from relay.identity.permissions import CHAT, EMBEDDINGS, MODERATIONS, RERANK
+from relay.identity.permissions import AUDIO, CHAT, EMBEDDINGS, IMAGES, MODERATIONS, RERANK
 from relay.settings import Settings
 
-Parse = Callable[[bytes, Settings], Request]
+# Of a body, or of the Form in it.
+Parse = Callable[[Any, Settings], Request]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,13 @@ class Endpoint:
     headers: bytes | None = None
     api: PassedApi | None = None
 
+    async def read(self, scope: Scope, receive: Receive, settings: Settings) -> Request:
+        """A checked request; raises ApiError."""
+        if self.about.form:
+            body = await read_form(scope, receive, settings.max_body_bytes)
+            return self.parse(form_of(header(scope, b"content-type"), body), settings)
+        return self.parse(await read_json(scope, receive, settings.max_body_bytes), settings)
+
     def asked(self, settings: Settings, request: Request, scope: Scope) -> AskedRequest:
         """How channels are asked a request."""
         passed = NOTHING if self.headers is None else passed_of(scope, self.headers)
@@ -72,6 +86,8 @@ class Endpoint:
             return AskedEmbedding(settings, self.format, request, passed)
         if self.api is None:
             return AskedRequest(settings, self.format, request, passed)
+        if isinstance(request, MediaRequest):
+            return AskedMedia(settings, self.format, request, passed, self.api)
         return PassedOn(settings, self.format, request, passed, self.api)
 
 
@@ -99,6 +115,34 @@ ENDPOINTS = (
             ("/v1/completions", openai_completions, CHAT),
             ("/v1/moderations", openai_moderations, MODERATIONS),
             ("/v1/rerank", openai_rerank, RERANK),
+            ("/v1/images/generations", openai_images, IMAGES),
+            ("/v1/audio/speech", openai_speech, AUDIO),
+        )
+    ),
+    *(
+        Endpoint(path, openai_chat, parse, permission, about, api=api)
+        for path, parse, permission, about, api in (
+            (
+                "/v1/images/edits",
+                openai_image_edits.parse,
+                IMAGES,
+                openai_image_edits.ABOUT,
+                openai_image_edits.API,
+            ),
+            (
+                "/v1/audio/transcriptions",
+                openai_transcriptions.parse_transcription,
+                AUDIO,
+                openai_transcriptions.ABOUT_TRANSCRIPTION,
+                openai_transcriptions.TRANSCRIPTIONS,
+            ),
+            (
+                "/v1/audio/translations",
+                openai_transcriptions.parse_translation,
+                AUDIO,
+                openai_transcriptions.ABOUT_TRANSLATION,
+                openai_transcriptions.TRANSLATIONS,
+            ),
         )
     ),
 )
@@ -183,9 +227,9 @@ async def generate(
     request: Request | None = None
     try:
         caller = await access.identify(services, scope, endpoint.permission)
-        body = await read_json(scope, receive, settings.max_body_bytes)
-        request = endpoint.parse(body, settings)
+        request = await endpoint.read(scope, receive, settings)
         admission = access.admit(services, caller, request.model)
+        request = request.priced(admission)
         asked = endpoint.asked(settings, request, scope)
         asked.check(services.channels.of(request.model))
         slot = await access.acquire(services, caller, endpoint.format, request, request_id)

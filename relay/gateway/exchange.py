@@ -17,12 +17,14 @@ from relay.formats.answer import BadAnswer
 from relay.formats.conversation import Conversation, Untranslatable
 from relay.formats.embeddings import Embedder, EmbeddingRequest
 from relay.formats.format import Format, Metered, MeterOptions, Shown, Written
+from relay.formats.media import MediaRequest
 from relay.formats.passed import OPENAIS, PassedApi
 from relay.formats.refusal import Said, read_refusal
 from relay.formats.registry import FORMATS
 from relay.formats.request import Request
 from relay.formats.top_level import replace_string
 from relay.formats.translated_stream import TranslatedMeter
+from relay.gateway.audio_response import AudioAnswer
 from relay.gateway.call import Answer, Call
 from relay.gateway.json_response import JsonAnswer
 from relay.gateway.outcome import clean
@@ -130,6 +132,12 @@ class AskedRequest:
         request = self.request
         return Shown(request.model, request.include_usage, int(time.time()), request.repeated())
 
+    def whole_answer(
+        self, call: Call, theirs: Metered, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
+    ) -> Answer:
+        """What will read an answer that is not streamed; see JsonAnswer."""
+        return JsonAnswer(call, theirs.read_whole, shape, redact)
+
     def exchange(self, call: Call, channel: Channel, key: ApiKey) -> ChannelExchange:
         """See Asked."""
         return ChannelExchange(call, self, channel, key)
@@ -166,6 +174,28 @@ class PassedOn(AskedRequest):
     def theirs(self, channel: Channel) -> Metered:
         """See AskedRequest."""
         return self._api
+
+
+class AskedMedia(PassedOn):
+    """An Asked for images or sounds, whose request knows how they are measured."""
+
+    def __init__(
+        self, settings: Settings, format: Format, request: MediaRequest, passed: Passed, api: PassedApi
+    ) -> None:
+        super().__init__(settings, format, request, passed, api)
+        self._media = request
+
+    def theirs(self, channel: Channel) -> Metered:
+        """See AskedRequest."""
+        return self._media.metered(self._api)
+
+    def whole_answer(
+        self, call: Call, theirs: Metered, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
+    ) -> Answer:
+        """See AskedRequest."""
+        if self._api.AUDIO:
+            return AudioAnswer(call, theirs.read_whole)
+        return super().whole_answer(call, theirs, shape, redact)
 
 
 # By a channel's format: those whose providers turn texts into vectors.
@@ -261,7 +291,7 @@ class ChannelExchange:
         model = request.model if mapped and self._same else None
         redact = partial(redact_data, clean=partial(clean, channel=self._channel, model=request.model))
         if not request.stream:
-            return JsonAnswer(call, theirs.read_whole, self._shape(model), redact)
+            return asked.whole_answer(call, theirs, self._shape(model), redact)
         meter = theirs.meter(
             MeterOptions(
                 keep_usage_chunk=request.include_usage or not self._same,

@@ -96,10 +96,11 @@ class _Search:
         later = [refused.retry_after for refused in self._full if refused.reason != window.TOO_MANY]
         if later:
             return overloaded(min(later))
-        most = access.most_of(self._call.services, self._call.request)
+        request = self._call.request
+        most = access.most_of(self._call.services, request)
         largest = max(refused.limit.tpm or 0 for refused in self._full)
         limit = f"the {largest} tokens a minute that the model takes"
-        return access.above_limit(limit, most, self._asked.format)
+        return access.above_limit(limit, most, access.output_field(self._asked.format, request))
 
     def _may_ask(self, channel: Channel) -> bool:
         call = self._call

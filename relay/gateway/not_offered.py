@@ -22,8 +22,8 @@ _HOOKS = "nothing is reported by webhook here: every call is answered at once"
 _TRAINED = "models are not trained here: use one that GET /v1/models lists"
 _SESSIONS = "sessions have no price here: use /v1/responses or /v1/chat/completions"
 _VIDEOS = "videos have no price here"
-_IMAGES = "images have no price here"
-_SOUNDS = "speech and sounds have no price here"
+_VARIATIONS = "only an old model made them: use /v1/images/edits, and say what is to be different"
+_VOICES = "voices are not kept here: name one that the model's provider has"
 _CACHES = "caches are not kept here: send the same beginning again, and the provider's own cache finds it"
 _OPERATIONS = "nothing runs on here after its answer: call a model and read its answer"
 
@@ -41,8 +41,8 @@ REASONS = {
     **_all(_SESSIONS, "/v1/realtime", "/v1/live", "/v1beta/interactions", "/v1beta/auth_tokens"),
     **_all(_SEARCH, "/v1/vector_stores", "/v1beta/fileSearchStores", "/v1beta/corpora"),
     **_all(_VIDEOS, "/v1/videos"),
-    **_all(_IMAGES, "/v1/images"),
-    **_all(_SOUNDS, "/v1/audio", "/v1beta/voices"),
+    **_all(_VARIATIONS, "/v1/images/variations"),
+    **_all(_VOICES, "/v1/audio/voices", "/v1/audio/voice_consents", "/v1beta/voices"),
     **_all(_CACHES, "/v1beta/cachedContents"),
     **_all(_OPERATIONS, "/v1beta/operations"),
     **_all(
@@ -71,7 +71,7 @@ OF_A_MODEL = {
     **_all(_ALONE, "asyncBatchEmbedContent", "batchGenerateContent"),
     **_all(_OPERATIONS, "fetchPredictOperation"),
     "computeTokens": "use countTokens",
-    "predict": _IMAGES,
+    "predict": "have images made by /v1/images/generations",
     "predictLongRunning": _VIDEOS,
 }
 

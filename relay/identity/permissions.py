@@ -6,6 +6,8 @@ CHAT = "chat"
 EMBEDDINGS = "embeddings"
 MODERATIONS = "moderations"
 RERANK = "rerank"
+IMAGES = "images"
+AUDIO = "audio"
 MODELS = "models"
 
 # For operators, by permission. A token without any list of permissions has all of them.
@@ -14,5 +16,7 @@ PERMISSIONS = {
     EMBEDDINGS: "turn texts into vectors, in every format",
     MODERATIONS: "POST /v1/moderations",
     RERANK: "POST /v1/rerank",
+    IMAGES: "have models make images, POST /v1/images/generations and /v1/images/edits",
+    AUDIO: "have models speak and listen, POST /v1/audio/speech, …/transcriptions and …/translations",
     MODELS: "list models and their prices",
 }

@@ -164,6 +164,10 @@ class Admission:
         charge = tariff.charge(meters, self.service_tier)
         return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
 
+    def has_price(self, meter: str) -> bool:
+        """Whether a unit of this meter has a price, of its own or by a fallback, in a call without prompt."""
+        return meter in self.tariff.table({}, self.service_tier)
+
     def has_cost(self, provider: str, channel: str) -> bool:
         """Whether it is known what the provider takes for a call by this channel."""
         return self.costs is not None and (

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from relay.providers.provider import Provider
+
 
 def url(base_url: str, model: str, stream: bool, query: str) -> str:
     """See Provider: a channel's base URL ends with the version, as OpenAI's does."""
@@ -21,6 +23,22 @@ def headers(api_key: str, request_id: UUID, passed: Mapping[str, str]) -> dict[s
         "user-agent": "relay",
         "x-request-id": str(request_id),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A Provider: another one, which is sent bodies of this type."""
+
+    provider: Provider
+    content_type: str
+
+    def url(self, base_url: str, model: str, stream: bool, query: str) -> str:
+        """See Provider."""
+        return self.provider.url(base_url, model, stream, query)
+
+    def headers(self, api_key: str, request_id: UUID, passed: Mapping[str, str]) -> dict[str, str]:
+        """See Provider."""
+        return self.provider.headers(api_key, request_id, passed) | {"content-type": self.content_type}
 
 
 @dataclass(frozen=True, slots=True)

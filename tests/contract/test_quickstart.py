@@ -18,15 +18,21 @@ from typing import Any, NamedTuple, cast
 import pytest
 import requests
 
+from deploys.sandbox.provider.media import sound
 from tests.clients import test_clients as clients
 from tests.contract.conftest import REPOSITORY, Database
 from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica
 
+# Prices of those that are not paid by the token.
+PRICES = {"gpt-image-1-mini": ("--rate", "image=0.04/1"), "gpt-4o-mini-tts": ("--rate", "char=15/1M")}
 URL, KEY = "https://api.example.com", "sk-relay-KEY"
 # Models of the page: the format of their channel, the provider's name, the end of its base URL.
 MODELS = {
     "gpt-4o": ("openai", "fake-large", "/v1"),
     "text-embedding-3-small": ("openai", "fake-large", "/v1"),
+    "gpt-image-1-mini": ("openai", "fake-large", "/v1"),
+    "gpt-4o-mini-tts": ("openai", "fake-large", "/v1"),
+    "gpt-4o-transcribe": ("openai", "gpt-4o", "/v1"),
     "claude-sonnet-4-5": ("anthropic", "claude-fake", "/v1"),
     "gemini-2.5-flash": ("gemini", "gemini-fake", "/v1beta"),
     "gemini-embedding-001": ("gemini", "gemini-fake", "/v1beta"),
@@ -85,7 +91,7 @@ def relay(
             *("--base-url", f"{provider.url}{path}", "--api-key-stdin", "--models", f"{model}={theirs}"),
             stdin=PROVIDER_KEY,
         )
-        made.price(model)
+        made.price(model, *PRICES.get(model, ()))
     yield made
     made.stop()
 
@@ -111,6 +117,7 @@ def test_a_snippet_runs_and_is_paid(
     variables = {name: filled(value, customer) for name, value in exports(title).items()}
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **variables}
     command = [sys.executable, "-c"] if block.language == "python" else ["sh", "-ec"]
+    (tmp_path / "hello.mp3").write_bytes(sound("Hello.", "mp3"))
     before = {record["request_id"] for record in customer.relay.usage(customer.account)}
     done = subprocess.run(
         [*command, block.text],
@@ -125,7 +132,12 @@ def test_a_snippet_runs_and_is_paid(
     customer.balance()
     (record,) = [row for row in customer.relay.usage(customer.account) if row["request_id"] not in before]
     (booked,) = provider.calls(record["request_id"])
-    assert record["meters"].get("out_text", 0) == booked["bill"]["output"]
+    bill, meters = booked["bill"], record["meters"]
+    pieces = {"image": bill.get("images"), "char": bill.get("characters")}
+    if any(pieces.values()):
+        assert meters == {meter: count for meter, count in pieces.items() if count}
+    else:
+        assert meters.get("out_text", 0) == bill["output"]
     assert record["charge"] > 0
 
 

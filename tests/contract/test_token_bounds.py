@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from deploys.sandbox.provider.media import picture
 from relay.gateway.endpoints import ENDPOINTS
 from relay.identity.permissions import PERMISSIONS
 from tests.contract.conftest import Database
@@ -33,6 +34,7 @@ class Asked(NamedTuple):
     permission: str
     body: Any = None
     api: str = "openai"
+    files: Any = None
 
     def by(self, replica: Replica, key: str, address: str = HERE) -> requests.Response:
         """Send it as a customer at ``address`` does."""
@@ -44,6 +46,8 @@ class Asked(NamedTuple):
             headers["anthropic-version"] = "2023-06-01"
         method = "GET" if self.body is None else "POST"
         url = replica.url + self.path
+        if self.files is not None:
+            return requests.post(url, data=self.body, files=self.files, headers=headers, timeout=60)
         return requests.request(method, url, json=self.body, headers=headers, timeout=60)
 
 
@@ -51,6 +55,7 @@ def chat(**more: Any) -> dict[str, Any]:
     return {"model": MODEL, "max_tokens": 8, "messages": HI} | more
 
 
+SOUND = {"file": ("a.mp3", b"ID3" * 1000, "audio/mpeg")}
 GEMINI = f"/v1beta/models/{MODEL}"
 MATRIX = {
     "chat": Asked("/v1/chat/completions", "chat", chat()),
@@ -70,6 +75,16 @@ MATRIX = {
     ),
     "moderations": Asked("/v1/moderations", "moderations", {"model": MODEL, "input": "Hi?"}),
     "rerank": Asked("/v1/rerank", "rerank", {"model": MODEL, "query": "Hi?", "documents": ["Hi.", "No."]}),
+    "images": Asked("/v1/images/generations", "images", {"model": MODEL, "prompt": "Hi?"}),
+    "speech": Asked("/v1/audio/speech", "audio", {"model": MODEL, "input": "Hi?", "voice": "alloy"}),
+    "edits": Asked(
+        "/v1/images/edits",
+        "images",
+        {"model": MODEL, "prompt": "Hi?"},
+        files={"image": ("a.png", picture("a"), "image/png")},
+    ),
+    "transcriptions": Asked("/v1/audio/transcriptions", "audio", {"model": MODEL}, files=SOUND),
+    "translations": Asked("/v1/audio/translations", "audio", {"model": MODEL}, files=SOUND),
     "models": Asked("/v1/models", "models"),
     "model": Asked(f"/v1/models/{MODEL}", "models"),
     "models, Anthropic's": Asked("/v1/models", "models", api="anthropic"),
@@ -237,7 +252,7 @@ def _heard(asked: Asked, replica: Replica, key: str, status: int) -> str | None:
 def test_what_a_key_cannot_be_bound_to_is_refused(stage: Stage) -> None:
     number = stage.number(stage.customer.key)
     for arguments, says in (
-        ((number, "--permissions", "chat,images"), "'images' is none of chat, embeddings"),
+        ((number, "--permissions", "chat,videos"), "'videos' is none of chat, embeddings"),
         ((number, "--permissions", ""), "at least one"),
         ((number, "--addresses", "192.0.2.7/24"), "host bits"),
         ((number, "--expires", "2020-01-01T00:00:00Z"), "in the past"),

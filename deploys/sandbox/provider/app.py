@@ -2,7 +2,8 @@
 
 Answers: ``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/messages`` and
 ``/v1beta/models/{model}:generateContent`` or ``:streamGenerateContent``; beside them
-``/v1/completions``, ``/v1/moderations``, ``/v1/rerank``,
+``/v1/completions``, ``/v1/moderations``, ``/v1/rerank``, ``/v1/images/generations``, ``/v1/images/edits``,
+``/v1/audio/speech``, ``/v1/audio/transcriptions``, ``/v1/audio/translations``,
 ``/v1/messages/count_tokens``, ``:countTokens``, ``/v1/embeddings``, ``:embedContent``,
 ``:batchEmbedContents``, and ``GET /v1/models`` and ``/v1beta/models``.
 ``GET|PUT|DELETE /control``: behaviour; with ``?account=NAME`` towards one account.
@@ -18,13 +19,13 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from . import answers, embeddings, others
+from . import answers, embeddings, forms, media, others
 from .anthropic_messages import Messages
 from .books import Books
 from .cache import Cache
 from .checking import BadRequest
 from .control import Control, magic
-from .delivery import Call, Header, Receive, Send, fails, reply, served_call
+from .delivery import Call, Header, Receive, Send, fails, reply, send_whole, served_call
 from .formats import JSON, Asked, Format
 from .gemini import Gemini, GeminiArray
 from .openai_chat import Chat
@@ -121,7 +122,7 @@ class Provider:
     # ------------------------------------------------------------------ calls
 
     async def _serve(self, request: Request, form: Format, send: Send) -> None:
-        body = await request.body()
+        body = await (request.form() if request.path in forms.PATHS else request.body())
         ordered = self._of_account.get(request.account, self._control)
         control = ordered.merge(json.loads(request.headers.get(b"x-provider-control", b"{}")))
         asked = Asked(body, request.headers, request.query, request.model)
@@ -133,6 +134,8 @@ class Provider:
             await reply(send, 200, self._gemini.count(asked, lenient=control.lenient))
         elif request.path in PLAIN:
             await self._embed(request, self._chat, PLAIN[request.path](body), control, send)
+        elif request.path in media.MAKING:
+            await self._make(request, body, control, send)
         elif request.action in ("embedContent", "batchEmbedContents"):
             batch = request.action == "batchEmbedContents"
             embedded = embeddings.gemini_embeddings(request.model, body, batch=batch)
@@ -184,6 +187,20 @@ class Provider:
         field = "usageMetadata" if isinstance(form, Gemini) else "usage"
         told = {} if control.omit_usage or not usage else {field: control.told_usage or usage}
         await reply(send, 200, embedded.body | told)
+
+    async def _make(self, request: Request, body: JSON, control: Control, send: Send) -> None:
+        """An image or a sound, in whose text an order may stand."""
+        text, make = media.MAKING[request.path]
+        control = control.merge(magic([str(body.get(text, ""))]))
+        made = make(body, control)
+        gone = asyncio.ensure_future(request.receive())
+        try:
+            if await fails(self._chat, control, gone, request.receive, send):
+                return
+        finally:
+            gone.cancel()
+        await self._books.book(made.served(request.id, usage_sent=not control.omit_usage))
+        await send_whole(made.content_type, made.body, control, request.receive, send)
 
     # ------------------------------------------------------------------ the rest
 
@@ -251,6 +268,16 @@ class Request:
 
     async def body(self) -> JSON:
         """Its JSON object; raises BadRequest."""
+        parsed = json.loads(await self._whole() or b"{}")
+        if not isinstance(parsed, dict):
+            raise BadRequest("the body must be a JSON object")
+        return parsed
+
+    async def form(self) -> JSON:
+        """Its form; raises BadRequest."""
+        return forms.read(self.headers.get(b"content-type", b""), await self._whole())
+
+    async def _whole(self) -> bytes:
         body, more = b"", True
         while more:
             message = await self.receive()
@@ -258,10 +285,7 @@ class Request:
                 raise BadRequest("the request was cut short")
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        parsed = json.loads(body or b"{}")
-        if not isinstance(parsed, dict):
-            raise BadRequest("the body must be a JSON object")
-        return parsed
+        return body
 
 
 def unknown(request: Request) -> BadRequest:

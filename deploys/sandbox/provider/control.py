@@ -53,6 +53,8 @@ class Control:
     refusal: bool = False  # it refuses, in the format's way
     blocked: bool = False  # a filter stops it, in the format's way
     cached_tokens: int = -1  # how many of the prompt's tokens come from the cache; -1: as remembered
+    images: int = -1  # how many images it makes; -1: as many as are asked for
+    media_bytes: int = 0  # the size of each image or sound; 0: a small one
     lenient: bool = False  # take what the real API would refuse, as some compatible services do
 
     def merge(self, changes: dict[str, Any]) -> Control:

@@ -104,15 +104,8 @@ class Call:
         produced = self._answer.produced
         told = None if self._control.omit_usage else self._told(produced)
         body = json.dumps(self._format.whole(self._name, self._answer, told, self._control)).encode()
-        kind, body = INSTEAD.get(self._control.instead, (b"application/json", body))
         await self._book(produced, complete=True, usage_sent=told is not None)
-        response = Response(send, self._control)
-        await response.start(200, kind, len(body), *headers)
-        if self._control.instead == "cut":
-            await response.write(body[: len(body) // 2])
-            await abort(receive)
-            return
-        await response.write(body, last=True)
+        await send_whole(b"application/json", body, self._control, receive, send, *headers)
 
     async def stream(self, receive: Receive, send: Send, *headers: Header) -> None:
         """Answer in pieces until the end, the caller's leaving or the ordered cut."""
@@ -164,6 +157,20 @@ class Call:
         else:
             await response.write(b"", last=True)
         return True
+
+
+async def send_whole(
+    kind: bytes, body: bytes, control: Control, receive: Receive, send: Send, *headers: Header
+) -> None:
+    """Send an answer in one piece, or what the control orders instead of it."""
+    kind, body = INSTEAD.get(control.instead, (kind, body))
+    response = Response(send, control)
+    await response.start(200, kind, len(body), *headers)
+    if control.instead == "cut":
+        await response.write(body[: len(body) // 2])
+        await abort(receive)
+        return
+    await response.write(body, last=True)
 
 
 def served_call(

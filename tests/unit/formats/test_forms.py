@@ -1,0 +1,333 @@
+"""Forms with files: what is read of them, what passes, how edits and transcriptions are measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from urllib3 import encode_multipart_formdata
+
+from deploys.sandbox.provider import forms as provider_forms
+from relay.errors import ApiError
+from relay.formats import openai_image_edits, openai_transcriptions
+from relay.formats.answer import BadAnswer, ErrorAnswer
+from relay.formats.multipart import MAX_PARTS, MAX_TEXT_BYTES, Form, form_of
+from relay.pricing.errors import Unpriced
+from relay.pricing.plausibility import billed_usage
+from relay.pricing.tariff import Admission
+from relay.providers.profiles import Profile
+from relay.settings import Settings
+from tests.unit.formats.test_media import priced
+
+SETTINGS = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "known=1000,*=64"})
+PASS, DROP, REFUSE = (Profile("max_tokens", policy) for policy in ("pass", "drop", "refuse"))
+TYPE = b"multipart/form-data; boundary=b"
+PNG = b"\x89PNG\r\n\x1a\n\r\n--b \r\n--"
+SOUND = b"ID3\r\n--" + bytes(range(256)) * 16
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters='"\\\x7f'), min_size=1
+)
+
+
+def sent(*fields: tuple[str, Any]) -> Form:
+    """A form as urllib3 writes it; a file is (name, content, type)."""
+    body, kind = encode_multipart_formdata(fields)
+    return form_of(kind.encode(), body)
+
+
+def transcription(*fields: tuple[str, Any], **texts: str) -> openai_transcriptions.TranscriptionRequest:
+    given = {"model": "m", **texts}
+    return openai_transcriptions.parse_transcription(
+        sent(("file", ("a.mp3", SOUND, "audio/mpeg")), *given.items(), *fields), SETTINGS
+    )
+
+
+def edit(*fields: tuple[str, Any], **texts: str) -> Any:
+    given = {"model": "m", "prompt": "Hi?", **texts}
+    return openai_image_edits.parse(
+        sent(("image", ("a.png", PNG, "image/png")), *given.items(), *fields), SETTINGS
+    )
+
+
+@given(
+    texts=st.dictionaries(NAMES.map(lambda name: name[:50]), st.text(max_size=50), max_size=5),
+    files=st.dictionaries(NAMES.map(lambda name: f"file-{name[:40]}"), st.binary(), max_size=5),
+    filename=st.text(st.characters(codec="utf-8"), max_size=40),
+    model=st.text(min_size=1, max_size=40),
+)
+def test_what_is_written_is_what_was_read(
+    texts: dict[str, str], files: dict[str, bytes], filename: str, model: str
+) -> None:
+    uploads = [(name, (filename, content, "audio/mpeg")) for name, content in files.items()]
+    form = sent(*(texts | {"model": "m"}).items(), *uploads)
+    assert {part.name: bytes(part.content) for part in form.parts} == {
+        **{name: value.encode() for name, value in (texts | {"model": "m"}).items()},
+        **files,
+    }
+    read = provider_forms.read(form.content_type.encode(), form.written(model, frozenset(), "pass"))
+    assert {name: value for name, value in read.items() if name not in files} == texts | {"model": model}
+    assert {name: read[name].content for name in files} == files
+    again = form_of(form.content_type.encode(), form.written(model, frozenset(), "pass"))
+    assert [part.name for part in again.parts] == [part.name for part in form.parts]
+
+
+def test_a_file_keeps_its_name_and_its_type() -> None:
+    form = sent(("file", ('Grüße "1".mp3', b"x", "audio/mpeg")))
+    assert b'filename="Gr\xc3\xbc\xc3\x9fe ' in form.written("m", frozenset(), "pass")
+    assert b"Content-Type: audio/mpeg\r\n\r\nx\r\n" in form.written("m", frozenset(), "pass")
+    body = b"--b\r\nContent-Disposition: form-data; name=a; filename=x\r\nContent-Type: a b\r\n\r\nx\r\n--b--"
+    assert b"Content-Type" not in form_of(TYPE, body).written("m", frozenset(), "pass")
+
+
+def test_unknown_fields_pass_are_dropped_or_refused() -> None:
+    request = transcription(("new", "1"), ("new", "2"), language="de")
+    assert request.native("theirs", PASS).count(b'name="new"') == 2
+    assert b'name="new"' not in request.native("theirs", DROP)
+    assert b"theirs" in request.native("theirs", DROP)
+    with pytest.raises(ApiError) as refused:
+        request.native("theirs", REFUSE)
+    assert refused.value.param == "new"
+    assert json.loads(transcription(user="me").document())["user"] == "me"
+
+
+def part(name: str, content: bytes = b"x", *more: str) -> bytes:
+    lines = "".join(f"{line}\r\n" for line in (f'Content-Disposition: form-data; name="{name}"', *more))
+    return b"--b\r\n" + lines.encode() + b"\r\n" + content + b"\r\n"
+
+
+END = b"--b--\r\n"
+MALFORMED: dict[str, tuple[bytes, bytes]] = {
+    "no boundary": (b"multipart/form-data", part("a") + END),
+    "another boundary": (b"multipart/form-data; boundary=c", part("a") + END),
+    "a long boundary": (b"multipart/form-data; boundary=" + b"c" * 300, b"--" + b"c" * 300 + b"--"),
+    "empty": (TYPE, b""),
+    "JSON": (TYPE, b'{"model": "m"}'),
+    "no end": (TYPE, part("a")),
+    "half an end": (TYPE, part("a") + b"--b-"),
+    "begun too late": (TYPE, b"x\r\n" + part("a") + END),
+    "padding": (TYPE, part("a") + b"--b" + b" " * 100 + b"\r\n"),
+    "a boundary in a line": (TYPE, part("a", b"x\r\n--bx") + END),
+    "no name": (TYPE, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END),
+    "no disposition": (TYPE, b"--b\r\nX: y\r\n\r\nx\r\n" + END),
+    "another disposition": (TYPE, b"--b\r\nContent-Disposition: file; name=a\r\n\r\nx\r\n" + END),
+    "no header": (TYPE, b"--b\r\nnonsense\r\n\r\nx\r\n" + END),
+    "many headers": (TYPE, part("a", b"x", *["X: y"] * 9) + END),
+    "a long header": (TYPE, part("a", b"x", "X: " + "y" * 3000) + END),
+    "a long name": (TYPE, part("a" * 201) + END),
+    "a name with quotes": (TYPE, part('a\\"b') + END),
+    "a name that is no UTF-8": (TYPE, part("a").replace(b'"a"', b'"\xff"') + END),
+    "too many fields": (TYPE, part("a") * (MAX_PARTS + 1) + END),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_no_form_is_refused(name: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        form_of(*MALFORMED[name])
+    assert (caught.value.status, caught.value.code) == (400, "invalid_form")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        part("a") * MAX_PARTS + END,
+        part("file", b"\r\n--bb" * 100).replace(b"--bb", b"--c") + END + b"and more",
+        part("a", b"") + END,
+    ],
+)
+def test_what_is_a_form(body: bytes) -> None:
+    assert form_of(TYPE, body).parts
+
+
+def test_texts_and_encodings_are_bounded() -> None:
+    assert form_of(TYPE, part("a", b"x" * MAX_TEXT_BYTES) + END).parts
+    for body in (
+        part("a", b"x" * (MAX_TEXT_BYTES + 1)),
+        part("a", b"eA==", "Content-Transfer-Encoding: base64"),
+    ):
+        with pytest.raises(ApiError) as caught:
+            form_of(TYPE, body + END)
+        assert caught.value.param == "a"
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\r\n--bz", b"\r\n--b ", b"\r\n", b"--b", b"\r", b" ", b"\r\n--b\r\n", b"\r\n--b\r\n\r\n"]
+)
+def test_no_body_takes_long(unit: bytes) -> None:
+    many = unit * ((4 << 20) // len(unit))
+    for body in (many, part("a", many), b"--b" + many, b"--b\r\n" + many, part("a")[:-5] + many):
+        began = time.thread_time()
+        with suppress(ApiError):
+            form_of(TYPE, body + END)
+        assert time.thread_time() - began < 0.5
+
+
+# ---------------------------------------------------------------------- transcriptions
+
+
+@pytest.mark.parametrize(
+    ("rates", "by_duration"),
+    [
+        *(({"ms": 7}, True), ({"ms": 7, "in_text": 1, "out_text": 2}, True), ({"call": 7}, True)),
+        *(
+            ({"free": True}, True),
+            ({"in_text": 1, "out_text": 2}, False),
+            ({"in_audio": 1, "out_text": 2}, False),
+        ),
+    ],
+    ids=str,
+)
+def test_a_transcription_is_measured_by_what_the_price_has(
+    rates: Mapping[str, Any], by_duration: bool
+) -> None:
+    admission = priced(**rates)
+    request = transcription().priced(admission)
+    assert request.max_usage().others == ({"ms": -(-len(SOUND) * 1000 // 750)} if by_duration else {})
+    assert request.max_usage().max_output == (0 if by_duration else 16_384)
+    request.bound(admission)
+
+
+@pytest.mark.parametrize("admission", [priced(char=1), priced(in_text=1)])
+def test_a_transcription_without_a_price_is_refused_by_the_meter(admission: Admission) -> None:
+    with pytest.raises(Unpriced, match="ms"):
+        transcription().priced(admission).bound(admission)
+
+
+def billed(
+    request: Any, api: Any, admission: Any, answer: Any
+) -> tuple[Mapping[str, int], Mapping[str, Any]]:
+    """(meters, record)."""
+    request = request.priced(admission)
+    bound = request.bound(admission)
+    api = request.metered(api)
+    whole = api.read_whole(json.dumps(answer).encode())
+    made = billed_usage(
+        *(admission, bound, {}, api.USAGE_FORMAT, whole.usage),
+        *(lambda: request.counted_prompt(0), whole.estimate),
+    )
+    assert admission.charge(made.meters).amount <= bound.amount
+    return made.meters, made.recorded
+
+
+LONGEST = -(-len(SOUND) * 1000 // 750)
+USUAL = -(-len(SOUND) * 1000 // 16_000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "paid"),
+    [
+        *(({"usage": {"type": "duration", "seconds": 3}}, 3000), ({"duration": 2.0001}, 2001)),
+        *(({"duration": "1.5"}, 1500), ({"duration": 2, "usage": {"type": "duration", "seconds": 3}}, 3000)),
+        *(({}, USUAL), ({"duration": 0}, USUAL), ({"duration": "long"}, USUAL), ({"duration": -1}, USUAL)),
+        *(({"duration": 6}, USUAL), ({"usage": {"seconds": 1e9}}, USUAL), ({"usage": []}, USUAL)),
+        ({"usage": {"type": "tokens", "input_tokens": 3}}, USUAL),
+    ],
+    ids=str,
+)
+def test_the_duration_is_paid_that_is_told_and_can_be(answer: dict[str, Any], paid: int) -> None:
+    assert LONGEST < 6000
+    made = billed(transcription(), openai_transcriptions.TRANSCRIPTIONS, priced(ms=3), {"text": "x"} | answer)
+    assert made[0] == {"ms": paid}
+    assert made[1].get("estimated", False) == (paid == USUAL)
+
+
+TOKENS = {
+    "type": "tokens",
+    "input_tokens": 14,
+    "output_tokens": 45,
+    "input_token_details": {"audio_tokens": 10},
+}
+
+
+@pytest.mark.parametrize(
+    ("usage", "meters"),
+    [
+        (TOKENS, {"in_text": 4, "in_audio": 10, "out_text": 45}),
+        *(
+            (usage, {"in_audio": 3, "out_text": 2})
+            for usage in (None, {}, {"seconds": 3}, {"input_tokens": -1})
+        ),
+        (TOKENS | {"output_tokens": 99_999}, {"in_audio": 3, "out_text": 2}),
+        (TOKENS | {"input_tokens": 99_999}, {"in_audio": 3, "out_text": 2}),
+    ],
+    ids=str,
+)
+def test_by_tokens_the_usage_is_paid_that_can_be(usage: Any, meters: Mapping[str, int]) -> None:
+    admission = priced(in_text=1, in_audio=2, out_text=3)
+    answer = {"text": "abcdefgh", "usage": usage}
+    assert billed(transcription(), openai_transcriptions.TRANSCRIPTIONS, admission, answer)[0] == meters
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        *((b"", BadAnswer), (b"[]", BadAnswer), (b"Hello.", BadAnswer), (b'{"text": 5}', BadAnswer)),
+        *((b"{}", ErrorAnswer), (b'{"error": "no", "text": "x"}', ErrorAnswer)),
+    ],
+)
+def test_what_is_no_transcript(answer: bytes, error: type[Exception]) -> None:
+    api = transcription().metered(openai_transcriptions.TRANSLATIONS)
+    with pytest.raises(error):
+        api.read_whole(answer)
+
+
+# ---------------------------------------------------------------------- edits
+
+
+def test_an_edit_is_paid_by_the_piece_or_by_tokens_of_what_it_sees() -> None:
+    answer = {"data": [{"url": "x"}], "usage": {"input_tokens": 700, "output_tokens": 500}}
+    answer["usage"] |= {"input_tokens_details": {"text_tokens": 50, "image_tokens": 650}}  # type: ignore[operator]
+    assert billed(edit(), openai_image_edits.API, priced(image=7), answer)[0] == {"image": 1}
+    meters = billed(edit(), openai_image_edits.API, priced(in_text=1, out_image=2), answer)[0]
+    assert meters == {"in_text": 50, "in_image": 650, "out_image": 500}
+
+
+def test_an_edits_prompt_is_bound_with_all_its_images() -> None:
+    request = edit(("image[]", ("b.png", PNG, "image/png")), ("mask", ("m.png", PNG, "image/png")), n="3")
+    assert (request.images, request.choices, request.max_output) == (3, 3, 3 * 16_384)
+    assert request.input_bound >= 3 * 8_192
+    assert request.native("theirs", PASS).count(PNG) == 3
+
+
+FILE = ("file", ("a.mp3", SOUND, "audio/mpeg"))
+IMAGE = ("image", ("a.png", PNG, "image/png"))
+MODEL, PROMPT = ("model", "m"), ("prompt", "x")
+transcribed, edited = openai_transcriptions.parse_transcription, openai_image_edits.parse
+
+
+@pytest.mark.parametrize(
+    ("parse", "fields", "place"),
+    [
+        *((transcribed, fields, "model") for fields in ([FILE], [FILE, ("model", "")], [FILE, MODEL, MODEL])),
+        *(
+            (transcribed, [FILE, ("model", value)], "model")
+            for value in ("x" * 201, b"\xff", ("m", b"m", "a/b"))
+        ),
+        *((transcribed, fields, "file") for fields in ([MODEL], [MODEL, ("file", "x")], [MODEL, FILE, FILE])),
+        (transcribed, [MODEL, ("file", ("a.mp3", b"", "audio/mpeg"))], "file"),
+        *((transcribed, [MODEL, FILE, ("stream", one)], "stream") for one in ("true", "True", "1", "x")),
+        *(
+            (transcribed, [MODEL, FILE, ("response_format", one)], "response_format")
+            for one in ("text", "srt", "vtt")
+        ),
+        *((edited, fields, "image") for fields in ([MODEL, PROMPT], [MODEL, PROMPT, ("image", "x")])),
+        *((edited, fields, "prompt") for fields in ([MODEL, IMAGE], [MODEL, IMAGE, ("prompt", "")])),
+        *((edited, [MODEL, PROMPT, IMAGE, ("n", n)], "n") for n in ("0", "11", "x", "1.5", "-1", "9" * 5000)),
+        (edited, [MODEL, PROMPT, IMAGE, ("stream", "true")], "stream"),
+        (edited, [MODEL, PROMPT, IMAGE, ("mask", "x")], "mask"),
+    ],
+)
+def test_errors_name_the_field(parse: Any, fields: list[Any], place: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(sent(*fields), SETTINGS)
+    assert (caught.value.status, caught.value.param) == (400, place)
+
+
+def test_what_asks_for_no_stream_passes() -> None:
+    assert b"false" in transcription(stream="false", response_format="verbose_json").native("m", PASS)

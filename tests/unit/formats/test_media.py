@@ -1,0 +1,249 @@
+"""Requests for images and sounds: what is read and passes, how they are measured, what is an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import ApiError
+from relay.formats import openai_images, openai_speech
+from relay.formats.answer import BadAnswer, ErrorAnswer
+from relay.formats.openai_images import read_images
+from relay.gateway.audio_response import type_of
+from relay.pricing.charge import Row
+from relay.pricing.errors import Unpriced
+from relay.pricing.plausibility import billed_usage
+from relay.pricing.tariff import Admission, PriceVersion, Tariff
+from relay.providers.profiles import Profile
+from relay.settings import Settings
+
+SETTINGS = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "known=1000,*=64"})
+PASS = Profile("max_tokens", "pass")
+NOW = datetime.now(UTC)
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "m"} | fields).encode()
+
+
+def priced(free: bool = False, **rates: int) -> Admission:
+    rows = tuple(Row(meter, rate * 10**6) for meter, rate in rates.items())
+    return Admission(
+        "m", "", NOW, Tariff(PriceVersion(1, "m", "sell", "", "", "USD", NOW, None, 1, 0, free, rows))
+    )
+
+
+def images(**fields: Any) -> openai_images.ImageRequest:
+    return openai_images.parse(body(**{"prompt": "Hi?"} | fields), SETTINGS)
+
+
+def speech(**fields: Any) -> openai_speech.SpeechRequest:
+    return openai_speech.parse(body(**{"input": "Hi?"} | fields), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("module", "sent"),
+    [
+        (openai_images, b'{ "prompt":"Hi?", "model" : "m","n":2,"size":"1x1","new":[1.50],"stream":false }'),
+        (openai_speech, b'{"input":"Hi?", "voice":{"id":"v"}, "model" : "m", "stream_format":"audio"}'),
+    ],
+)
+def test_a_request_passes_as_it_came_but_for_the_model(module: Any, sent: bytes) -> None:
+    request = module.parse(sent, SETTINGS)
+    assert request.native("m", PASS) == sent
+    assert request.native("theirs", PASS) == sent.replace(b'"m"', b'"theirs"')
+
+
+@pytest.mark.parametrize(
+    ("rates", "most"),
+    [
+        ({"image": 7}, {"image": 3}),
+        ({"image": 7, "in_text": 1, "out_image": 2}, {"image": 3}),
+        ({"call": 7}, {"image": 3}),
+        ({"free": True}, {"image": 3}),
+        ({"in_text": 1, "out_image": 2}, {}),
+        ({"in_text": 1, "out_text": 2}, {}),
+    ],
+    ids=str,
+)
+def test_images_are_measured_by_what_the_price_has(rates: Mapping[str, Any], most: Mapping[str, int]) -> None:
+    admission = priced(**rates)
+    request = images(n=3).priced(admission)
+    bound = request.max_usage()
+    assert bound.others == most
+    assert (bound.input_units > 0, bound.max_output) == ((False, 0) if most else (True, 3 * 16_384))
+    request.bound(admission)
+
+
+@pytest.mark.parametrize("rates", [{"in_text": 1}, {"char": 1}, {}], ids=str)
+def test_images_without_a_price_are_refused_by_the_meter(rates: Mapping[str, Any]) -> None:
+    admission = priced(**rates)
+    with pytest.raises(Unpriced, match="image"):
+        images().priced(admission).bound(admission)
+
+
+def test_the_tokens_of_an_image_are_bound_by_its_model() -> None:
+    assert images(model="known", n=4).max_output == 4_000
+    assert images(n=2).max_output == 2 * 16_384
+
+
+@given(prompt=st.text(min_size=1), number=st.integers(1, 10))
+def test_a_prompt_counts_within_its_bound(prompt: str, number: int) -> None:
+    request = images(prompt=prompt, n=number)
+    assert (request.counted <= request.input_bound, request.choices) == (True, number)
+
+
+ONE = {"b64_json": "AAAA"}
+USAGE = {
+    "input_tokens": 10,
+    "output_tokens": 500,
+    "input_tokens_details": {"text_tokens": 4, "image_tokens": 6},
+}
+
+
+def billed(admission: Admission, answer: Any, **fields: Any) -> tuple[Mapping[str, int], int, str | None]:
+    """(meters, charge, doubt) of an answer."""
+    request = images(**fields).priced(admission)
+    bound = request.bound(admission)
+    api = request.metered(openai_images.API)
+    whole = api.read_whole(json.dumps(answer).encode())
+    assert not whole.empty
+    made = billed_usage(
+        *(admission, bound, {}, api.USAGE_FORMAT, whole.usage),
+        *(lambda: request.counted_prompt(0), whole.estimate),
+    )
+    charge = admission.charge(made.meters).amount
+    assert charge <= bound.amount
+    return made.meters, charge, made.doubt
+
+
+@pytest.mark.parametrize(
+    ("made", "paid"),
+    [
+        *(([ONE] * 3, 3), ([ONE] * 2, 2), ([ONE] * 9, 3)),
+        *(([ONE, {"url": ""}, {"b64_json": None}, {"b64_json": 5}, {}], 1), ([{"url": "https://x"}], 1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("usage", [None, USAGE, "odd", {"input_tokens": "odd"}], ids=str)
+def test_by_the_piece_images_are_paid_that_came_and_were_asked_for(made: Any, paid: int, usage: Any) -> None:
+    answer = {"data": made, "usage": usage}
+    assert billed(priced(image=7), answer, n=3) == ({"image": paid}, 7 * paid, None)
+
+
+def test_by_tokens_the_providers_usage_is_paid() -> None:
+    price = priced(in_text=1, in_image=2, out_image=3, out_text=4)
+    assert billed(price, {"data": [ONE], "usage": USAGE | {"input_tokens_details": None}}) == (
+        {"in_text": 10, "out_image": 500},
+        10 + 1500,
+        None,
+    )
+    parts = USAGE | {"input_tokens_details": None, "output_tokens_details": {"text_tokens": 100}}
+    assert billed(price, {"data": [ONE], "usage": parts})[:2] == (
+        {"in_text": 10, "out_text": 100, "out_image": 400},
+        10 + 400 + 1200,
+    )
+
+
+@pytest.mark.parametrize(
+    ("usage", "doubted"),
+    [
+        *((None, False), ({}, False), ("odd", False), ({"images": 2}, True)),
+        *(({"input_tokens": 5, "output_tokens": 0}, True), ({"input_tokens": 0, "output_tokens": 9}, True)),
+        *(({"input_tokens": 5, "output_tokens": 99_999}, True), ({"input_tokens": -1}, True)),
+    ],
+    ids=str,
+)
+def test_by_tokens_what_cannot_be_is_counted(usage: Any, doubted: bool) -> None:
+    answer = {"data": [ONE] * 2, "usage": usage}
+    meters, _, doubt = billed(priced(in_text=1, out_image=3), answer, prompt="x" * 40, n=2)
+    assert (meters, doubt is not None) == ({"in_text": 10, "out_image": 2 * 1056}, doubted)
+
+
+@pytest.mark.parametrize("by_piece", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        *((b"", BadAnswer), (b"[]", BadAnswer), (b"<html>", BadAnswer), (b'{"data": [', BadAnswer)),
+        *((b'{"data": []}', BadAnswer), (b'{"data": null}', BadAnswer), (b'{"data": [5]}', BadAnswer)),
+        *((b'{"data": [{}]}', BadAnswer), (b'{"data": [{"url": ""}]}', BadAnswer)),
+        *((b"{}", ErrorAnswer), (b'{"message": "no"}', ErrorAnswer), (b'{"error": "no"}', ErrorAnswer)),
+        (b'{"error": {"message": "no"}, "data": [{"url": "x"}]}', ErrorAnswer),
+    ],
+)
+def test_what_is_no_image(answer: bytes, error: type[Exception], by_piece: bool) -> None:
+    with pytest.raises(error):
+        read_images(answer, most=1, by_piece=by_piece)
+
+
+def test_an_error_that_is_null_is_none() -> None:
+    assert read_images(b'{"error": null, "data": [{"url": "x"}]}', most=1, by_piece=True).usage["images"] == 1
+
+
+@given(st.text(min_size=1), st.text() | st.none())
+def test_speech_is_paid_by_its_characters(text: str, instructions: str | None) -> None:
+    request = speech(input=text, instructions=instructions)
+    count = len(text) + len(instructions or "")
+    assert request.max_usage().others == {"char": count}
+    whole = request.metered(openai_speech.API).read_whole(b"ID3")
+    assert whole.usage == {"meters": {"char": count}}
+    assert request.priced(priced(char=3)).bound(priced(char=3)).amount == 3 * count
+
+
+def test_half_of_an_emoji_is_one_character() -> None:
+    request = openai_speech.parse(b'{"model": "m", "input": "a\\ud83d"}', SETTINGS)
+    assert request.characters == 2
+
+
+def test_no_sound_is_no_answer() -> None:
+    with pytest.raises(BadAnswer):
+        speech().metered(openai_speech.API).read_whole(b"")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("audio/mpeg", "Audio/MPEG", " audio/wav ", "application/octet-stream", "audio/x-wav;codecs=1"),
+        *('audio/ogg; codecs="opus"', "audio/L16;rate=24000; channels=1", "audio/vnd.wave"),
+    ],
+)
+def test_sounds_have_such_types(given: str) -> None:
+    assert type_of(given) == given.strip().encode()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "audio/", "audio", "application/json", "text/html; charset=utf-8", "text/event-stream"),
+        *("audio/mpeg\r\nx: y", "audio/mpeg, text/html", "audio/mpeg; a=<b>", "audio/ü", "video/mp4"),
+        *("xaudio/mpeg", "application/octet-stream-x", "audio/" + "x" * 100),
+    ],
+)
+def test_nothing_else_is_a_sound(given: str) -> None:
+    with pytest.raises(BadAnswer, match="is no sound"):
+        type_of(given)
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "place"),
+    [
+        *((openai_images, {"prompt": "x", "n": n}, "n") for n in (0, 11, "2", 1.5)),
+        *((openai_images, {"prompt": prompt}, "prompt") for prompt in (None, "", 5)),
+        *((openai_images, {"prompt": "x", "stream": stream}, "stream") for stream in (True, "x")),
+        *((openai_speech, {"input": text}, "input") for text in (None, "", ["x"])),
+        (openai_speech, {"input": "x", "instructions": 5}, "instructions"),
+        *((openai_speech, {"input": "x", "stream_format": one}, "stream_format") for one in ("sse", 5)),
+        (openai_speech, {"input": "x", "stream": True}, "stream"),
+        (openai_speech, {"input": "x", "model": ""}, "model"),
+    ],
+)
+def test_errors_name_the_field(module: Any, fields: dict[str, Any], place: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        module.parse(body(**fields), SETTINGS)
+    assert (caught.value.status, caught.value.param) == (400, place)
