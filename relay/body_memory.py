@@ -1,7 +1,7 @@
 """A bound on the request bodies that a process holds at once.
 
-Each may be as large as `max_body_bytes`, and some dozens of the largest would have a replica killed for its
-memory, with the streams of all its customers.
+Each may be as large as `max_body_bytes`, or `max_form_bytes` with files, and some dozens of the largest
+would have a replica killed for its memory, with the streams of all its customers.
 """
 
 from __future__ import annotations

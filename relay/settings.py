@@ -59,6 +59,7 @@ class Settings:
     provider_idle_seconds: float  # between two reads of an answer
     provider_timeout_seconds: float  # for a whole call
     max_body_bytes: int  # of a customer's request
+    max_form_bytes: int  # of one with files
     bodies_bytes: int  # of all requests that a replica has in memory at once, before large ones are refused
     answers_bytes: int  # of all whole answers of providers likewise, before large ones wait for each other
     max_answer_bytes: int  # of a provider's answer that is not streamed
@@ -116,6 +117,8 @@ class Settings:
             provider_idle_seconds=read.number("PROVIDER_IDLE_SECONDS", 60),
             provider_timeout_seconds=read.number("PROVIDER_TIMEOUT_SECONDS", 600),
             max_body_bytes=int(read.number("MAX_BODY_BYTES", 16 << 20, least=1024)),
+            # OpenAI takes sounds of 25 MB.
+            max_form_bytes=int(read.number("MAX_FORM_BYTES", 26 << 20, least=1024)),
             bodies_bytes=int(read.number("BODIES_BYTES", 256 << 20, least=1 << 20)),
             answers_bytes=int(read.number("ANSWERS_BYTES", 128 << 20, least=1 << 20)),
             max_answer_bytes=int(read.number("MAX_ANSWER_BYTES", 64 << 20, least=1024)),

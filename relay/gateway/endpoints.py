@@ -75,7 +75,7 @@ class Endpoint:
     async def read(self, scope: Scope, receive: Receive, settings: Settings) -> Request:
         """A checked request; raises ApiError."""
         if self.about.form:
-            body = await read_form(scope, receive, settings.max_body_bytes)
+            body = await read_form(scope, receive, settings.max_form_bytes)
             return self.parse(form_of(header(scope, b"content-type"), body), settings)
         return self.parse(await read_json(scope, receive, settings.max_body_bytes), settings)
 

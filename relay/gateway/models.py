@@ -16,6 +16,7 @@ from relay.gateway.services import Services
 from relay.identity.permissions import MODELS
 from relay.identity.token_cache import Caller
 from relay.pricing.errors import Unpriced
+from relay.pricing.tariff import Admission
 
 PATHS = GEMINI_MODELS
 # Of a page in Anthropic's format, and in Gemini's.
@@ -25,11 +26,13 @@ USUAL_LIMIT, GOOGLES_LIMIT, MAX_LIMIT = 20, 50, 1000
 async def list_models(services: Services, scope: Scope, send: Send) -> None:
     """The models that this caller may use now: served by a channel, priced, and allowed to the key."""
     caller = await identify(services, scope, MODELS)
-    names = [name for name in services.channels.models() if _usable(services, caller, name)]
+    found = {name: _admission(services, caller, name) for name in services.channels.models()}
+    usable = {name: admission for name, admission in found.items() if admission is not None}
     query = parse_qs(scope["query_string"].decode("latin-1"))
     if is_googles(scope):
-        await send_json(send, 200, _googles_page(names, query))
+        await send_json(send, 200, _googles_page(usable, query))
         return
+    names = list(usable)
     if is_anthropics(scope):
         await send_json(send, 200, _page(names, query))
         return
@@ -40,20 +43,23 @@ async def show_model(services: Services, scope: Scope, send: Send) -> None:
     """One of them; raises ApiError 404."""
     caller = await identify(services, scope, MODELS)
     name = next(scope["path"].removeprefix(f"{path}/") for path in PATHS if scope["path"].startswith(path))
-    if not services.channels.serves(name) or not _usable(services, caller, name):
+    admission = _admission(services, caller, name) if services.channels.serves(name) else None
+    if admission is None:
         raise errors.unknown_model(name)
-    shape = _googles_model if is_googles(scope) else _anthropics_model if is_anthropics(scope) else _model
-    await send_json(send, 200, shape(name))
+    if is_googles(scope):
+        await send_json(send, 200, _googles_model(name, admission))
+        return
+    await send_json(send, 200, (_anthropics_model if is_anthropics(scope) else _model)(name))
 
 
-def _usable(services: Services, caller: Caller, name: str) -> bool:
+def _admission(services: Services, caller: Caller, name: str) -> Admission | None:
+    """By which price the caller may use the model; None where it may not."""
     if not caller.may_use(name):
-        return False
+        return None
     try:
-        services.prices.admit(name, group=caller.group, at=datetime.now(UTC))
+        return services.prices.admit(name, group=caller.group, at=datetime.now(UTC))
     except Unpriced:
-        return False
-    return True
+        return None
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -71,23 +77,28 @@ def _anthropics_model(name: str) -> dict[str, Any]:
     }
 
 
-def _googles_model(name: str) -> dict[str, Any]:
-    """Which limits it has is not known here."""
+def _googles_model(name: str, admission: Admission) -> dict[str, Any]:
+    """Which limits it has is not known here; what it is for, its price tells."""
+    methods: list[str] = []
+    if admission.has_price("out_text"):
+        methods = ["generateContent", "countTokens"]
+    elif admission.has_price("in_text"):
+        methods = ["embedContent", "batchEmbedContents"]
     return {
         "name": f"models/{name}",
         "version": "1",
         "displayName": name,
-        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "supportedGenerationMethods": methods,
     }
 
 
-def _googles_page(names: list[str], query: dict[str, list[str]]) -> dict[str, Any]:
+def _googles_page(usable: dict[str, Admission], query: dict[str, list[str]]) -> dict[str, Any]:
     """A page in Gemini's format: up to ``pageSize`` models after the one that ``pageToken`` names."""
     limit = _limit(query, "pageSize", GOOGLES_LIMIT)
     after = query.get("pageToken", [""])[-1]
-    found = [name for name in names if name > after]
+    found = [name for name in usable if name > after]
     more = {"nextPageToken": found[limit - 1]} if len(found) > limit else {}
-    return {"models": [_googles_model(name) for name in found[:limit]]} | more
+    return {"models": [_googles_model(name, usable[name]) for name in found[:limit]]} | more
 
 
 def _limit(query: dict[str, list[str]], name: str, usual: int) -> int:

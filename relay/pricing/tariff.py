@@ -165,8 +165,9 @@ class Admission:
         return Cost(charge.amount, charge.exact, tariff.evidence(meters, self.service_tier))
 
     def has_price(self, meter: str) -> bool:
-        """Whether a unit of this meter has a price, of its own or by a fallback, in a call without prompt."""
-        return meter in self.tariff.table({}, self.service_tier)
+        """Whether it is known what a unit of this meter costs: by a price of its own or a fallback, in a call
+        without prompt; or since calls are free, or cost the same whatever they use."""
+        return self.free or self.tariff.whole_call or meter in self.tariff.table({}, self.service_tier)
 
     def has_cost(self, provider: str, channel: str) -> bool:
         """Whether it is known what the provider takes for a call by this channel."""

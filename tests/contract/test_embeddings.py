@@ -18,7 +18,7 @@ from google.genai import types
 from deploys.sandbox.provider.embeddings import DIMENSIONS, vector
 from tests.contract.conftest import Database
 from tests.contract.fuzz.raw_provider import Answer, Received, running_raw_provider
-from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica, trusted
+from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica, eventually, trusted
 from tests.contract.test_messages import raw_json
 
 IN = 20  # nano-dollars a token
@@ -301,3 +301,33 @@ def test_google_hears_of_the_next_providers_vectors(stage: Stage, customer: Cust
 def test_the_books_are_the_charges(stage: Stage) -> None:
     for proof in ("recompute", "conserve"):
         assert stage.relay.command("audit", proof)["ok"]
+
+
+def test_what_a_model_is_for_is_told_in_geminis_list(stage: Stage, customer: Customer) -> None:
+    """By its price: one that writes no text makes vectors, one that is paid by the image does neither."""
+    prices = {"vectors": ("--in-text", "0.02/1M"), "writer": (), "painter": ("--rate", "image=0.04/1")}
+    create = (
+        "channel",
+        "create",
+        "--name",
+        "kinds",
+        "--provider",
+        "p",
+        "--base-url",
+        "http://127.0.0.1:9/v1",
+    )
+    stage.relay.command(*create, "--api-key-stdin", "--models", ",".join(prices), stdin=PROVIDER_KEY)
+    for model, rates in prices.items():
+        stage.relay.price(model, *rates)
+
+    def told() -> dict[str, list[str]]:
+        url = f"{customer.replica.url}/v1beta/models?pageSize=1000"
+        answer = requests.get(url, headers={"x-goog-api-key": customer.key}, timeout=60).json()
+        return {one["name"]: one["supportedGenerationMethods"] for one in answer["models"]}
+
+    eventually(lambda: {f"models/{model}" for model in prices} <= told().keys())
+    assert {model: told()[f"models/{model}"] for model in prices} == {
+        "vectors": ["embedContent", "batchEmbedContents"],
+        "writer": ["generateContent", "countTokens"],
+        "painter": [],
+    }
