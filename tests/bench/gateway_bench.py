@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 import httptools
 import uvloop
 
+from tests.bench.gateway_parts import Part, parts
 from tests.bench.ledger_bench import database, percentile, postmaster_of, server_cpu
 from tests.contract.conftest import REPOSITORY, Database, free_port
 from tests.contract.relay_rig import MODEL, Customer, Process, Relay, Replica, eventually, running_redis
@@ -247,6 +248,12 @@ def table(figures: list[Figures]) -> str:
     return "\n".join(lines)
 
 
+def parts_table(found: list[Part]) -> str:
+    """The parts for people."""
+    lines = [f"{'part, alone':34}{'callers':>8}{'CPU us':>9}"]
+    return "\n".join(lines + [f"{one.name:34}{one.callers:8}{one.cpu_us:9.1f}" for one in found])
+
+
 class Stage:
     """Provider, passing nginx, PostgreSQL and Redis of one run, and relays on them."""
 
@@ -258,7 +265,7 @@ class Stage:
         stack.enter_context(nginx(self._directory, "provider", answers))
         passing = PASSING.format(provider=self.provider, port=self._passing)
         self._nginx = stack.enter_context(nginx(self._directory, "passing", passing))
-        app_dsn, owner_dsn = stack.enter_context(database(None, None))
+        app_dsn, owner_dsn = self._dsns = stack.enter_context(database(None, None))
         self._redis = stack.enter_context(running_redis(self._directory))
         self._postmaster = postmaster_of(owner_dsn)
         made = Database(name="", owner_dsn=owner_dsn, app_dsn=app_dsn, superuser_dsn=owner_dsn)
@@ -297,6 +304,11 @@ class Stage:
                 raise SystemExit(f"{case}: {calls} calls cost {customer.spent()} n$, not {calls * CHARGE}")
         finally:
             replica.process.kill()
+
+    def parts(self, callers: int) -> list[Part]:
+        """What of a call is whose."""
+        url = f"http://127.0.0.1:{self.provider}/v1/chat/completions"
+        return parts(url, json.dumps(QUESTION).encode(), self._redis.url, *self._dsns, callers)
 
     def _replica(self, program: str) -> Replica:
         if not program:
@@ -342,7 +354,12 @@ def main() -> int:
                 cpu: Cpu = {name: partial(server_cpu, pid) for name, pid in other.items()}
                 url = f"{options.other}/chat/completions"
                 bench.measure("the other gateway", url, options.other_key, callers, cpu)
-    print(json.dumps([asdict(one) for one in bench.figures]) if options.json else table(bench.figures))
+        found = [part for callers in CALLERS for part in stage.parts(callers)]
+    if options.json:
+        cases = [asdict(one) for one in bench.figures]
+        print(json.dumps({"cases": cases, "parts": [asdict(one) for one in found]}))
+    else:
+        print(table(bench.figures), parts_table(found), sep="\n\n")
     return 0
 
 
