@@ -50,7 +50,7 @@ backup-verify: .venv/ready ## Read the whole repository of backups again
 	@$(PY) -m backups verify $(ENV)
 
 # One after another: servers and clients have bounds of seconds of their own, which they miss beside a fleet of
-# twelve hosts, and the fleet beside them.
+# eleven hosts, and the fleet beside them.
 test: .venv/ready tools ## Everything that CI runs: lint and types, unit tests, contract tests, the fleet from nothing
 	@status=0; failed=""; for part in lint coverage contract fleet; do \
 	  $(MAKE) --no-print-directory $$part || { status=$$?; failed="$$failed $$part"; }; done; \

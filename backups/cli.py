@@ -1,4 +1,4 @@
-"""The command line: status, backup, restore, switchover and the rest, for any environment, over SSH.
+"""Backups, restores and the members of the database, in any environment, over SSH.
 
 Exit codes: 0 done, 1 failed, 2 refused (a precondition does not hold, or the command was misused).
 """

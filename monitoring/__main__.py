@@ -1,7 +1,4 @@
-"""Ask the monitoring: the report of a month, the fleet's logs, the status page to be; silence alerts.
-
-Exit codes: 0 done, 1 failed, 2 misused.
-"""
+"""Reports, logs, the status page and silences of a fleet."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ LOGS_EXAMPLE = """examples:
   python -m monitoring logs '*' --class restored --day 2026-03-01
 
 The query is LogsQL. Every line has host, program, unit, level and class; what was JSON its own fields, too.
-Each class is asked for itself: a query that counts answers once for each, unless --class names one."""
+Each class has a store of its own: a query that counts answers once for each, unless --class names one."""
 RESTORE_EXAMPLE = """examples:
   python -m monitoring restore-logs --day 2026-03-01 --class security
   python -m monitoring logs 'program:sshd' --class restored --day 2026-03-01
@@ -76,15 +73,15 @@ def parser() -> argparse.ArgumentParser:
     def add(
         name: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
     ) -> argparse.ArgumentParser:
-        one = nouns.add_parser(
-            name, help=text, description=f"Print {text}.", epilog=epilog, formatter_class=layout
-        )
+        one = nouns.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=layout)
         one.set_defaults(run=run)
         return one
 
-    what = "availability, error budget, incidents, restores, cost and margin of a month"
+    what = "print availability, error budget, incidents, restores, cost and margin of a month"
     one = add("report", what, EXAMPLE, report)
-    one.add_argument("--month", required=True, metavar="YYYY-MM", help="a month in UTC, this one too")
+    one.add_argument(
+        "--month", required=True, metavar="YYYY-MM", help="a month in UTC, which may be the present one"
+    )
     one.add_argument(
         "--prometheus",
         default="http://127.0.0.1:9090",
@@ -92,37 +89,63 @@ def parser() -> argparse.ArgumentParser:
         help="default: %(default)s, the near end of a tunnel to the monitoring host",
     )
     one.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    one.add_argument("--directory", type=Path, metavar="DIR", help="write both there, too")
+    one.add_argument(
+        "--directory", type=Path, metavar="DIR", help="write both there, as report-YYYY-MM.json and .md"
+    )
 
-    one = add("logs", "log lines of all hosts that match a query", LOGS_EXAMPLE, search_logs)
-    one.add_argument("query", metavar="QUERY", help="LogsQL")
+    one = add("logs", "print log lines of all hosts that match a query", LOGS_EXAMPLE, search_logs)
+    one.add_argument("query", metavar="QUERY", help="in LogsQL, e.g. 'level:error program:sshd'")
     one.add_argument("--since", type=duration, default="1h", metavar="TIME", help="90s, 15m, 7d; default: 1h")
     one.add_argument("--day", type=day, help="a day in UTC instead: YYYY-MM-DD")
-    one.add_argument("--limit", type=positive, default=1000, help="the newest so many; default: %(default)s")
-    one.add_argument("--class", dest="of_class", choices=CLASSES, default="", help="default: both")
+    one.add_argument(
+        "--limit",
+        type=positive,
+        default=1000,
+        help="how many lines at most, the newest; default: %(default)s",
+    )
+    one.add_argument(
+        "--class", dest="of_class", choices=CLASSES, default="", help="default: business and security"
+    )
     one.add_argument("--json", action="store_true", help="print a JSON object a line, all fields")
     environment_option(one)
 
-    one = add("restore-logs", "how a day's logs came back from the bucket", RESTORE_EXAMPLE, restore_logs)
+    one = add(
+        "restore-logs",
+        "bring a day's logs back from the bucket, or take them away again",
+        RESTORE_EXAMPLE,
+        restore_logs,
+    )
     one.add_argument("--day", type=day, help="YYYY-MM-DD")
-    one.add_argument("--class", dest="of_class", choices=CLASSES[:2], default="")
-    one.add_argument("--remove", action="store_true", help="take away what came back")
+    one.add_argument("--class", dest="of_class", choices=CLASSES[:2], default="", help="with --day")
+    one.add_argument("--remove", action="store_true", help="instead: remove what was brought back")
     environment_option(one)
 
-    one = add("status", "where the status page was written", STATUS_EXAMPLE, status_page)
+    one = add(
+        "status",
+        "write the status page as it would be, with the incidents of this repository",
+        STATUS_EXAMPLE,
+        status_page,
+    )
     one.add_argument("--preview", type=Path, required=True, metavar="DIR", help="write the page there")
-    one.add_argument("--from", dest="source", metavar="FILE", help="a status.json; - for standard input")
+    one.add_argument(
+        "--from", dest="source", metavar="FILE", help="a status.json to show; - for standard input"
+    )
     one.add_argument("--incidents", type=Path, metavar="DIR", help="default: monitoring/status/incidents")
 
-    one = add("silence", "alerts that would be silenced; with --yes, silence them", SILENCE_EXAMPLE, silence)
-    one.add_argument("environment", metavar="ENV")
+    one = add(
+        "silence",
+        "silence alerts, list the silences or end one; a dry run without --yes",
+        SILENCE_EXAMPLE,
+        silence,
+    )
+    one.add_argument("environment", metavar="ENV", help="a file of inventories/, without .py")
     one.add_argument("matchers", metavar="MATCHER", nargs="*", help='alertname=HostDown, instance=~"app.*"')
     one.add_argument("--for", dest="lasts", metavar="TIME", help="90s, 30m, 2h, 1d; 7d at most")
     one.add_argument("--reason", metavar="TEXT", help="why, for whoever wonders")
     which = one.add_mutually_exclusive_group()
     which.add_argument("--list", action="store_true", help="show the silences in force")
-    which.add_argument("--end", metavar="ID", help="end a silence")
-    one.add_argument("--yes", action="store_true", help="do it")
+    which.add_argument("--end", metavar="ID", help="end the silence that --list shows under this ID")
+    one.add_argument("--yes", action="store_true", help="do it; without, it is only shown")
     one.add_argument("--json", action="store_true", help="print JSON")
     return top
 
@@ -130,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
 def environment_option(one: argparse.ArgumentParser) -> None:
     """Whose logs."""
     default = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
-    one.add_argument("--environment", default=default, metavar="ENV", help="default: %(default)s")
+    one.add_argument(
+        "--environment", default=default, metavar="ENV", help="default: $RELAY_ENVIRONMENT, else sandbox"
+    )
 
 
 def duration(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: plan, apply, verify, doctor, release, secrets, ban, node, edge, waf, sandbox."""
+"""Builds the fleet that an inventory describes, checks it and changes it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ EPILOG = """examples:
   python -m deploys secrets sandbox --renew       a step towards new certificates and a new authority
   python -m deploys secrets production --set s3_access_key < FILE     take a key that others made
   python -m deploys secrets rotate sandbox redis_password             another value, without a failed call
-  python -m deploys plan sandbox                  show drift; 0 clean, 2 drift, 1 error
-  python -m deploys apply sandbox --limit edge    bring one group (or host) in line; 0 done, 1 error,
-                                                  3 done but for hosts that stopped answering
+  python -m deploys plan sandbox                  show what apply would change
+  python -m deploys apply sandbox --limit edge    make one group or host what the inventory says
   python -m deploys verify sandbox                run the launch checklist
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
   python -m deploys doctor sandbox                what to know before touching anything, on one screen
@@ -239,18 +238,20 @@ def ban(arguments: argparse.Namespace) -> int:
 
 
 def _add_ban(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "drop what comes from an address at the edge, within seconds"
+    text = "ban an address at the edges, within seconds; end bans, list them"
     layout = argparse.RawDescriptionHelpFormatter
-    verbs = commands.add_parser("ban", help=text, epilog=BAN_EPILOG, formatter_class=layout).add_subparsers(
-        dest="verb", required=True, metavar="add|remove|list"
-    )
+    verbs = commands.add_parser(
+        "ban", help=text, description=text, epilog=BAN_EPILOG, formatter_class=layout
+    ).add_subparsers(dest="verb", required=True, metavar="add|remove|list")
     for verb, text in (
-        ("add", "ban an address or a network on every edge host; no run has to end first"),
+        ("add", "ban an address or a network on every edge host, also while an apply or a release runs"),
         ("remove", "end the bans of an address, or of all in a network"),
         ("list", "the bans in force, who made them and why"),
     ):
-        command = verbs.add_parser(verb, help=text, epilog=BAN_EPILOG, formatter_class=layout)
-        command.add_argument("environment", metavar="ENV")
+        command = verbs.add_parser(
+            verb, help=text, description=text, epilog=BAN_EPILOG, formatter_class=layout
+        )
+        command.add_argument("environment", metavar="ENV", help=environment.HELP)
         if verb != "list":
             command.add_argument("address", metavar="ADDRESS", help="203.0.113.7, 2001:db8::/48 ...")
         if verb == "add":
@@ -279,11 +280,15 @@ def _add_edge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "status": "which edges and nodes serve, and how many calls are open to drained ones",
     }
     text = "take an edge out of service, and back; show what is drained"
-    command = commands.add_parser("edge", help=text, epilog=EDGE_EPILOG, formatter_class=layout)
+    command = commands.add_parser(
+        "edge", help=text, description=text, epilog=EDGE_EPILOG, formatter_class=layout
+    )
     below = command.add_subparsers(dest="verb", required=True, metavar="|".join(verbs))
     for verb, text in verbs.items():
-        command = below.add_parser(verb, help=text, epilog=EDGE_EPILOG, formatter_class=layout)
-        command.add_argument("environment", metavar="ENV")
+        command = below.add_parser(
+            verb, help=text, description=text, epilog=EDGE_EPILOG, formatter_class=layout
+        )
+        command.add_argument("environment", metavar="ENV", help=environment.HELP)
         if verb != "status":
             command.add_argument("host", metavar="HOST")
         if verb == "drain":
@@ -301,15 +306,18 @@ def parser() -> argparse.ArgumentParser:
     names = "plan|apply|verify|doctor|release|rollback|releases|secrets|ban|node|edge|waf|sandbox"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     for run, text in (
-        (plan, "show what apply would change: 0 nothing, 2 something, 1 error"),
+        (plan, "show what apply would change; exit code 0: nothing, 2: something, 1: error"),
         (
             apply,
-            "make the fleet what the inventory says: 0 done, 3 but for hosts that stopped answering, 1 error",
+            "make the fleet what the inventory says; exit code 0: done, 3: done except on hosts that stopped "
+            "answering, 1: error",
         ),
         (verify, "run the launch checklist against the fleet"),
     ):
-        command = commands.add_parser(run.__name__, help=text, epilog=EPILOG, formatter_class=layout)
-        command.add_argument("environment", metavar="ENV", help="a file of inventories/, without .py")
+        command = commands.add_parser(
+            run.__name__, help=text, description=text, epilog=EPILOG, formatter_class=layout
+        )
+        command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.add_argument(
             "--limit", nargs="+", action="extend", default=[], metavar="HOST|GROUP", help="only these hosts"
         )
@@ -318,12 +326,12 @@ def parser() -> argparse.ArgumentParser:
     commands.choices["apply"].add_argument("--until", metavar="ROLE", default="", help=text)
     text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
     commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
-    text = "make what is missing, remove what is for no host; or `secrets rotate|list|show|edit`"
-    command = commands.add_parser("secrets", help=text, epilog=EPILOG, formatter_class=layout)
-    command.add_argument("environment", metavar="ENV")
-    text = (
-        "issue every certificate anew and take the authority a step on: announced, switched, old one dropped"
+    text = "make missing secrets, remove those of hosts that left; or `secrets rotate|list|show|edit`"
+    command = commands.add_parser(
+        "secrets", help=text, description=text, epilog=EPILOG, formatter_class=layout
     )
+    command.add_argument("environment", metavar="ENV", help=environment.HELP)
+    text = "a step to a new authority and new certificates: announce it, sign by it, drop the old one"
     command.add_argument("--renew", action="store_true", help=text)
     text = "let hosts trust the authorities of a PEM file too, such as /etc/relay/tls/ca.crt of a host"
     command.add_argument("--trust", metavar="FILE", help=text)
@@ -337,7 +345,11 @@ def parser() -> argparse.ArgumentParser:
     waf.add_to(commands)
     doctor.add_to(commands)
     release.add_to(commands)
-    commands.add_parser("sandbox", help="up, down, status, preflight (see `sandbox --help`)", add_help=False)
+    commands.add_parser(
+        "sandbox",
+        help="the sandbox on this machine: up, down, status, … (see `sandbox --help`)",
+        add_help=False,
+    )
     return top
 
 

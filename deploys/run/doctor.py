@@ -585,15 +585,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command's options."""
+    text = (
+        "show on one screen what to know before touching anything; exit code 0: all is well, 1: could not "
+        "look, 2: needs attention"
+    )
     command = commands.add_parser(
         "doctor",
-        help="one screen of what to know before touching anything: 0 well, 1 could not look, 2 attention",
+        help=text,
+        description=text,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("environment", metavar="ENV")
+    command.add_argument("environment", metavar="ENV", help=environment.HELP)
     command.add_argument(
-        "--plan", action="store_true", help="look for drift now, not at the last plan's result"
+        "--plan", action="store_true", help="plan now, instead of telling the result of the last plan"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run)

@@ -23,6 +23,8 @@ from deploys.lib.errors import DeployError
 from deploys.lib.fleet import REPOSITORY
 
 INVENTORIES = REPOSITORY / "inventories"
+# What ENV stands for in the help of commands.
+HELP = "a file of inventories/, without .py"
 
 
 def names() -> list[str]:

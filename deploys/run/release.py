@@ -633,8 +633,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     layout = argparse.RawDescriptionHelpFormatter
     added = {}
     for name, run in (("release", release), ("rollback", rollback), ("releases", show)):
-        command = commands.add_parser(name, help=texts[name], epilog=EPILOG, formatter_class=layout)
-        command.add_argument("environment", metavar="ENV")
+        command = commands.add_parser(
+            name, help=texts[name], description=texts[name], epilog=EPILOG, formatter_class=layout
+        )
+        command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.set_defaults(run=run)
         added[name] = command
     for name in ("release", "rollback"):
@@ -648,7 +650,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     text = "go ahead although a critical alert fires"
     added["release"].add_argument("--despite-alerts", action="store_true", help=text)
     added["rollback"].add_argument(
-        "--to", metavar="N", type=int, default=0, help="the number of a kept release"
+        "--to",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the number of a kept release (default: the one before)",
     )
     added["releases"].add_argument("--last", metavar="N", type=int, default=10, help="how many (default: 10)")
     added["releases"].add_argument("--json", action="store_true", help="print JSON")

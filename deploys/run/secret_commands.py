@@ -47,12 +47,12 @@ def parser() -> argparse.ArgumentParser:
         (edit_one, "take one value from standard input, such as a key that others made"),
     ):
         verb = run.__name__.partition("_")[0]
-        command = verbs.add_parser(verb, help=text, epilog=EPILOG, formatter_class=layout)
-        command.add_argument("environment", metavar="ENV")
+        command = verbs.add_parser(verb, help=text, description=text, epilog=EPILOG, formatter_class=layout)
+        command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.set_defaults(run=run)
         if verb == "rotate":
             command.add_argument("names", nargs="+", metavar="NAME", help="as `secrets list` shows them")
-            command.add_argument("--yes", action="store_true", help="do it")
+            command.add_argument("--yes", action="store_true", help="do it; without, it is only shown")
         elif verb != "list":
             command.add_argument("name", metavar="NAME")
         needed = verb in ("show", "edit")
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
             "--reason", default="", required=needed, metavar="TEXT", help="why, for the audit line"
         )
         if verb in ("rotate", "list"):
-            command.add_argument("--json", action="store_true", help="for programs")
+            command.add_argument("--json", action="store_true", help="print JSON")
     return top
 
 

@@ -46,9 +46,7 @@ ROUNDS = 4
 def add_to(commands: Any) -> None:
     """The command and its options."""
     layout = argparse.RawDescriptionHelpFormatter
-    text = (
-        "why a call was refused (explain), or whether one would be (test), and which exception lets it pass"
-    )
+    text = "say why a call was refused (explain) or whether one would be (test), and what lets it pass"
     waf = commands.add_parser(
         "waf", help=text, description=DESCRIPTION, epilog=EPILOG, formatter_class=layout
     )
@@ -65,7 +63,7 @@ def add_to(commands: Any) -> None:
             metavar="ENV",
             nargs="?",
             default=os.environ.get("RELAY_ENVIRONMENT", "sandbox"),
-            help="a file of inventories/, without .py (default: $RELAY_ENVIRONMENT, else sandbox)",
+            help=f"{environment.HELP} (default: $RELAY_ENVIRONMENT, else sandbox)",
         )
         one.add_argument("subject", metavar=last, help=about)
         one.add_argument("--json", action="store_true", help="print one JSON object")

@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add("preflight", "name what this machine lacks", lambda s, _: preflight.report(s))
     for name, text, work in (
         ("kill", "take the power from a host", hosts.kill),
-        ("start", "give it back and wait for the boot", hosts.start),
+        ("start", "give a host its power back and wait until it has booted", hosts.start),
         ("pause", "freeze a host, its connections open", hosts.pause),
         ("resume", "let a frozen host go on", hosts.resume),
     ):

@@ -53,7 +53,7 @@ alerts_required = False
 
 # The fake provider answers at once; what a killed host left is swept within two minutes.
 relay_provider_timeout_seconds = 30
-# Twelve hosts share this machine's processors: one of them may stand still for seconds.
+# Eleven hosts share this machine's processors: one of them may stand still for seconds.
 relay_provider_connect_seconds = 20
 relay_hold_margin_seconds = 15
 

@@ -22,21 +22,37 @@ NO_PLAN = "none"
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "account", "Customers: who pays")
-    create = leaf(actions, "create", _create_account, "account create --name acme --group default --json")
+    create = leaf(
+        actions,
+        "create",
+        _create_account,
+        "account create --name acme --group default --json",
+        about="Make an account",
+    )
     create.add_argument("--name", required=True, help="unique name")
     create.add_argument("--group", default="default", help="customer group of prices (default: %(default)s)")
     create.add_argument("--if-missing", action="store_true", help="show the account when the name is taken")
-    show = leaf(actions, "show", _show_account, "account show 1 --json")
+    show = leaf(actions, "show", _show_account, "account show 1 --json", about="Show an account")
     show.add_argument("account", help="id or name")
-    listing = leaf(actions, "list", _list_accounts, "account list --json")
+    listing = leaf(actions, "list", _list_accounts, "account list --json", about="List the accounts")
     listing.add_argument("--limit", type=int, default=100, help="newest first (default: %(default)s)")
-    change = leaf(actions, "set", _set_account, "account set 3 --plan pro")
+    change = leaf(
+        actions,
+        "set",
+        _set_account,
+        "account set 3 --plan pro",
+        about="Give an account a plan, or take it away",
+    )
     change.add_argument("account", type=int, help="id")
     change.add_argument("--plan", required=True, help=f"whose limits hold for it, too; {NO_PLAN}: no plan")
     limit = add_limit_action(actions, "account", "account limit 1 --model gpt-4o --tpm 1000000 --rpm none")
     limit.description = "What all of an account's keys may use together, beside what each key may."
-    for verb, status in (("suspend", "suspended"), ("activate", "active"), ("close", "closed")):
-        change = leaf(actions, verb, _set_account_status, f"account {verb} 1")
+    for verb, status, about in (
+        ("suspend", "suspended", "Refuse the calls of an account until it is activated again"),
+        ("activate", "active", "Take the calls of an account again"),
+        ("close", "closed", "Refuse the calls of an account, since it has ended"),
+    ):
+        change = leaf(actions, verb, _set_account_status, f"account {verb} 1", about=about)
         change.add_argument("account", type=int, help="id")
         change.set_defaults(status=status)
 

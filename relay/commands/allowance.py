@@ -23,6 +23,7 @@ def register(subparsers: Subparsers) -> None:
         "set",
         _set_allowance,
         "allowance set --account 1 --unit text_tokens --amount 1000000 --source-id plan-7 --reason Pro",
+        about="Set what an account is given each period",
     )
     give.add_argument("--account", type=int, required=True, help="id of the account")
     give.add_argument("--unit", required=True, help=f"credit (n$), {', '.join(QUOTA_METERS)}")

@@ -29,19 +29,33 @@ _STATUS = "exit status: 0 the books agree; 1 they do not, or could not be read; 
 def register(subparsers: Subparsers) -> None:
     """Add ``audit``."""
     actions = add_command(subparsers, "audit", "Proofs that the books agree")
-    again = _leaf(actions, "recompute", _recompute, "audit recompute --since 2026-11-01T00:00:00Z --json")
-    again.description = "Derives each charge again from its own record; stops at the first difference."
+    again = _leaf(
+        actions,
+        "recompute",
+        _recompute,
+        "audit recompute --since 2026-11-01T00:00:00Z --json",
+        about="Derive each charge again from its own record; stop at the first difference",
+    )
     again.add_argument("--since", help="settled at or after, ISO 8601 (default: a day ago)")
     again.add_argument("--until", help="settled before, ISO 8601 (default: now)")
     again.add_argument("--all", action="store_true", help="count every difference instead of stopping")
-    kept = _leaf(actions, "conserve", _conserve, "audit conserve --json")
-    kept.description = "Balances are the sums of their entries; grants, holds, budgets and records agree."
+    kept = _leaf(
+        actions,
+        "conserve",
+        _conserve,
+        "audit conserve --json",
+        about="Prove that balances are their entries' sums, and grants, holds, budgets and records agree",
+    )
     kept.add_argument("--most", type=int, default=20, help="differences shown of each check (default: 20)")
 
 
-def _leaf(actions: Subparsers, name: str, action: Audit, example: str) -> argparse.ArgumentParser:
+def _leaf(
+    actions: Subparsers, name: str, action: Audit, example: str, *, about: str
+) -> argparse.ArgumentParser:
     parser = actions.add_parser(
         name,
+        help=about,
+        description=f"{about}.",
         epilog=f"example:\n  python -m relay {example}\n\n{_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

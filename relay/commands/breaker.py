@@ -17,16 +17,37 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "breaker", "Stop a key that spends too much in an hour")
     change = leaf(
-        actions, "set", _set, 'breaker set --token 3 --usd-per-hour 20 --reason "agents" --by ann --json'
+        actions,
+        "set",
+        _set,
+        'breaker set --token 3 --usd-per-hour 20 --reason "agents" --by ann --json',
+        about="Set how much a key may spend in an hour",
     )
     change.description = "Once a key has been charged so much in an hour (UTC), it is refused until the next."
     change.add_argument("--usd-per-hour", required=True, help="US dollars, at most nine decimals")
-    lift = leaf(actions, "lift", _lift, 'breaker lift --token 3 --reason "a batch that is meant" --by ann')
-    lift.description = "Let a key that is refused spend as much once more in this hour."
-    clear = leaf(actions, "clear", _clear, 'breaker clear --token 3 --reason "has a budget now" --by ann')
-    listing = leaf(actions, "list", _list, "breaker list --open --json")
+    lift = leaf(
+        actions,
+        "lift",
+        _lift,
+        'breaker lift --token 3 --reason "a batch that is meant" --by ann',
+        about="Let a key that is refused spend as much once more in this hour",
+    )
+    clear = leaf(
+        actions,
+        "clear",
+        _clear,
+        'breaker clear --token 3 --reason "has a budget now" --by ann',
+        about="Remove the breaker of a key",
+    )
+    listing = leaf(actions, "list", _list, "breaker list --open --json", about="List the breakers")
     listing.add_argument("--open", action="store_true", help="only those that refuse calls")
-    history = leaf(actions, "history", _history, "breaker history --token 3 --json")
+    history = leaf(
+        actions,
+        "history",
+        _history,
+        "breaker history --token 3 --json",
+        about="Show who changed a key's breaker, when and why",
+    )
     history.add_argument("--limit", type=int, default=100, help="newest first (default: %(default)s)")
     for parser in (change, lift, clear, history):
         parser.add_argument("--token", type=int, required=True, help="id of the key")

@@ -16,7 +16,13 @@ from relay.store import grants as store
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "budget", "What a token, an account or everybody may spend at most")
-    change = leaf(actions, "set", _set_budget, "budget set --token 3 --period month --amount-usd 20 --json")
+    change = leaf(
+        actions,
+        "set",
+        _set_budget,
+        "budget set --token 3 --period month --amount-usd 20 --json",
+        about="Set a budget",
+    )
     scope = change.add_mutually_exclusive_group(required=True)
     scope.add_argument("--token", type=int, help="id of a token")
     scope.add_argument("--account", type=int, help="id of an account")
@@ -25,7 +31,7 @@ def register(subparsers: Subparsers) -> None:
         "--period", choices=("total", "day", "month"), default="total", help="UTC; %(default)s"
     )
     change.add_argument("--amount-usd", required=True, help="US dollars a period")
-    leaf(actions, "list", _list_budgets, "budget list --json")
+    leaf(actions, "list", _list_budgets, "budget list --json", about="List the budgets")
 
 
 async def _set_budget(connection: AsyncConnection[Any], options: argparse.Namespace) -> dict[str, Any]:

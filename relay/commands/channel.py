@@ -35,53 +35,92 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "channel", "Accounts at providers: who serves which model")
-    create = leaf(actions, "create", _create, CREATE)
+    create = leaf(
+        actions,
+        "create",
+        _create,
+        CREATE,
+        about="Make a channel: an account at a provider and the models that it serves",
+    )
     create.add_argument("--name", required=True, help="unique name")
     _add_fields(create, creating=True)
     create.add_argument("--if-missing", action="store_true", help="show the channel when the name is taken")
-    change = leaf(actions, "set", _set, SET)
+    change = leaf(actions, "set", _set, SET, about="Change a channel in place")
     change.add_argument("channel", help="name or id")
     _add_fields(change, creating=False)
-    leaf(actions, "list", _list, "channel list --json")
+    leaf(actions, "list", _list, "channel list --json", about="List the channels")
     _register_keys(actions)
     _register_budgets(actions)
-    leaf(actions, "reseal", _reseal, "channel reseal --json")
-    opens = leaf(actions, "opens", _opens, "channel opens --seal-key-stdin --json < key")
+    leaf(
+        actions,
+        "reseal",
+        _reseal,
+        "channel reseal --json",
+        about="Encrypt the providers' keys anew, by the newest seal key",
+    )
+    opens = leaf(
+        actions,
+        "opens",
+        _opens,
+        "channel opens --seal-key-stdin --json < key",
+        about="Say how many of the providers' keys a seal key opens",
+    )
     opens.add_argument(
         "--seal-key-stdin",
         action="store_true",
         required=True,
         help="read the seal key to try from standard input",
     )
-    for verb, status in (("disable", "disabled"), ("enable", "enabled")):
-        switch = leaf(actions, verb, _set_status, f"channel {verb} main")
+    for verb, status, about in (
+        ("disable", "disabled", "Send a channel no more calls"),
+        ("enable", "enabled", "Send a channel calls again"),
+    ):
+        switch = leaf(actions, verb, _set_status, f"channel {verb} main", about=about)
         switch.add_argument("channel", help="name or id")
         switch.set_defaults(status=status)
 
 
 def _register_keys(actions: Subparsers) -> None:
     keys = add_command(actions, "key", "A channel's keys at its provider: calls take turns among them")
-    add = leaf(keys, "add", _add_key, ADD_KEY)
+    add = leaf(keys, "add", _add_key, ADD_KEY, about="Add a key")
     add.add_argument("channel", help="name or id")
     add.add_argument("--name", type=_name, required=True, help="how you call the key")
     add.add_argument(
         "--api-key-stdin", action="store_true", required=True, help="read it from standard input"
     )
-    shown = leaf(keys, "list", _list_keys, "channel key list main --json")
+    shown = leaf(
+        keys,
+        "list",
+        _list_keys,
+        "channel key list main --json",
+        about="List the keys; their values are never shown",
+    )
     shown.add_argument("channel", help="name or id")
-    remove = leaf(keys, "remove", _remove_key, "channel key remove main first")
+    remove = leaf(keys, "remove", _remove_key, "channel key remove main first", about="Remove a key")
     remove.add_argument("channel", help="name or id")
     remove.add_argument("name", help="of the key, as `channel key list` shows it")
 
 
 def _register_budgets(actions: Subparsers) -> None:
     budgets = add_command(actions, "budget", "What a channel may cost in a period, by cost prices")
-    change = leaf(budgets, "set", _set_budget, "channel budget set main --period month --amount-usd 500")
+    change = leaf(
+        budgets,
+        "set",
+        _set_budget,
+        "channel budget set main --period month --amount-usd 500",
+        about="Set the budget of a channel",
+    )
     change.add_argument("channel", help="name or id")
     change.add_argument("--period", choices=PERIODS, required=True, help="UTC")
     change.add_argument("--amount-usd", required=True, help="US dollars a period")
-    leaf(budgets, "list", _list_budgets, "channel budget list --json")
-    remove = leaf(budgets, "remove", _remove_budget, "channel budget remove main --period month")
+    leaf(budgets, "list", _list_budgets, "channel budget list --json", about="List the channels' budgets")
+    remove = leaf(
+        budgets,
+        "remove",
+        _remove_budget,
+        "channel budget remove main --period month",
+        about="Remove a budget",
+    )
     remove.add_argument("channel", help="name or id")
     remove.add_argument("--period", choices=PERIODS, required=True, help="UTC")
 

@@ -18,6 +18,11 @@ from relay.store.connection import connected
 
 _NO_LIMIT = 0
 _TABLES: dict[str, identity.Limited] = {"token": "tokens", "account": "accounts", "plan": "plans"}
+_LIMITING = {
+    "token": "Limit what a key may use",
+    "account": "Limit what all keys of an account may use together",
+    "plan": "Limit what each account of a plan may use",
+}
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Action = Callable[[AsyncConnection, argparse.Namespace], Awaitable[Any]]
 
@@ -74,7 +79,7 @@ def add_limit_action(
             raise CommandError(f"{noun} {options.id} does not exist; `{listing}` shows them")
         return limited
 
-    parser = leaf(actions, "limit", limit, example)
+    parser = leaf(actions, "limit", limit, example, about=_LIMITING[noun])
     parser.add_argument("id", type=int, help=f"id of the {noun}")
     parser.add_argument("--model", help="what may be used of this model, beside the limits of all together")
     add_limits(parser, _positive_or_none, "none: no limit; default: as it is")
@@ -87,12 +92,13 @@ def _positive_or_none(text: str) -> int:
 
 
 def leaf(
-    actions: Subparsers, name: str, action: Action, example: str, *, status: str = ""
+    actions: Subparsers, name: str, action: Action, example: str, *, about: str, status: str = ""
 ) -> argparse.ArgumentParser:
-    """Add an action whose result is printed; ``example`` follows ``python -m relay``."""
+    """Add an action whose result is printed. ``about``: what it does; ``example``: behind ``relay``."""
     parser = actions.add_parser(
         name,
-        help=f"e.g. {example}",
+        help=about,
+        description=f"{about}.",
         epilog=f"example:\n  python -m relay {example}\n\n{status}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

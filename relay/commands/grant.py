@@ -22,8 +22,8 @@ def register(subparsers: Subparsers) -> None:
         "grant",
         _grant,
         "grant --account 1 --amount-usd 5.00 --source manual --source-id ticket-17 --reason goodwill --json",
+        about="Give an account credit or units; the same source and id grant once",
     )
-    parser.description = "Give an account credit or typed units; the same source and id grant once."
     parser.add_argument("--account", type=int, required=True, help="id of the account")
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--amount-usd", help="US dollars, at most nine decimals")

@@ -18,21 +18,43 @@ from relay.store import grants as store
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "ledger", "What an account has and how it came about")
-    listing = leaf(actions, "list", _entries, "ledger list --account 1 --json")
+    listing = leaf(
+        actions, "list", _entries, "ledger list --account 1 --json", about="List the entries of an account"
+    )
     listing.add_argument("--account", type=int, required=True, help="id of the account")
     listing.add_argument("--limit", type=int, default=1000, help="newest first (default: %(default)s)")
-    balance = leaf(actions, "balance", _balances, "ledger balance --account 1 --json")
+    balance = leaf(
+        actions,
+        "balance",
+        _balances,
+        "ledger balance --account 1 --json",
+        about="Show the balances of an account",
+    )
     balance.add_argument("--account", type=int, required=True, help="id of the account")
-    grants = leaf(actions, "grants", _grants, "ledger grants --account 1 --json")
+    grants = leaf(
+        actions, "grants", _grants, "ledger grants --account 1 --json", about="List the grants of an account"
+    )
     grants.add_argument("--account", type=int, required=True, help="id of the account")
-    reverse = leaf(actions, "reverse", _reverse, "ledger reverse --entry 12 --reason 'granted twice'")
-    reverse.description = "Takes an entry back by its opposite. What budgets count as spent stays as it is."
+    reverse = leaf(
+        actions,
+        "reverse",
+        _reverse,
+        "ledger reverse --entry 12 --reason 'granted twice'",
+        about="Take an entry back by its opposite",
+    )
+    reverse.description = "Take an entry back by its opposite. What budgets count as spent stays as it is."
     what = reverse.add_mutually_exclusive_group(required=True)
     what.add_argument("--entry", type=int, help="id of the entry to take back")
     what.add_argument("--request", type=UUID, help="take back what this call was charged")
     reverse.add_argument("--reason", required=True, help="for the books")
     ledger_proof.register(actions)
-    terms = leaf(actions, "terms", _terms, "ledger terms --account 1 --credit-limit-usd 100 --overage 0.9")
+    terms = leaf(
+        actions,
+        "terms",
+        _terms,
+        "ledger terms --account 1 --credit-limit-usd 100 --overage 0.9",
+        about="Set the credit limit and the overage multiplier of an account",
+    )
     terms.add_argument("--account", type=int, required=True, help="id of the account")
     terms.add_argument("--credit-limit-usd", help="how far below zero it may spend (postpaid)")
     terms.add_argument("--overage", help="multiplier of what no plan period pays, e.g. 0.9")

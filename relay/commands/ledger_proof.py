@@ -35,10 +35,17 @@ MOST_DIFFERENCES = 20
 
 def register(actions: Subparsers) -> None:
     """Add the actions to ``ledger``."""
-    check = leaf(actions, "check", _check, "ledger check --sample 1000 --seed 7 --json", status=STATUS)
+    check = leaf(
+        actions,
+        "check",
+        _check,
+        "ledger check --sample 1000 --seed 7 --json",
+        status=STATUS,
+        about="Prove the ledger",
+    )
     check.description = (
-        "Proves the ledger: balances are the sums of their entries; grants, holds, budgets and records "
-        "agree; and a sample of charges is derived again from its records. Names the accounts that are wrong."
+        "Prove the ledger: balances are the sums of their entries; grants, holds, budgets and records "
+        "agree; and a sample of charges is derived again from its records. Name the accounts that are wrong."
     )
     check.add_argument(
         "--sample", type=positive, default=1000, help="charges to derive again (default: %(default)s)"
@@ -47,7 +54,13 @@ def register(actions: Subparsers) -> None:
     check.add_argument(
         "--as-of", help="the moment a restored database stands at, ISO 8601 (default: the database's clock)"
     )
-    sums = leaf(actions, "sums", _sums, "ledger sums --until 2026-11-26T04:00:00Z --json")
+    sums = leaf(
+        actions,
+        "sums",
+        _sums,
+        "ledger sums --until 2026-11-26T04:00:00Z --json",
+        about="Print sums by which two databases can be compared",
+    )
     sums.description = (
         "Rows, nano-dollars and a digest of each month of the append-only tables. Two databases that hold "
         "the same rows print the same."
@@ -59,12 +72,24 @@ def register(actions: Subparsers) -> None:
     sums.add_argument("--open", type=int, action="append", default=[], metavar="XID", help=text)
     sums.add_argument("--month", help="only this month, e.g. 2026-11")
     sums.add_argument("--by-account", action="store_true", help="a line for each account")
-    state = leaf(actions, "state", _state, "ledger state --accounts 5 --entries 10 --json")
+    state = leaf(
+        actions,
+        "state",
+        _state,
+        "ledger state --accounts 5 --entries 10 --json",
+        about="Show what moved last, and the totals",
+    )
     state.description = "The accounts that moved last with their balances, the last entries, and the totals."
     state.add_argument("--account", type=int, help="only this account, by its id")
     state.add_argument("--accounts", type=positive, default=20, help="how many (default: %(default)s)")
     state.add_argument("--entries", type=positive, default=10, help="how many (default: %(default)s)")
-    whole = leaf(actions, "statement", _state, "ledger statement --account 7 > account-7.jsonl")
+    whole = leaf(
+        actions,
+        "statement",
+        _state,
+        "ledger statement --account 7 > account-7.jsonl",
+        about="Print every row that names an account",
+    )
     whole.description = (
         "Every row that names an account, at one moment, a line of JSON each. The first line says of when it "
         "is and what is left out, the last has the rows of each table and the SHA-256 of all before. "

@@ -22,13 +22,15 @@ from relay.store import plans
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "plan", "Plans: what each of their accounts may use")
-    create = leaf(actions, "create", _create, "plan create --name pro --rpm 600 --tpm 1000000")
+    create = leaf(
+        actions, "create", _create, "plan create --name pro --rpm 600 --tpm 1000000", about="Make a plan"
+    )
     create.add_argument("--name", required=True, help="unique name; `account set 3 --plan NAME` gives it")
     add_limits(create, positive, "default: no limit")
-    leaf(actions, "list", _list, "plan list --json")
+    leaf(actions, "list", _list, "plan list --json", about="List the plans")
     limit = add_limit_action(actions, "plan", "plan limit 1 --rpm 600 --concurrency none")
     limit.description = "What each account of a plan may use; of this and its own limits the stricter holds."
-    remove = leaf(actions, "remove", _remove, "plan remove pro")
+    remove = leaf(actions, "remove", _remove, "plan remove pro", about="Remove a plan that no account has")
     remove.add_argument("name", help="of a plan that no account has")
 
 

@@ -21,30 +21,46 @@ _RATE_OPTIONS = {f"--{meter.replace('_', '-')}": meter for meter in METERS}
 def register(subparsers: Subparsers) -> None:
     """Add ``price``."""
     actions = add_command(subparsers, "price", "What models cost, dated and versioned")
-    for name, action, what in (
-        ("publish", _publish, "price publish --model gpt-4o --in-text 2.50/1M --out-text 10/1M --json"),
-        ("draft", _draft, "price draft --model gpt-4o --ratio model=1.25 --ratio completion=4"),
+    for name, action, example, about in (
+        (
+            "publish",
+            _publish,
+            "price publish --model gpt-4o --in-text 2.50/1M --out-text 10/1M --json",
+            "Publish a price; the one before ends where it begins",
+        ),
+        (
+            "draft",
+            _draft,
+            "price draft --model gpt-4o --ratio model=1.25 --ratio completion=4",
+            "Keep a price to be published later",
+        ),
     ):
-        _document_options(leaf(actions, name, action, what), optional=name == "publish")
-    listing = leaf(actions, "list", _list, "price list --json")
+        _document_options(leaf(actions, name, action, example, about=about), optional=name == "publish")
+    listing = leaf(actions, "list", _list, "price list --json", about="List the price versions")
     listing.add_argument("--model", help="only this pattern")
     listing.add_argument("--drafts", action="store_true", help="drafts instead of published versions")
-    show = leaf(actions, "show", _show, "price show 12")
+    show = leaf(actions, "show", _show, "price show 12", about="Show a price version")
     show.add_argument("version", type=int, help="id")
-    end = leaf(actions, "end", _end, "price end 12 --at 2030-01-31T00:00:00Z")
+    end = leaf(actions, "end", _end, "price end 12 --at 2030-01-31T00:00:00Z", about="End a price version")
     end.add_argument("version", type=int, help="id")
     end.add_argument("--at", help="ISO 8601 (default: now)")
-    group = leaf(actions, "group", _group, "price group vip --multiplier 0.9")
+    group = leaf(
+        actions,
+        "group",
+        _group,
+        "price group vip --multiplier 0.9",
+        about="Set what the prices of a customer group are multiplied by",
+    )
     group.add_argument("group", help="customer group")
     group.add_argument("--using", default="", help="only when it uses this group (replaces its multiplier)")
     group.add_argument("--multiplier", required=True, help='decimal, e.g. "0.9"')
     group.add_argument("--source", default="manual", help="who says so (default: %(default)s)")
-    fx = leaf(actions, "fx", _fx, "price fx CNY 10/73")
+    fx = leaf(actions, "fx", _fx, "price fx CNY 10/73", about="Set the exchange rate of a currency")
     fx.add_argument("currency", help="ISO 4217 code")
     fx.add_argument("rate", help="US dollars for one unit: a decimal or a fraction")
     fx.add_argument("--source", default="manual", help="who says so (default: %(default)s)")
-    leaf(actions, "groups", _groups, "price groups --json")
-    leaf(actions, "rates", _rates, "price rates --json")
+    leaf(actions, "groups", _groups, "price groups --json", about="List the multipliers of customer groups")
+    leaf(actions, "rates", _rates, "price rates --json", about="List the exchange rates")
 
 
 def _document_options(parser: argparse.ArgumentParser, *, optional: bool) -> None:

@@ -50,8 +50,13 @@ examples:
 
 def register(subparsers: Subparsers) -> None:
     """Add ``quote``."""
-    parser = leaf(subparsers, "quote", _quote, "quote")
-    parser.description = "What a call would cost, with its derivation."
+    parser = leaf(
+        subparsers,
+        "quote",
+        _quote,
+        "quote",
+        about="Say what a call would cost, and how that follows from the price",
+    )
     parser.epilog = _FILE_HELP
     parser.add_argument("--file", help="price each entry of a file, - for standard input")
     parser.add_argument("--model", help="quote by the published price of this model")

@@ -15,7 +15,13 @@ from relay.store import routes
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "route", "How one of the channels that serve a model is chosen")
-    change = leaf(actions, "set", _set, "route set gpt-4o --sticky session --prefer latency")
+    change = leaf(
+        actions,
+        "set",
+        _set,
+        "route set gpt-4o --sticky session --prefer latency",
+        about="Say how a model's channel is chosen",
+    )
     change.add_argument("model", help="as customers call it; '*': all that have no route of their own")
     change.add_argument(
         "--sticky",
@@ -30,8 +36,14 @@ def register(subparsers: Subparsers) -> None:
         help="what decides among channels of a priority for calls that go nowhere in particular"
         " (default: as it is, at first weight)",
     )
-    leaf(actions, "list", _list, "route list --json")
-    remove = leaf(actions, "remove", _remove, "route remove gpt-4o")
+    leaf(actions, "list", _list, "route list --json", about="List the routes")
+    remove = leaf(
+        actions,
+        "remove",
+        _remove,
+        "route remove gpt-4o",
+        about="Remove a model's route: the weights decide again",
+    )
     remove.add_argument("model", help="as `route list` shows it")
 
 

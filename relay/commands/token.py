@@ -30,7 +30,13 @@ AS_IT_IS = object()
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     actions = add_command(subparsers, "token", "API keys of an account")
-    create = leaf(actions, "create", _create_token, "token create --account 1 --name laptop --rpm 60 --json")
+    create = leaf(
+        actions,
+        "create",
+        _create_token,
+        "token create --account 1 --name laptop --rpm 60 --json",
+        about="Make an API key; it is shown only now",
+    )
     create.add_argument("--account", type=int, required=True, help="id of the account")
     create.add_argument("--name", required=True, help="name, unique in the account")
     _add_bounds(create, "")
@@ -38,16 +44,31 @@ def register(subparsers: Subparsers) -> None:
     create.add_argument(
         "--token-stdin", action="store_true", help="read the token from standard input instead of making one"
     )
-    listing = leaf(actions, "list", _list_tokens, "token list --prefix sk-relay-Ab1_2C --json")
+    listing = leaf(
+        actions,
+        "list",
+        _list_tokens,
+        "token list --prefix sk-relay-Ab1_2C --json",
+        about="List the keys of an account, or find one by how it begins",
+    )
     whose = listing.add_mutually_exclusive_group(required=True)
     whose.add_argument("--account", type=int, help="id of the account")
     whose.add_argument("--prefix", help="how the token begins, as logs show it; of any account")
-    change = leaf(actions, "set", _set_token, "token set 1 --permissions chat,models --expires never")
+    change = leaf(
+        actions,
+        "set",
+        _set_token,
+        "token set 1 --permissions chat,models --expires never",
+        about="Change what a key may call, from where and until when",
+    )
     change.add_argument("token", type=int, help="id")
     _add_bounds(change, "; default: as it is")
     add_limit_action(actions, "token", "token limit 1 --rpm 60 --tpm 100000 --concurrency none")
-    for verb, status in (("disable", "disabled"), ("enable", "active")):
-        change = leaf(actions, verb, _set_token_status, f"token {verb} 1")
+    for verb, status, about in (
+        ("disable", "disabled", "Refuse a key from its next call on"),
+        ("enable", "active", "Take a disabled key again"),
+    ):
+        change = leaf(actions, verb, _set_token_status, f"token {verb} 1", about=about)
         change.add_argument("token", type=int, help="id")
         change.set_defaults(status=status)
 

@@ -23,12 +23,24 @@ from relay.store.connection import connected
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     usage = add_command(subparsers, "usage", "Records of calls")
-    calls = leaf(usage, "list", _usage, "usage list --account 1 --json")
+    calls = leaf(
+        usage,
+        "list",
+        _usage,
+        "usage list --account 1 --json",
+        about="List the records of calls, newest first",
+    )
     calls.add_argument("--account", type=int, help="id of the account (default: all)")
     calls.add_argument("--since", help="settled at or after, ISO 8601")
     calls.add_argument("--until", help="settled before, ISO 8601")
     calls.add_argument("--limit", type=int, default=1000, help="newest first (default: %(default)s)")
-    export = leaf(usage, "export", _usage, "usage export --since 2026-11-01T00:00:00Z > usage.jsonl")
+    export = leaf(
+        usage,
+        "export",
+        _usage,
+        "usage export --since 2026-11-01T00:00:00Z > usage.jsonl",
+        about="Print all records of calls, oldest first",
+    )
     export.description = "One line of JSON for each call, oldest first, however many there are."
     export.add_argument("--account", type=int, help="id of the account (default: all)")
     export.add_argument("--since", help="settled at or after, ISO 8601")

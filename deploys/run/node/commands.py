@@ -15,7 +15,7 @@ from deploys.run.node.work import DONE, REMAINS, must
 
 EPILOG = """examples:
   python -m deploys node list sandbox
-  python -m deploys node drain sandbox app1 --reason "new kernel"    0 no call is open there, 2 some are
+  python -m deploys node drain sandbox app1 --reason "new kernel"    exit code 0: no call is open, 2: some are
   python -m deploys node undrain sandbox app1
   python -m deploys node replace sandbox db2               what would be done; changes nothing
   python -m deploys node replace sandbox db2 --yes         it died, a new and empty machine is there
@@ -23,10 +23,10 @@ EPILOG = """examples:
   python -m deploys node add production app4 --yes         its line is in the inventory
   python -m deploys node remove production db4 db5 --yes   an odd number of database hosts stays
 
-add, replace and remove refuse, before anything is changed: a name that is none; a change that would cost
+add, replace and remove refuse, before anything is changed: an unknown name; a change that would cost
 etcd, the swarm or the database its quorum; other hosts that do not answer; a critical alert of another host
-(unless --despite-alerts); a second run; an unfinished release. What was interrupted goes on by the same
-command.
+(unless --despite-alerts); a second run; an unfinished release. After an interruption run the same command
+again: it goes on.
 exit codes: 0 done, or may be done (dry run); 1 refused or failed; 2 done, but drift or traces remain
 """
 
@@ -118,20 +118,22 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """The command's verbs and their options."""
     layout = argparse.RawDescriptionHelpFormatter
     text = "list the nodes; add, remove or replace one; take one out of service, and back"
-    noun = commands.add_parser("node", help=text, epilog=EPILOG, formatter_class=layout)
+    noun = commands.add_parser("node", help=text, description=text, epilog=EPILOG, formatter_class=layout)
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="list|add|remove|replace|drain|undrain")
     added = {}
     for verb, run, text in (
-        ("list", show, "the nodes and what is wrong with them: 0 all are whole, 2 not"),
-        ("add", add, "take a machine in whose line is new in the inventory; a dry run without --yes"),
+        ("list", show, "list the nodes and what is wrong with them; exit code 0: all are whole, 2: not"),
+        ("add", add, "take in a machine whose line is new in the inventory; a dry run without --yes"),
         ("remove", remove, "drain nodes and take them out of everything; a dry run without --yes"),
-        ("replace", replace, "take an empty machine in, in place of one that died; a dry run without --yes"),
+        ("replace", replace, "take in an empty machine in place of one that died; a dry run without --yes"),
         ("drain", drain, "send it no new calls, or let another be the primary; its tasks keep running"),
         ("undrain", undrain, "bring it back into service"),
     ):
         aliases = ["return"] if verb == "undrain" else []
-        command = verbs.add_parser(verb, aliases=aliases, help=text, epilog=EPILOG, formatter_class=layout)
-        command.add_argument("environment", metavar="ENV")
+        command = verbs.add_parser(
+            verb, aliases=aliases, help=text, description=text, epilog=EPILOG, formatter_class=layout
+        )
+        command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.set_defaults(run=run)
         added[verb] = command
     for verb in ("drain", "undrain"):

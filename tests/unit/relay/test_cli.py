@@ -28,6 +28,23 @@ def test_the_promised_commands_exist() -> None:
     assert {prog.split()[3] for prog in COMMANDS} >= running | managing
 
 
+def parents(parser: argparse.ArgumentParser) -> Iterator[argparse._SubParsersAction[argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield action
+            for child in action.choices.values():
+                yield from parents(child)
+
+
+@pytest.mark.parametrize("group", [*parents(cli.parser())])
+def test_every_list_of_commands_says_what_each_does(
+    group: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    told = {entry.dest: entry.help or "" for entry in group._choices_actions}
+    assert told.keys() == group.choices.keys()
+    assert [name for name, text in told.items() if len(text) < 8 or "e.g." in text] == []
+
+
 @pytest.mark.parametrize("prog", COMMANDS)
 def test_every_command_has_help_with_an_example(prog: str) -> None:
     text = COMMANDS[prog].format_help()
