@@ -1,7 +1,7 @@
 """Looks at many ports at once; runs on the fleet's hosts with their own Python, as one file.
 
 Reads {"ends": [[address, port], ...], "udp": [...], "seconds": 1.5}, writes {"open": [...], "refused": [...],
-"heard": [...]}. An end of `ends`, which are TCP's, in neither of the first two did not answer: its packets are
+"heard": [...]}. An end of `ends` (TCP) in neither of the first two did not answer: its packets are
 dropped. What does not answer is tried twice, for a host may be busy. `heard` are those of `udp` that sent
 anything back, be it an answer or the host's refusal (port unreachable, RFC 1122, section 4.1.3.1): a firewall
 that drops lets neither happen. Of the others nothing is known: a program need not answer what makes no sense.
