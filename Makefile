@@ -9,7 +9,7 @@ DEPLOYS := $(PY) -m deploys
 unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain clients bench bench-gateway bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ chaos: .venv/ready tools ## The long money drill: 100,000 calls while replicas a
 
 drain: .venv/ready tools ## On the sandbox that `make up` built: a node drained and returned beside 50 calls a second
 	@RELAY_DRAIN_RATE=50 .venv/bin/pytest --noconftest tests/fleet/test_3_drain.py -v --show-capture=no
+
+flood: .venv/ready tools ## On the sandbox that `make up` built: 5,000 calls a second of one key, and how long others' take
+	@RELAY_FLOOD_TIMES=2 .venv/bin/pytest --noconftest -p tests.fleet.customers tests/fleet/test_3_edge.py -k flood -v -s
 
 logs-away: .venv/ready tools ## The log store away for a minute, then for two: no line is lost
 	@RELAY_LOGS_AWAY_SECONDS=120 .venv/bin/pytest tests/contract/test_logs.py -v -k away

@@ -13,13 +13,21 @@ from deploys.lib.role import Opening
 
 @dataclass(frozen=True)
 class Reach:
-    """TCP ports of a host, for one source: those that must be open, and those that may be.
+    """Ports of a host, of one protocol, for one source: those that must be open, and those that may be.
 
     May be: where only some of the role's hosts listen, or where it depends on the source's network.
     """
 
     must: frozenset[int]
     may: frozenset[int]
+
+    def unasked(self, heard: Iterable[int]) -> list[str]:
+        """What differs for UDP, in words: ports from which something came back, and no role opens them.
+        That nothing came back says nothing."""
+        return [
+            f"{port}/udp is let through, and no role opens it"
+            for port in sorted({*heard} - self.must - self.may)
+        ]
 
     def faults(self, let_through: Iterable[int], open_: Iterable[int]) -> list[str]:
         """What differs, in words. `let_through` are ports that the firewall let through, be it to an answer
@@ -38,13 +46,13 @@ class Reach:
         ]
 
 
-def table(source: Node | None, target: Node) -> Reach:
-    """What `source` may reach of `target`; None is a machine outside of the fleet."""
+def table(source: Node | None, target: Node, proto: str = "tcp") -> Reach:
+    """What `source` may reach of `target` by `proto`, tcp or udp; None is a machine outside of the fleet."""
     must: set[int] = set()
     may: set[int] = set()
     for published in (False, True):
         for opening in roles.openings(target, published=published):
-            if opening.proto == "tcp" and _admits(opening, source):
+            if opening.proto == proto and _admits(opening, source):
                 (may if opening.some or _depends(opening) else must).update(opening.ports)
     return Reach(frozenset(must), frozenset(may - must))
 

@@ -186,7 +186,7 @@ def _verdict(directory: Path, local: EdgeSettings, status: int) -> Verdict:
     if call is None:
         raise DeployError("the local edge wrote no access log: is this a whole request?")
     refused = call["refused_by"]
-    entry = _matches(directory, local, LOG_SECONDS if refused == "waf" else MATCHES_SECONDS)
+    entry = matches(directory, local, LOG_SECONDS if refused == "waf" else MATCHES_SECONDS)
     return Verdict(status, refused, bool(call["upstream"]), entry)
 
 
@@ -200,7 +200,7 @@ def _last(log: Path, seconds: float) -> dict[str, Any] | None:
     return None
 
 
-def _matches(directory: Path, local: EdgeSettings, seconds: float) -> dict[str, Any] | None:
+def matches(directory: Path, local: EdgeSettings, seconds: float) -> dict[str, Any] | None:
     """What the edge's own program makes of ModSecurity's matches."""
     log = directory / "waf.log"
     program = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_waf_log.py"), "--once"]

@@ -40,7 +40,9 @@ KINDS = ("ecdsa", "rsa")
 # The name under which edges talk to each other, over plain HTTP (templates/edge/server_peers.conf.j2).
 PEER = "relay-edge-peer"
 HELP = {
-    "relay_edge_certificate_end_timestamp_seconds": "When the certificate given to nginx ends, by kind.",
+    "relay_edge_certificate_end_timestamp_seconds": (
+        "When the certificate given to nginx ends, by kind; 0 where there is none."
+    ),
     "relay_edge_certificate_success_timestamp_seconds": (
         "When the certificates were last looked after without an error, whether one was due or not."
     ),
@@ -412,8 +414,9 @@ def measure(settings: Settings, *, well: bool) -> None:
     end, success = HELP
     lines = []
     for kind in KINDS:
-        if chain := Chain.parse(contents(settings.used(kind)) or b""):
-            lines.append(f'{end}{{kind="{kind}"}} {chain.end.timestamp():.0f}')
+        chain = Chain.parse(contents(settings.used(kind)) or b"")
+        # A figure that is left out would let the alert be silent.
+        lines.append(f'{end}{{kind="{kind}"}} {chain.end.timestamp() if chain else 0:.0f}')
     kept = [line for line in (contents(path) or b"").decode().splitlines() if line.startswith(f"{success} ")]
     lines += [f"{success} {time.time():.0f}"] if well else kept or [f"{success} 0"]
     heads = [f"# HELP {name} {text}\n# TYPE {name} gauge" for name, text in HELP.items()]

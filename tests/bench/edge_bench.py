@@ -1,9 +1,10 @@
-"""What the edge costs: CPU of its workers a request, and how much later events arrive.
+"""What the edge costs: CPU of its workers a request, how much later events arrive, others beside a flood.
 
-    .venv/bin/python -m tests.bench.edge_bench       # or `make bench-edge`; a minute, on a quiet machine
+    .venv/bin/python -m tests.bench.edge_bench       # or `make bench-edge`; two minutes, on a quiet machine
 
 nginx, ModSecurity and the rules are real, on loopback; the relay answers at once. CPU is that of nginx's
-processes (user and system), so a busy machine disturbs it less than times, which are medians.
+processes (user and system), so a busy machine disturbs it less than times, which are medians. What must not
+be exceeded is printed beside the figure; the bench ends with 1 when something is.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +47,29 @@ OPEN: dict[str, Any] = {
 }
 # The package's rules take seconds for more, or refuse its size.
 LARGEST_PACKAGED = 100_000
+# What must not be exceeded, in milliseconds: CPU of a prompt of 20 KB and of a refusal, how much later
+# the first event comes, how late events are beside posts; and, in a flood, others' time by the usual one.
+PROMPT_MOST, REFUSED_MOST, FIRST_EVENT_MOST, BESIDE_POSTS_MOST, FLOOD_TIMES_MOST = 1.5, 0.05, 5.0, 20.0, 2.0
+FLOOD_RATE, FLOOD_SECONDS, FLOOD_CLIENTS = 5000, 10, 100
+# Each stays below the limit of a key.
+CALM_KEYS = 20
+# Of the flood that was asked for, what must have come, or the figure says nothing.
+FLOOD_LEAST = 0.9
 SIZES = {"1 KB": 1_000, "20 KB": 20_000, "100 KB": 100_000, "2 MB": 2_000_000}
+
+
+@dataclass
+class Bounds:
+    """Figures beside what they must not exceed."""
+
+    exceeded: list[str] = field(default_factory=list)
+
+    def told(self, what: str, figure: float, most: float) -> str:
+        """The bound, in words; remembers a figure that exceeds it."""
+        if figure <= most:
+            return f"(at most {most:g})"
+        self.exceeded.append(f"{what}: {figure:.3g}, at most {most:g}")
+        return f"✘ (at most {most:g})"
 
 
 def cpu_seconds(edge: Edge) -> float:
@@ -124,10 +152,12 @@ def late(pool: urllib3.HTTPConnectionPool) -> float:
 
 
 @contextmanager
-def posting(edge: Edge, size: int, posters: int = 4) -> Iterator[None]:
+def posting(edge: Edge, size: int, status: int, posters: int = 4) -> Iterator[None]:
     """Posts of that size, one after the other by each of the posters, which are processes of their own."""
     processes = [
-        multiprocessing.get_context("fork").Process(target=_post_for_ever, args=(edge, size), daemon=True)
+        multiprocessing.get_context("fork").Process(
+            target=_post_for_ever, args=(edge, size, status), daemon=True
+        )
         for _ in range(posters)
     ]
     for process in processes:
@@ -141,17 +171,18 @@ def posting(edge: Edge, size: int, posters: int = 4) -> Iterator[None]:
             process.join()
 
 
-def _post_for_ever(edge: Edge, size: int) -> None:
-    post = poster(edge, size, 200)
+def _post_for_ever(edge: Edge, size: int, status: int) -> None:
+    post = poster(edge, size, status)
     while True:
         post()
 
 
-def beside_posts(edge: Edge, relay: FakeRelay) -> tuple[float, float]:
-    """Medians of events' delay through the edge, alone and beside four posts of 100 KB at a time."""
+def beside_posts(edge: Edge, relay: FakeRelay, status: int) -> tuple[float, float]:
+    """Medians of events' delay through the edge, alone and beside four posts of 100 KB at a time, which are
+    answered so."""
     relay.behave = "ticks"
     alone = late(edge.client())
-    with posting(edge, SIZES["100 KB"]):
+    with posting(edge, SIZES["100 KB"], status):
         beside = late(edge.client())
     relay.behave = "ok"
     return alone, beside
@@ -165,46 +196,124 @@ def packaged(edge: Edge) -> None:
     time.sleep(2)
 
 
-def main() -> None:
-    """Prints the table."""
+def ninety_nine(edge: Edge, seconds: float) -> float:
+    """Milliseconds within which 99 of 100 calls of other keys are answered, of a hundred a second at most."""
+    client, times = edge.client(), list[float]()
+    started = time.perf_counter()
+    while (now := time.perf_counter()) < started + seconds:
+        headers = JSON | {"x-api-key": f"calm-{len(times) % CALM_KEYS}"}
+        status = client.request("POST", CHAT, body=b"{}", headers=headers).status
+        if status != 200:
+            raise SystemExit(f"a call beside the flood was answered {status}")
+        times.append(time.perf_counter() - now)
+        time.sleep(max(0.0, 0.01 - times[-1]))
+    return statistics.quantiles(times, n=100)[98] * 1000
+
+
+def beside_flood(edge: Edge) -> tuple[float, float, float]:
+    """99th percentiles of other keys' calls alone and beside the flood, and how many a second that was."""
+    path = shutil.which("h2load")
+    if not path:
+        raise SystemExit("h2load is missing: run tests/install-tools")
+    command = [path, "-c", str(FLOOD_CLIENTS), "-m", "4", f"--rps={FLOOD_RATE // FLOOD_CLIENTS}"]
+    command += ["-D", str(FLOOD_SECONDS), "-H", "authorization: Bearer flood"]
+    command += [f"--connect-to={edge.settings.https_listen}", f"https://{NAME}/v1/models"]
+    usual = ninety_nine(edge, FLOOD_SECONDS - 2)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
+        time.sleep(1)
+        beside = ninety_nine(edge, FLOOD_SECONDS - 2)
+        told = flood.communicate()[0]
+    found = re.search(r"finished in [\d.]+s, ([\d.]+) req/s", told)
+    if not found:
+        raise SystemExit(f"h2load said nothing of its rate: {told}")
+    return usual, beside, float(found[1])
+
+
+def cpu_rows(edges: tuple[Edge, Edge, Edge], bounds: Bounds) -> None:
+    """CPU of prompts by their size: without the WAF, by our rules, by the package's."""
+    off, on, package = edges
+    print("CPU of nginx, ms a request       no WAF   our rules   the package's rules")
+    for name, size in SIZES.items():
+        times = 50 if size > 1_000_000 else 300
+        figures = [cpu_of(edge, times, poster(edge, size, 200)) for edge in (off, on)]
+        row = f"  prompt of {name:<8}              {figures[0]:8.2f}    {figures[1]:8.2f}"
+        if size <= LARGEST_PACKAGED:
+            row += f"              {cpu_of(package, 20, poster(package, size, 403)):8.2f}"
+        if name == "20 KB":
+            row += f"   {bounds.told('CPU of a prompt of 20 KB', figures[1], PROMPT_MOST)}"
+        print(row, flush=True)
+
+
+def event_rows(edges: tuple[Edge, Edge, Edge], relay: FakeRelay, bounds: Bounds) -> None:
+    """When events arrive: the first one, and those beside other customers' posts."""
+    names = ("no WAF", "our rules", "the package's rules")
+    for name, edge in zip(names, edges, strict=True):
+        without, through = streams(edge, relay)
+        later = through - without
+        bound = bounds.told("first event", later, FIRST_EVENT_MOST) if name == "our rules" else ""
+        print(
+            f"first event of a stream, {name}: {without:.1f} ms direct, {later:+.1f} ms by the edge {bound}"
+        )
+    for name, edge, status in zip(names, edges, (200, 200, 403), strict=True):
+        alone, beside = beside_posts(edge, relay, status)
+        bound = bounds.told("events beside posts", beside, BESIDE_POSTS_MOST) if name == "our rules" else ""
+        print(
+            f"events of a stream, {name}: {alone:.1f} ms late alone, "
+            f"{beside:.1f} ms beside four posts of 100 KB at a time {bound}",
+            flush=True,
+        )
+
+
+def flood_rows(edge: Edge, bounds: Bounds) -> None:
+    """What a refused request costs the edge, and a flood of them others."""
+    flood = JSON | {"Authorization": "Bearer flood"}
+    client = edge.client()
+    for _ in range(3):
+        client.request("POST", CHAT, body=b"{}", headers=flood)
+    cost = cpu_of(edge, 3000, lambda: client.request("POST", CHAT, body=b"{}", headers=flood))
+    bound = bounds.told("CPU of a refused request", cost, REFUSED_MOST)
+    print(f"a flooding key's refused request: {cost:.3f} ms of CPU {bound}")
+
+
+def others_rows(edge: Edge, bounds: Bounds) -> None:
+    """How long other keys' calls take while one floods."""
+    usual, beside, rate = beside_flood(edge)
+    bound = bounds.told("others' p99 beside a flood", beside / usual, FLOOD_TIMES_MOST)
+    print(
+        f"p99 of other keys' calls: {usual:.1f} ms, beside {rate:.0f} calls a second of one key "
+        f"{beside:.1f} ms, {beside / usual:.1f} times {bound}"
+    )
+    if rate < FLOOD_LEAST * FLOOD_RATE:
+        bounds.exceeded.append(
+            f"the flood had {rate:.0f} calls a second, not {FLOOD_RATE}: this machine is too busy"
+        )
+
+
+def main() -> int:
+    """Prints the table; 1 when a figure exceeds its bound."""
     layout = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=layout).parse_args()
-    relay = FakeRelay()
+    relay, bounds = FakeRelay(), Bounds()
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as directory:
-        print("CPU of nginx, ms a request       no WAF   our rules   the package's rules")
         with (
             running_edge(Path(directory, "off"), [relay.address], **OPEN, waf="off") as off,
             running_edge(Path(directory, "on"), [relay.address], **OPEN) as on,
             running_edge(Path(directory, "package"), [relay.address], **OPEN) as package,
         ):
             packaged(package)
-            for name, size in SIZES.items():
-                times = 50 if size > 1_000_000 else 300
-                figures = [cpu_of(edge, times, poster(edge, size, 200)) for edge in (off, on)]
-                row = f"  prompt of {name:<8}              {figures[0]:8.2f}    {figures[1]:8.2f}"
-                if size <= LARGEST_PACKAGED:
-                    row += f"              {cpu_of(package, 20, poster(package, size, 403)):8.2f}"
-                print(row, flush=True)
-            without, through = streams(on, relay)
-            print(
-                f"first event of a stream: {without:.1f} ms direct, {through - without:+.1f} ms by the edge"
-            )
-            for name, edge in (("no WAF", off), ("our rules", on)):
-                alone, beside = beside_posts(edge, relay)
-                print(
-                    f"events of a stream, {name}: {alone:.1f} ms late alone, "
-                    f"{beside:.1f} ms beside four posts of 100 KB at a time"
-                )
+            cpu_rows((off, on, package), bounds)
+            event_rows((off, on, package), relay, bounds)
         strict = OPEN | {"client_rate": 1, "client_burst": 1}
         with running_edge(Path(directory, "flood"), [relay.address], **strict) as edge:
-            flood = JSON | {"Authorization": "Bearer flood"}
-            client = edge.client()
-            for _ in range(3):
-                client.request("POST", CHAT, body=b"{}", headers=flood)
-            cost = cpu_of(edge, 3000, lambda: client.request("POST", CHAT, body=b"{}", headers=flood))
-            print(f"a flooding key's refused request: {cost:.3f} ms of CPU ({NAME})")
+            flood_rows(edge, bounds)
+        usual = OPEN | {"client_rate": 10, "client_burst": 20}
+        with running_edge(Path(directory, "others"), [relay.address], **usual) as edge:
+            others_rows(edge, bounds)
     relay.close()
+    for one in bounds.exceeded:
+        print(f"✘ {one}")
+    return 1 if bounds.exceeded else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,10 +37,14 @@ End = tuple[str, int]
 
 @dataclass(frozen=True)
 class Scan:
-    """Ends that answered, and ends whose host refused the connection itself: no firewall was in the way."""
+    """Ends that answered, and ends whose host refused the connection itself: no firewall was in the way.
+
+    `heard` are ends of UDP from which either came.
+    """
 
     open: set[End]
     refused: set[End]
+    heard: set[End]
 
 
 INVENTORY = environment.load(ENVIRONMENT)
@@ -98,22 +102,24 @@ def reached(source: str | None, ends: Iterable[End]) -> set[End]:
     return {(line.split()[0], int(line.split()[1])) for line in lines}
 
 
-def scan(source: str | None, ends: Iterable[End]) -> Scan:
-    """What becomes of a connection from host `source`, or this machine (None), to each of some ends."""
+def scan(source: str | None, ends: Iterable[End], udp: Iterable[End] = ()) -> Scan:
+    """What becomes of a connection from host `source`, or this machine (None), to each of some ends, and of a
+    datagram to each of `udp`."""
     program = (fleet.REPOSITORY / "tests/checklist/port_scan.py").read_text()
-    given = json.dumps({"ends": sorted(set(ends)), "seconds": CONNECT_SECONDS})
+    given = json.dumps({"ends": sorted(set(ends)), "udp": sorted(set(udp)), "seconds": CONNECT_SECONDS})
     if source is None:
         command = [sys.executable, "-c", program]
     else:
         command = ["ssh", "-F", ssh_config(), source, f"python3 -c {shlex.quote(program)}"]
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=120)
     found = json.loads(done.stdout)
-    return Scan(*({(address, port) for address, port in found[kind]} for kind in ("open", "refused")))
+    kinds = ("open", "refused", "heard")
+    return Scan(*({(address, port) for address, port in found[kind]} for kind in kinds))
 
 
-def listening(name: str) -> set[int]:
-    """TCP ports on which a host listens, but for loopback."""
-    lines = on(name).run("ss --no-header --listening --tcp --numeric").stdout.splitlines()
+def listening(name: str, proto: str = "tcp") -> set[int]:
+    """Ports of `proto` (tcp, udp) on which a host listens, but for loopback."""
+    lines = on(name).run(f"ss --no-header --listening --{proto} --numeric").stdout.splitlines()
     ends = [line.split()[3].rpartition(":") for line in lines]
     return {int(port) for address, _, port in ends if not address.startswith(("127.", "[::1]"))}
 

@@ -309,6 +309,16 @@ def test_an_ended_or_missing_certificate_is_found(tmp_path: Path) -> None:
         assert told.stderr.count("it has ended") == 2
         fleet.first.file("rsa").unlink()
         assert "holds none" in fleet.first.run("status").stderr
+        # The hourly run says so, too, and the alert on the end of certificates hears of it.
+        done = fleet.first.run("renew")
+        assert done.returncode == 1
+        assert "edge-rsa.pem is missing" in done.stderr
+        ends = {
+            kind: fleet.first.figures()[f'relay_edge_certificate_end_timestamp_seconds{{kind="{kind}"}}']
+            for kind in KINDS
+        }
+        assert ends["rsa"] == 0
+        assert ends["ecdsa"] > time.time() - 60
 
 
 def test_names_are_proven_by_dns_where_a_program_is_named(fleet: Fleet) -> None:

@@ -156,12 +156,14 @@ def test_http_is_redirected_and_keeps_the_method(edge: Edge, relay: FakeRelay) -
 
 def test_strangers_names_get_no_certificate_and_no_answer(edge: Edge) -> None:
     context = ssl.create_default_context(cafile=str(edge.ca_file))
+    context.check_hostname = False
     host, _, port = edge.settings.https_listen.rpartition(":")
-    with (
-        socket.create_connection((host, int(port)), timeout=5) as plain,
-        pytest.raises(ssl.SSLError, match="unrecognized name"),
-    ):
-        context.wrap_socket(plain, server_hostname="other.test")
+    for name in ("other.test", None):
+        with (
+            socket.create_connection((host, int(port)), timeout=5) as plain,
+            pytest.raises(ssl.SSLError, match="unrecognized name"),
+        ):
+            context.wrap_socket(plain, server_hostname=name)
     try:
         answer = raw_request(edge.settings.http_listen, b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
     except ConnectionResetError:
@@ -226,6 +228,25 @@ def test_many_tokens_do_not_escape_the_limit_of_one_address(tmp_path: Path, rela
             for n in range(20)
         ]
     assert statuses.count(429) >= 10
+
+
+def test_calls_of_one_address_at_a_time_are_limited_whatever_their_keys(
+    tmp_path: Path, relay: FakeRelay
+) -> None:
+    relay.behave = "silent"
+    with running_edge(tmp_path, [relay.address], address_connections=3, read_timeout="20s") as edge:
+        with ThreadPoolExecutor(6) as pool:
+            calls = [
+                pool.submit(
+                    edge.client().request, "POST", CHAT, body=b"{}", headers=JSON | {"x-api-key": f"sk-{n}"}
+                )
+                for n in range(6)
+            ]
+            refused = [call for call in as_completed(calls, timeout=15) if call.result().status == 429][:3]
+            relay.release.set()
+        assert len(refused) == 3
+        log = edge.access_log(6)
+        assert [entry["refused_by"] for entry in log if entry["status"] == "429"] == ["connections"] * 3
 
 
 def test_a_body_that_is_too_large_gets_413(edge: Edge, relay: FakeRelay) -> None:
@@ -504,8 +525,17 @@ def test_calls_of_one_key_at_a_time_are_limited(tmp_path: Path, relay: FakeRelay
     [
         (CHAT, 1024 * 1024),
         ("/v1/messages", 1024 * 1024),
+        ("/v1/responses", 1024 * 1024),
+        ("/v1/embeddings", 1024 * 1024),
+        ("/v1/images/generations", 1024 * 1024),
+        ("/v1beta/models/m:generateContent", 1024 * 1024),
         ("/api/pricing/quote", 64 * 1024),
         ("/v1/audio/transcriptions", 2 * 1024 * 1024),
+        ("/v1/audio/translations", 2 * 1024 * 1024),
+        ("/v1/images/edits", 2 * 1024 * 1024),
+        ("/v1/images/variations", 2 * 1024 * 1024),
+        ("/v1/files", 2 * 1024 * 1024),
+        ("/v1/uploads/upload_1/parts", 2 * 1024 * 1024),
     ],
 )
 def test_body_sizes_by_path(tmp_path: Path, relay: FakeRelay, path: str, largest: int) -> None:
@@ -578,6 +608,51 @@ def test_each_name_serves_what_is_its_own(tmp_path: Path, relay: FakeRelay, seco
             assert timedelta() < ahead < timedelta(days=366)
         _, headers, _ = served(edge, CONSOLE, "/console/")
         assert "'self'" in headers["content-security-policy"]
+
+
+def test_every_name_has_the_security_headers_on_pages_and_on_errors(tmp_path: Path, relay: FakeRelay) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "index.html").write_text("<p>It works.</p>")
+    ours = {
+        "console_names": [CONSOLE],
+        "status_page_names": [STATUS_PAGE],
+        "status_root": str(pages),
+        "tools_names": [TOOLS],
+        "tools": {"wiki": relay.address},
+        "tools_allowed_from": ["127.0.0.0/8"],
+        "security_contact": "mailto:security@edge.test",
+    }
+    attack = "/%3Cscript%3Ealert(1)%3C/script%3E"
+    expected = {
+        (NAME, "/v1/models"): 200,
+        (NAME, "/edge-health"): 200,
+        (NAME, "/.well-known/security.txt"): 200,
+        (NAME, "/v1"): 404,
+        (NAME, f"/v1{attack}"): 400,
+        (CONSOLE, "/console/"): 200,
+        (CONSOLE, "/v1/models"): 404,
+        (CONSOLE, f"/console/?x={attack}"): 403,
+        (STATUS_PAGE, "/"): 200,
+        (STATUS_PAGE, "/status.json"): 503,
+        (STATUS_PAGE, "/other"): 404,
+        (TOOLS, "/wiki/"): 200,
+        (TOOLS, "/other"): 404,
+    }
+    always = {name.lower(): value for name, value in SECURITY_HEADERS.items()}
+    policy = always.pop("content-security-policy")
+    with running_edge(tmp_path / "edge", [relay.address], **ours) as edge:
+        for (name, path), status in expected.items():
+            answered, headers, _ = served(edge, name, path)
+            assert answered == status, (name, path)
+            assert {one: headers.get(one, "").lower() for one in always} == {
+                one: value.lower() for one, value in always.items()
+            }, (name, path)
+            found = headers["content-security-policy"]
+            assert "frame-ancestors 'none'" in found, (name, path)
+            # A page says what it may load; what nginx answers by itself loads nothing.
+            if status != 200:
+                assert found == policy, (name, path)
 
 
 def test_tools_are_not_there_for_others(tmp_path: Path, relay: FakeRelay) -> None:

@@ -169,6 +169,32 @@ def test_a_mobile_upload_at_64_kbit_arrives(edge: Edge, relay: FakeRelay) -> Non
     assert [len(call["body"]) for call in relay.calls] == [size] * len(WAYS)
 
 
+# nginx's send_timeout.
+STALLED_SECONDS = 20
+
+
+def test_a_reader_that_stands_still_is_cut(edge: Edge, relay: FakeRelay) -> None:
+    """By nginx alone, and by its first hop: a client that reads nothing, over both protocols, and one of
+    HTTP/2 that reads what comes and gives its answer no more room."""
+    relay.behave = "large"
+    stalled = [reading(edge, protocol, 4096) for protocol in ("http/1.1", "h2")]
+    roomless = Http2(tls(edge, protocol="h2"), NAME, window=1000)
+    roomless.request(1, "GET", "/v1/models")
+    started = time.monotonic()
+    frames = list(roomless.frames(STALLED_SECONDS / 2))
+    assert not [kind for kind, _, _ in frames if kind in (http2.RESET, http2.GO_AWAY)], "cut too early"
+    cut = edge.access_log(3)
+    assert STALLED_SECONDS / 2 < time.monotonic() - started < STALLED_SECONDS + 2 * BUSY_SECONDS
+    assert [int(entry["response_bytes"]) < LARGE for entry in cut] == [True] * 3
+    assert [is_closed(connection) for connection in stalled] == [True] * 2
+    assert (http2.RESET, 1) in [(kind, stream) for kind, stream, _ in roomless.frames(5)]
+    # Its connection goes on, for it does no harm.
+    relay.behave = "ok"
+    roomless.request(3, "GET", "/v1/models")
+    assert roomless.answered(3)
+    roomless.close()
+
+
 @contextmanager
 def watched(edge: Edge, *, oldest: float = 4200) -> Iterator[Path]:
     """relay-slow-clients looks after the edge; the file of its figures."""

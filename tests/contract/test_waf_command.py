@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from deploys.lib import waf_exceptions
+from deploys.lib import ssh, waf_exceptions
 from deploys.roles import edge
 from deploys.run import cli, environment, waf, waf_trial
+from tests.contract.edge_rig import JSON, FakeRelay, running_edge
 
 SECRET = "sk-canary-0123456789"
 BODY = json.dumps(
@@ -78,3 +81,33 @@ def test_the_edges_own_answers_are_told_apart(capsys: pytest.CaptureFixture[str]
     found = outcome_of(capsys, tmp_path, "GET /nothing HTTP/1.1\n\n")
     assert (found["outcome"], found["status"]) == ("refused", 404)
     assert "before the inspection" in waf._tested(found)
+
+
+def test_the_id_that_a_refused_customer_quotes_is_explained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a real answer through nginx's and ModSecurity's logs; only SSH to the edge is left out."""
+    relay = FakeRelay()
+    with running_edge(tmp_path, [relay.address]) as running:
+        headers = JSON | {"Authorization": f"Bearer {SECRET}", "Cookie": "lang=../../../../etc/passwd"}
+        answer = running.client().request("POST", "/v1/chat/completions", body=BODY, headers=headers)
+        assert waf_trial.matches(tmp_path, running.settings, 10) is not None
+    relay.close()
+    assert answer.status == 403
+    quoted = re.search(r"Request id: ([0-9a-f]{32})", json.loads(answer.data)["error"]["message"])
+    assert quoted
+
+    def ask(host: Any, _: Path, command: str) -> str:
+        local = command.replace("/var/log/nginx", str(tmp_path if host.name == "edge2" else "/nowhere"))
+        return subprocess.run(["sh", "-c", local], capture_output=True, text=True, check=False).stdout
+
+    monkeypatch.setattr(waf, "_ask", ask)
+    monkeypatch.setattr(ssh, "disconnect", lambda *_: ["true"])
+    assert cli.main(["waf", "explain", "sandbox", quoted[1], "--json"]) == 0
+    found = json.loads(out := capsys.readouterr().out)
+    assert SECRET not in out
+    assert "passwd" not in out
+    assert (found["outcome"], found["edge"], found["call"]["status"]) == ("refused", "edge2", 403)
+    assert "REQUEST_COOKIES:lang" in {rule["target"] for rule in found["call"]["rules"]}
+    pasted = waf_exceptions.parse(yaml.safe_load(found["exceptions"]), "printed")
+    assert "REQUEST_COOKIES:lang" in {exception.target for exception in pasted}

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.customers import Customers
+# A fixture: tests name it.
+from tests.fleet.customers import customers as customers
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = ROOT / ".sandbox" / "logs"
@@ -119,9 +120,3 @@ def clean_machine() -> Iterator[None]:
     make("down").ended_well()
     yield
     make("down").ended_well()
-
-
-@pytest.fixture(scope="session")
-def customers() -> Customers:
-    """Their calls run beside the faults; the last test of test_3_faults compares all with the books."""
-    return Customers()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from deploys.sandbox import firstcall, remote
 from deploys.sandbox.remote import relayctl
 from tests.fleet.load import Call, Load
@@ -52,6 +54,12 @@ class Customers:
                 stop.set()
                 calls += running.result()
                 self.acknowledged += [call for call in calls if call.ok]
+
+
+@pytest.fixture(scope="session")
+def customers() -> Customers:
+    """Their calls run beside the faults; the last test of test_3_faults compares all with the books."""
+    return Customers()
 
 
 def call_while(

@@ -3,6 +3,8 @@ replaced everywhere."""
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -22,6 +24,11 @@ RELOADS, RELOAD_EVERY_SECONDS = 3, 6
 PAUSE_SECONDS = 2.0
 BACK_SECONDS = 20
 FLOOD_RATE, FLOOD_SECONDS = 5000, 10
+# How many times their usual p99 others' calls may take beside the flood. In CI the fleet, the flood and they
+# share two processors, which tells nothing of an edge: there it is printed. `make flood` asserts it.
+FLOOD_TIMES = float(os.environ.get("RELAY_FLOOD_TIMES", "inf"))
+# What must have come of the flood.
+FLOOD_LEAST = 0.1 if math.isinf(FLOOD_TIMES) else 0.9
 
 
 def read_while(customers: Customers, seconds: float, act: Callable[[], object]) -> list[streams.Stream]:
@@ -128,7 +135,10 @@ def p99(calls: list[Call]) -> float:
 
 
 def test_a_flood_from_one_key_leaves_the_others_served(customers: Customers) -> None:
-    """It is refused at the edge for next to nothing. Times are printed: this machine makes the flood too."""
+    """It is refused at the edge for next to nothing. Times are printed: this machine makes the flood too.
+
+    Whether they are bounded, too, says FLOOD_TIMES.
+    """
     edge, address = next(iter(remote.addresses("edge").items()))
     flooder = firstcall.register(f"flood-{time.strftime('%H%M%S')}", Decimal(1))
     with customers.calling({edge: address}) as usual:
@@ -137,7 +147,8 @@ def test_a_flood_from_one_key_leaves_the_others_served(customers: Customers) -> 
         found = flood(address, flooder.token, FLOOD_RATE, FLOOD_SECONDS, "provider1")
     others = f"p99 of the others {1000 * p99(beside):.0f} ms, without it {1000 * p99(usual):.0f} ms"
     print(f"flood of {found.rate:.0f} a second: {found.answers}; {others}", flush=True)
-    assert found.rate > FLOOD_RATE / 10
+    assert found.rate > FLOOD_LEAST * FLOOD_RATE
     assert found.answers["2xx"] < FLOOD_SECONDS * defaults.edge_client_rate + 2 * defaults.edge_client_burst
     assert found.answers["5xx"] == 0
     assert failures(usual) + failures(beside) == []
+    assert p99(beside) <= FLOOD_TIMES * p99(usual)

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -40,6 +41,21 @@ def test_the_table(
 ) -> None:
     found = reach.table(node(source) if source else None, node(target))
     assert (set(found.must), set(found.may)) == (must, may)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "ports"),
+    [("app1", "app2", {4789, 7946}), ("db1", "app2", set()), (None, "edge1", set()), ("ops1", "db1", set())],
+)
+def test_the_table_of_udp(sandbox_inventory: Any, source: str | None, target: str, ports: set[int]) -> None:
+    found = reach.table(node(source) if source else None, node(target), "udp")
+    assert found.must | found.may == ports
+    assert found.unasked({*ports, 53}) == ["53/udp is let through, and no role opens it"]
+
+
+def test_http_3_is_in_the_table_where_it_is_served(sandbox_inventory: Any) -> None:
+    sandbox_inventory.override_data["edge_http3"] = "on"
+    assert reach.table(None, node("edge1"), "udp").must == {443}
 
 
 def test_ssh_for_some_networks_may_be_open_from_outside(sandbox_inventory: Any) -> None:
@@ -88,10 +104,31 @@ def test_the_scan_tells_open_refused_and_dropped() -> None:
             closed.getsockname(),
             ("127.0.0.1", int(dead.address.rpartition(":")[2])),
         ]
-        given = json.dumps({"ends": ends, "seconds": 0.3})
-        program = fleet.REPOSITORY / "tests/checklist/port_scan.py"
-        done = subprocess.run(
-            [sys.executable, program], input=given, capture_output=True, text=True, check=True
-        )
+        found = scanned(ends, [])
     dead.close()
-    assert json.loads(done.stdout) == {"open": [list(ends[0])], "refused": [list(ends[1])]}
+    assert found == {"open": [list(ends[0])], "refused": [list(ends[1])], "heard": []}
+
+
+def test_the_scan_hears_answers_and_refusals_of_udp() -> None:
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as answers,
+        socket.socket(type=socket.SOCK_DGRAM) as silent,
+        socket.socket(type=socket.SOCK_DGRAM) as gone,
+    ):
+        for one in (answers, silent, gone):
+            one.bind(("127.0.0.1", 0))
+        ends = [one.getsockname() for one in (answers, silent, gone)]
+        gone.close()
+        answering = threading.Thread(target=lambda: answers.sendto(b"!", answers.recvfrom(10)[1]))
+        answering.start()
+        found = scanned([], ends)
+        answering.join()
+    assert found == {"open": [], "refused": [], "heard": [list(ends[0]), list(ends[2])]}
+
+
+def scanned(ends: list[Any], udp: list[Any]) -> dict[str, list[Any]]:
+    """What the scan tells, run as on a host."""
+    given = json.dumps({"ends": ends, "udp": udp, "seconds": 0.3})
+    program = fleet.REPOSITORY / "tests/checklist/port_scan.py"
+    done = subprocess.run([sys.executable, program], input=given, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
