@@ -286,8 +286,8 @@ def silence(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None, now: datetime | None = None) -> int:
-    """Run a command; its exit code. Progress and errors go to stderr."""
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command and its options; ends the program where they cannot be read."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     # argparse gives no list of words that stands behind options to the positional that is one.
@@ -295,6 +295,12 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.matchers += rest
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, now: datetime | None = None) -> int:
+    """Run a command; its exit code. Progress and errors go to stderr."""
+    options = parsed(arguments)
     options.now = now or datetime.now(UTC)
     return int(options.run(options))
 

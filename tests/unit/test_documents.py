@@ -12,9 +12,10 @@ import pytest
 
 from backups import cli as backups_cli
 from deploys.run import cli as deploys_cli
+from monitoring import __main__ as monitoring_cli
 from relay import cli as relay_cli
 
-PROGRAMS = {"deploys": deploys_cli, "relay": relay_cli, "backups": backups_cli}
+PROGRAMS = {"deploys": deploys_cli, "relay": relay_cli, "backups": backups_cli, "monitoring": monitoring_cli}
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
     "ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "CHANGELOG.md", "backups/RUNBOOK.md",
@@ -113,7 +114,7 @@ def commands() -> list[tuple[str, str]]:
         found += [
             (document, line)
             for line in lines
-            if re.search(r"\brelayctl |-m (?:relay|deploys|backups) |^make ", line)
+            if re.search(r"\brelayctl |-m (?:relay|deploys|backups|monitoring) |^make ", line)
         ]
     return found
 
@@ -130,6 +131,6 @@ def test_each_command_shown_is_one(document: str, line: str) -> None:
     if arguments[0] in ("--help", "plan|apply|verify|secrets"):
         return
     cli = PROGRAMS["relay" if program == "relayctl" else program]
-    # The verbs of secrets have a parser of their own.
-    parse = deploys_cli.parsed if cli is deploys_cli else cli.parser().parse_args
+    # The verbs of secrets have a parser of their own, and matchers of alerts may stand behind options.
+    parse = cli.parsed if cli in (deploys_cli, monitoring_cli) else cli.parser().parse_args
     assert isinstance(parse(arguments), argparse.Namespace)
