@@ -24,6 +24,7 @@ from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configurati
 from deploys.lib.errors import DeployError
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.services import running
+from deploys.lib.sizes import size_in_bytes
 from deploys.lib.timing import relation, seconds
 from deploys.lib.waf_exceptions import WafException
 from deploys.roles.bans import ALERTS_PORT
@@ -332,14 +333,6 @@ def render_edge(settings: EdgeSettings) -> dict[str, str]:
     names += [f"waf/{name}" for name in WAF_TEMPLATES if settings.waf != "off"]
     included = {f"relay/{name}.conf": render(f"edge/{name}.conf.j2", **values) for name in names}
     return included | {"nginx.conf": render("edge/nginx.conf.j2", **values)}
-
-
-def size_in_bytes(text: str) -> int:
-    """A size as nginx writes it, such as 20m. Raises DeployError."""
-    match = re.fullmatch(r"(\d+)([kmgKMG]?)", text)
-    if not match:
-        raise DeployError(f"not a size as nginx writes it: {text!r}; write for instance 20m or 512k")
-    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
 
 
 def settings() -> EdgeSettings:

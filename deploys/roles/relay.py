@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Generator, Iterator, Mapping
 from io import StringIO
 from typing import Any
+from urllib.parse import urlsplit
 
 from pyinfra.api.command import FileUploadCommand, PyinfraCommand, QuoteString, StringCommand
 from pyinfra.api.deploy import deploy
@@ -32,6 +33,7 @@ from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.rotation import REFUSED, TAKEN, Trial, Way
 from deploys.lib.secrets import Secret, fernet_key
+from deploys.lib.sizes import size_in_bytes
 from deploys.lib.timing import relation, seconds
 from deploys.lib.trials import curl_bearer, curl_script
 from deploys.roles import cache, postgres, swarm
@@ -108,6 +110,21 @@ def problems() -> Iterator[str]:
         more=HOLD_MARGIN_SECONDS,
     )
     yield from _memory()
+    yield from _proxy()
+
+
+def _proxy() -> Iterator[str]:
+    given = fleet.setting("relay_provider_proxy")
+    parts = urlsplit(given)
+    if not given:
+        return
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        yield "`relay_provider_proxy` is no proxy's address: write it like http://proxy.example.com:3128"
+    elif parts.username is not None:
+        yield (
+            "`relay_provider_proxy` holds a name or a password, which settings show to everyone: have the "
+            "proxy admit the app hosts' addresses instead"
+        )
 
 
 def _memory() -> Iterator[str]:
@@ -346,6 +363,9 @@ def stack_values() -> dict[str, Any]:
         "RELAY_PROVIDER_CONNECT_SECONDS": str(fleet.setting("relay_provider_connect_seconds")),
         "RELAY_PROVIDER_PROXY": fleet.setting("relay_provider_proxy"),
         "RELAY_REDIS_TIMEOUT_SECONDS": str(fleet.setting("relay_redis_timeout_seconds")),
+        # What the edge lets through is served.
+        "RELAY_MAX_BODY_BYTES": str(size_in_bytes(fleet.setting("edge_body_max"))),
+        "RELAY_MAX_FORM_BYTES": str(size_in_bytes(fleet.setting("edge_upload_max"))),
         "RELAY_BODIES_BYTES": str(fleet.setting("relay_bodies_bytes")),
         "RELAY_ANSWERS_BYTES": str(fleet.setting("relay_answers_bytes")),
         "RELAY_HOLD_WAIT_SECONDS": str(fleet.setting("relay_hold_wait_seconds")),

@@ -55,7 +55,8 @@ edge_address_burst = 400
 edge_address_connections = 512
 # Load balancers and the like (CIDR) that may say which client they pass on, in X-Forwarded-For.
 edge_trusted_proxies: list[str] = []
-# Largest request body, as nginx writes sizes: of a call, of one with files, and of forms.
+# Largest request body, as nginx writes sizes: of a call, of one with files, and of the console's forms. The
+# relay takes what the edge lets through.
 edge_body_max = "20m"
 edge_upload_max = "26m"
 edge_form_max = "1m"

@@ -61,6 +61,8 @@ def test_the_environments_of_the_repository_are_in_order(name: str) -> None:
         ({"relay_bodies_bytes": 2**28 + 1}, ["`relay_bodies_bytes` is 268435457", "`relay_memory` / 4"]),
         ({"relay_bodies_bytes": "256M"}, ["`relay_bodies_bytes` is '256M'", "a number of bytes"]),
         ({"relay_answers_bytes": 2**27 + 1}, ["`relay_answers_bytes` is 134217729", "`relay_memory` / 8"]),
+        ({"relay_provider_proxy": "proxy:3128"}, ["`relay_provider_proxy` is no proxy's address", "http://"]),
+        ({"relay_provider_proxy": "http://me:secret@proxy:3128"}, ["`relay_provider_proxy` holds", "admit"]),
         ({"relay_memory": "plenty"}, ["`relay_memory` is not a size: 'plenty'", "512M"]),
         ({"etcd_election_ms": 1999}, ["`etcd_election_ms` is 1.999 s", "10 * `etcd_heartbeat_ms` = 2 s"]),
         ({"etcd_heartbeat_ms": 500}, ["`etcd_election_ms`", "`etcd_heartbeat_ms`"]),
