@@ -19,7 +19,7 @@ from deploys.lib.errors import DeployError
 from deploys.roles.edge import NGINX_PACKAGES, WAF_PACKAGES, EdgeSettings, render_edge
 
 UNICODE_MAP = "/etc/nginx/unicode.mapping"
-START_SECONDS = 10
+START_SECONDS = 30
 # Where nginx of the distribution keeps bodies: root's, and shared with the nginx that serves.
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 

@@ -27,6 +27,8 @@ FAST: dict[str, Any] = {
     "address_rate": 10_000,
     "address_burst": 10_000,
     "body_max": "20m",
+    # A busy machine's relay takes its time for 2 MB.
+    "read_timeout": "30s",
     "console_names": [CONSOLE],
     "waf_exceptions": EXCEPTIONS,
 }
