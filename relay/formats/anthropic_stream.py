@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from relay.formats import sse
 from relay.formats.answer import NOT_JSON, loads
 from relay.formats.anthropic_answer import collect_block, collect_delta, cumulated
 from relay.formats.stream_meter import DROP, END, KEEP, PASS, EventMeter
 from relay.formats.top_level import replace_string
+from relay.formats.typed_event import TypedEvent, decoder_of
 
 STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
-class StreamEvent(msgspec.Struct):
+class StreamEvent(TypedEvent):
     """What is read of an event."""
 
-    type: str = ""
     index: Any = None
     message: Any = None
     content_block: Any = None
@@ -33,26 +31,8 @@ class StreamEvent(msgspec.Struct):
     usage: Any = None
     error: Any = None
 
-    @classmethod
-    def of(cls, value: dict[str, Any]) -> StreamEvent:
-        """From decoded JSON."""
-        kind = value.get("type")
-        names = cls.__struct_fields__[1:]
-        return cls(kind if isinstance(kind, str) else "", *(value.get(name) for name in names))
 
-
-_event = msgspec.json.Decoder(StreamEvent)
-
-
-def decode(payload: bytes) -> StreamEvent | None:
-    """An event's data; None when it is no JSON object."""
-    try:
-        if not payload.isascii():
-            payload.decode()
-        return _event.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        value = loads(payload)
-        return StreamEvent.of(value) if isinstance(value, dict) else None
+decode = decoder_of(StreamEvent)
 
 
 class AnthropicMeter(EventMeter):

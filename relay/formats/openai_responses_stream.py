@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from relay.formats import sse
 from relay.formats.answer import NOT_JSON, loads
 from relay.formats.openai_responses_answer import collect_item
 from relay.formats.stream_meter import DROP, END, KEEP, PASS, EventMeter
 from relay.formats.top_level import replace_string
+from relay.formats.typed_event import TypedEvent, decoder_of
 
 ENDS = frozenset({"response.completed", "response.incomplete"})
 ERRORS = frozenset({"response.failed", "error"})
@@ -25,36 +24,17 @@ _NAMED = frozenset({"response.created", "response.in_progress", "response.queued
 _DELTA = ".delta"
 
 
-class StreamEvent(msgspec.Struct):
+class StreamEvent(TypedEvent):
     """What is read of an event."""
 
-    type: str = ""
     output_index: Any = None
     delta: Any = None
     item: Any = None
     response: Any = None
     error: Any = None
 
-    @classmethod
-    def of(cls, value: dict[str, Any]) -> StreamEvent:
-        """From decoded JSON."""
-        kind = value.get("type")
-        names = cls.__struct_fields__[1:]
-        return cls(kind if isinstance(kind, str) else "", *(value.get(name) for name in names))
 
-
-_event = msgspec.json.Decoder(StreamEvent)
-
-
-def decode(payload: bytes) -> StreamEvent | None:
-    """An event's data; None when it is no JSON object."""
-    try:
-        if not payload.isascii():
-            payload.decode()
-        return _event.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        value = loads(payload)
-        return StreamEvent.of(value) if isinstance(value, dict) else None
+decode = decoder_of(StreamEvent)
 
 
 def error_of(event: StreamEvent, payload: bytes) -> Any:
