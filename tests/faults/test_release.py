@@ -69,7 +69,7 @@ class Traffic:
         """No call failed, no stream was cut; prints a line of the table."""
         failed = [call for call in self.calls if not call.ok]
         cut = [stream for stream in self.streams if stream.detail or not stream.done]
-        pause = max((stream.longest_pause for stream in self.streams), default=0.0)
+        pause = max((max(stream.pauses, default=0.0) for stream in self.streams), default=0.0)
         print(
             f"{what:<18} {self.run.seconds:6.0f} s  {len(self.calls):>6} calls, {len(failed)} failed  "
             f"{len(self.streams):>5} streams, {len(cut)} cut, longest pause {pause:.2f} s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import ssl
 import time
@@ -26,10 +27,9 @@ class Stream:
     detail: str = ""
 
     @property
-    def longest_pause(self) -> float:
-        """The longest time in seconds without an event."""
-        pairs = zip(self.moments, self.moments[1:], strict=False)
-        return max((later - earlier for earlier, later in pairs), default=0.0)
+    def pauses(self) -> list[float]:
+        """The time in seconds from each event to the next."""
+        return [later - earlier for earlier, later in itertools.pairwise(self.moments)]
 
 
 async def read(
