@@ -126,9 +126,8 @@ def running(directory: Path) -> Iterator[tuple[str, Path]]:
     settings = local_edge.on_loopback(base, directory)
     local_edge.write_config(directory, settings)
     listen = f"127.0.0.1:{local_edge.free_port()}"
-    _change(
-        directory / "relay/waf/rules.conf", "Include", f"Include {directory}/state.conf\nInclude", last=True
-    )
+    first = f"Include {settings.crs_rules}/"
+    _change(directory / "relay/waf/rules.conf", first, f"Include {directory}/state.conf\n{first}")
     (directory / "state.conf").write_text(STATE)
     _change(directory / "relay/server_waf.conf", f"unix:{settings.socket_dir}/waf.sock", listen)
     _change(directory / "relay/server_waf.conf", "modsecurity_transaction_id $http_x_request_id;", "")
@@ -143,12 +142,11 @@ def running(directory: Path) -> Iterator[tuple[str, Path]]:
         relay.close()
 
 
-def _change(path: Path, old: str, new: str, *, last: bool = False) -> None:
+def _change(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     if old not in text:
         raise SystemExit(f"{path.name} has no {old!r}: adapt tests/contract/waf/regression.py")
-    before, _, after = text.rpartition(old) if last else text.partition(old)
-    path.write_text(before + new + after)
+    path.write_text(text.replace(old, new, 1))
 
 
 def request(stage: dict[str, Any]) -> bytes:
