@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import functools
 import runpy
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -130,6 +131,8 @@ def connected(state: State, hosts: Sequence[Host]) -> Iterator[list[Host]]:
             # It stops at the first host that fails; all that did are told.
             with suppress(PyinfraError):
                 connect_all(state)
+            for host in hosts:
+                _send_at_once(host)
             yield [host for host in hosts if not host.connected]
         finally:
             disconnect_all(state)
@@ -203,6 +206,7 @@ def reachable(host: Host, seconds: float) -> bool:
             host.connect(show_errors=False, raise_exceptions=True)
         except ConnectError:
             return False
+        _send_at_once(host)
         return alive(host, seconds)
 
 
@@ -251,6 +255,18 @@ def alive(host: Host, seconds: float) -> bool:
 def _transport(host: Host) -> Transport | None:
     client: SSHClient | None = getattr(host.connector, "client", None)
     return client.get_transport() if client else None
+
+
+def _send_at_once(host: Host) -> None:
+    """Has a host's connection send each packet at once.
+
+    paramiko leaves Nagle's algorithm on (RFC 896): of the few small packets that a command or a file is made
+    of, each would wait for the host to acknowledge the one before, which it delays by 40 ms.
+    """
+    transport = _transport(host)
+    # Behind another host it is a channel of that one's connection, which has no such option.
+    if transport is not None and hasattr(transport.sock, "setsockopt"):
+        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def run_shell(host: Host, command: str, seconds: int = 0) -> tuple[bool, str]:

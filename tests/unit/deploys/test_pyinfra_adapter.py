@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -298,6 +299,7 @@ class Transport:
 
     def __init__(self, answer: str) -> None:
         self.answer, self.closed = answer, False
+        self.sock: object = None
 
     def global_request(self, kind: str, wait: bool) -> None:
         assert (kind, wait) == ("keepalive@openssh.com", True)
@@ -315,6 +317,30 @@ def host_with(answer: str) -> tuple[Any, Transport]:
     transport = Transport(answer)
     client = SimpleNamespace(get_transport=lambda: transport)
     return SimpleNamespace(name=answer, connector=SimpleNamespace(client=client)), transport
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["of the run", "asked besides"])
+def test_packets_are_sent_at_once(state: State, monkeypatch: pytest.MonkeyPatch, later: bool) -> None:
+    """Nagle's algorithm and delayed acknowledgements cost 40 ms a packet."""
+    connections: list[socket.socket] = []
+
+    def connect(self: Any) -> None:
+        connections.append(socket.socket())
+        transport = Transport("answers")
+        transport.sock = connections[-1]
+        self.client = SimpleNamespace(get_transport=lambda: transport)
+
+    monkeypatch.setattr(FakeConnector, "connect", connect)
+    hosts = list(state.inventory)
+    if later:
+        assert all(pyinfra_adapter.reachable(host, 5) for host in hosts)
+    else:
+        with pyinfra_adapter.connected(state, hosts) as unreached:
+            assert not unreached
+    assert len(connections) == len(hosts)
+    for connection in connections:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
 
 
 @pytest.mark.parametrize(("answer", "alive"), [("answers", True), ("silent", False), ("ended", False)])
