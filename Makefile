@@ -9,7 +9,7 @@ DEPLOYS := $(PY) -m deploys
 unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge boards logs-away fuzz mutation waf-regression tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge bench-streams boards logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,6 +124,9 @@ bench-gateway: .venv/ready tools ## Print what a billed call costs beside nginx 
 
 bench-edge: .venv/ready tools ## Print what the edge costs: CPU a request with and without the WAF, delay of events
 	@$(PY) -m tests.bench.edge_bench
+
+bench-streams: .venv/ready tools ## Print what 1,000 streams at once cost a relay on one core: memory, delay of events
+	@$(PY) -m tests.bench.streams_bench
 
 mutation: .venv/ready ## Change the code of money, failover and limits; fail on changes that no test notices
 	@rm -rf mutants

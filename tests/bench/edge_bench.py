@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import urllib3
 
 from deploys.lib import waf_exceptions
 from deploys.lib.fleet import REPOSITORY
+from tests.bench.bounds import Bounds
 from tests.bench.gateway_bench import nginx
 from tests.contract.conftest import free_port
 from tests.contract.edge_rig import JSON, NAME, Edge, FakeRelay, running_edge
@@ -61,20 +61,6 @@ ROUNDS, CONNECTIONS = 6, 4
 # Of the flood that was asked for, what must have come, or the figure says nothing.
 FLOOD_LEAST = 0.9
 SIZES = {"1 KB": 1_000, "20 KB": 20_000, "100 KB": 100_000, "2 MB": 2_000_000}
-
-
-@dataclass
-class Bounds:
-    """Figures beside what they must not exceed."""
-
-    exceeded: list[str] = field(default_factory=list)
-
-    def told(self, what: str, figure: float, most: float) -> str:
-        """The bound, in words; remembers a figure that exceeds it."""
-        if figure <= most:
-            return f"(at most {most:g})"
-        self.exceeded.append(f"{what}: {figure:.3g}, at most {most:g}")
-        return f"✘ (at most {most:g})"
 
 
 def cpu_seconds(edge: Edge) -> float:
@@ -368,9 +354,7 @@ def main() -> int:
         with running_edge(directory / "others", [relay.address], **OPEN | usual) as edge:
             others_rows(edge, bounds)
     relay.close()
-    for one in bounds.exceeded:
-        print(f"✘ {one}")
-    return 1 if bounds.exceeded else 0
+    return bounds.verdict()
 
 
 if __name__ == "__main__":
