@@ -93,7 +93,8 @@ class ImageRequest(MediaRequest):
         read_images(body, request=self)
         value = loads(body)
         made = [one for one in value["data"] if any(_is_held(one.get(name)) for name in _HELD_IN)]
-        ends: list[dict[str, Any]] = [{"created_at": value.get("created")} | one for one in made]
+        created = {"created_at": value.get("created")}
+        ends: list[dict[str, Any]] = [created | one for one in made[: self.choices]]
         ends[-1]["usage"] = value.get("usage")
         return b"".join(written(self.done, one) for one in ends)
 

@@ -1,9 +1,9 @@
 """``POST /v1/audio/transcriptions``, ``/v1/audio/translations``: what a sound says, the latter in English.
 
 The form is passed on, and paid by the duration where the model's price has the meter ``ms``, else by tokens.
-Where a provider tells neither, or what cannot be, the size of the file decides, see USUAL_BYTES_A_SECOND.
-So it does where the answer is plain text (``response_format`` text, srt, vtt), which has no place for usage;
-but a file is not taken for shorter than its subtitles.
+Where a provider tells neither, or what cannot be, the file decides: its header (relay.formats.sound_length),
+else its size, see USUAL_BYTES_A_SECOND. So it does where the answer is plain text (``response_format`` text,
+srt, vtt), which has no place for usage; but a file is not taken for shorter than its subtitles.
 Protocol: https://platform.openai.com/docs/api-reference/audio
 """
 
@@ -22,6 +22,7 @@ from relay.formats.media import Measured, MediaRequest, checked_form, refuse_str
 from relay.formats.media_stream import MediaEvent, MediaMeter, written
 from relay.formats.multipart import Form
 from relay.formats.passed import PassedApi
+from relay.formats.sound_length import milliseconds
 from relay.formats.text_estimate import split_text, text_estimate
 from relay.formats.transcript_text import SHAPES, read_text
 from relay.pricing.bound import MaxUsage
@@ -33,7 +34,8 @@ from relay.settings import Settings
 
 # Speech takes 6 kbit/s at least, in the thriftiest format that is in use (Opus): so long a file can last.
 LEAST_BYTES_A_SECOND = 750
-# What a file is taken for whose duration nobody tells: 128 kbit/s, at which most are made or more.
+# What a file is taken for whose duration neither its header nor anybody tells: 128 kbit/s, at which most are
+# made or more.
 USUAL_BYTES_A_SECOND = 16_000
 # Of OpenAI's models, which hear a token in 100 ms; Gemini's have 32.
 USUAL_TOKENS_A_SECOND, MAX_TOKENS_A_SECOND = 10, 32
@@ -50,11 +52,15 @@ _TRANSCRIPTION = _BOTH | {
 @dataclass(slots=True, kw_only=True)
 class TranscriptionRequest(MediaRequest):
     """A request for the text of a file of so many ``file_bytes``. ``by_duration``: whether it is paid so.
-    ``shape``: of SHAPES, where a whole answer is plain text, else empty: it is JSON."""
+
+    ``shape``: of SHAPES, where a whole answer is plain text, else empty: it is JSON. ``usual``: the
+    milliseconds that the file is taken for when nobody tells them.
+    """
 
     OUTPUT_FIELD: ClassVar[str | None] = ""
 
     file_bytes: int
+    usual: int
     shape: str = ""
     by_duration: bool = False
 
@@ -101,20 +107,23 @@ class TranscriptionRequest(MediaRequest):
     @property
     def longest(self) -> int:
         """The most milliseconds that the file can last."""
-        return _milliseconds(self.file_bytes, LEAST_BYTES_A_SECOND)
-
-    @property
-    def usual(self) -> int:
-        """The milliseconds that it is taken for when nobody tells them."""
-        return _milliseconds(self.file_bytes, USUAL_BYTES_A_SECOND)
+        return _longest(self.file_bytes)
 
 
-def _milliseconds(size: int, bytes_a_second: int) -> int:
-    return -(-size * 1000 // bytes_a_second)
+def _longest(size: int) -> int:
+    return -(-size * 1000 // LEAST_BYTES_A_SECOND)
 
 
-def _tokens(size: int, bytes_a_second: int, tokens_a_second: int) -> int:
-    return -(-size * tokens_a_second // bytes_a_second)
+def _usual(file: bytes | memoryview) -> int:
+    """The milliseconds of a file: by its header, where that tells what can be, else by its size."""
+    told = milliseconds(file)
+    if told is not None and told <= _longest(len(file)):
+        return told
+    return -(-len(file) * 1000 // USUAL_BYTES_A_SECOND)
+
+
+def _tokens(ms: int, tokens_a_second: int) -> int:
+    return -(-ms * tokens_a_second // 1000)
 
 
 def parse(form: Form, settings: Settings, *, known: frozenset[str], streamed: bool) -> TranscriptionRequest:
@@ -124,21 +133,22 @@ def parse(form: Form, settings: Settings, *, known: frozenset[str], streamed: bo
     stream = streams(form)
     refuse_stream(stream and not streamed, "leave it out, and read the whole answer")
     shape = form.text("response_format") or ""
-    size = len(file.content)
+    size, usual = len(file.content), _usual(file.content)
     return TranscriptionRequest(
         model=checked.model,
         stream=stream,
         max_output=settings.max_output.get(checked.model, MAX_TEXT_TOKENS),
-        input_bound=_tokens(size, LEAST_BYTES_A_SECOND, MAX_TOKENS_A_SECOND) + form.text_bytes,
+        input_bound=_tokens(_longest(size), MAX_TOKENS_A_SECOND) + form.text_bytes,
         images=0,
         choices=1,
         include_usage=False,
         body=b"",
         model_at=(0, 0),
         unknown=checked.unknown,
-        counted=_tokens(size, USUAL_BYTES_A_SECOND, USUAL_TOKENS_A_SECOND),
+        counted=_tokens(usual, USUAL_TOKENS_A_SECOND),
         form=form,
         file_bytes=size,
+        usual=usual,
         shape=shape if shape in SHAPES else "",
     )
 

@@ -64,7 +64,11 @@ class Stage:
 def stage(
     module_database: Database, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stage]:
-    settings = {"RELAY_MODEL_MAX_OUTPUT": "bounded=1100,*=64", "RELAY_REPLICAS": "1"}
+    settings = {
+        "RELAY_MODEL_MAX_OUTPUT": "bounded=1100,*=64",
+        "RELAY_REPLICAS": "1",
+        "RELAY_PING_SECONDS": "2",
+    }
     relay = Relay(module_database, tmp_path_factory.mktemp("relay"), settings)
     with running_raw_provider(lambda received: made.choose(received)) as raw:
         named = {"heard": "gpt-theirs", "whole": "whisper-theirs"}  # who tell tokens, and stream nothing
@@ -86,7 +90,7 @@ def stage(
 @pytest.fixture
 def customer(stage: Stage, request: pytest.FixtureRequest) -> Iterator[Customer]:
     stage.odd = None
-    yield Customer(stage.relay, stage.replica, request.node.name, "100.00")
+    yield Customer(stage.relay, stage.replica, request.node.name, "100.00", "--concurrency", "1")
     stage.provider.control()
 
 
@@ -121,10 +125,10 @@ def post(customer: Customer, path: str, body: Any = None, **more: Any) -> reques
     return requests.post(url, json=body, headers=headers, timeout=30, **more)
 
 
-def leaving(customer: Customer, **options: Any) -> Customer:
-    """The same with a client of its own, whose connection may be closed in the middle."""
+def leaving(customer: Customer) -> Customer:
+    """The same, who leaves when nothing comes for a second."""
     other = copy(customer)
-    other.sdk = customer.replica.client(customer.key, **options)
+    other.sdk = customer.replica.client(customer.key, timeout=1.0)
     return other
 
 
@@ -538,7 +542,7 @@ STREAMS = {
 def events_of(raw: Any) -> list[dict[str, Any]]:
     """The events of a stream, decoded; fails of what is no event."""
     assert raw.headers["content-type"] == "text/event-stream; charset=utf-8"
-    blocks = raw.content.decode().split("\n\n")
+    blocks = raw.http_response.read().decode().split("\n\n")
     return [
         json.loads(line.removeprefix("data: "))
         for block in blocks
@@ -548,8 +552,10 @@ def events_of(raw: Any) -> list[dict[str, Any]]:
 
 
 def settled(stage: Stage, customer: Customer) -> None:
-    """No hold is left, nor a place within the limits on calls at a time."""
+    """No hold is left, nor the place of the one call that the key may make at a time."""
     assert stage.relay.balance(customer.account)[1] == 0
+    stage.provider.control()
+    assert generate(customer, "pieces").parse().data
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -561,7 +567,7 @@ def test_streams_pass_untouched_and_cost_what_the_provider_books(
     api = STREAMS[name]
     stage.provider.control(omit_usage=not usage, ping_every=1, bytes_per_write=pieces)
     raw = api.make(customer, api.price)
-    events = events_of(raw.http_response.read() and raw)
+    events = events_of(raw)
     assert [("usage" in event) for event in events] == [False] * (len(events) - 1) + [usage]
     bill, record = booked(stage, raw), customer.record()
     assert record["charge"] == customer.spent()
@@ -607,7 +613,8 @@ def test_the_sdk_reads_edits_as_they_are_made(customer: Customer) -> None:
 
 def test_the_sdk_reads_a_transcript_as_it_is_made(customer: Customer) -> None:
     stream = customer.sdk.audio.transcriptions.create(model="heard", file=("a.mp3", SOUND), stream=True)
-    *deltas, done = list(stream)
+    events: list[Any] = list(stream)
+    *deltas, done = events
     assert "".join(event.delta for event in deltas) == done.text == HEARD_TEXT
     assert done.usage.output_tokens == customer.record()["meters"]["out_text"]
 
@@ -633,12 +640,12 @@ def test_a_stream_without_previews_is_an_image(stage: Stage, customer: Customer)
     assert customer.spent() == PIECE
 
 
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "truncate": {"truncate_after_chunks": 1},
     "end": {"end_after_chunks": 1},
     "error": {
         "error_after_chunks": 1,
-        "error_message": "broken at https://models.theirs.example sk-theirs0123456789",
+        "error_message": f"broken, of {PROVIDER_KEY}",
     },
 }
 
@@ -670,7 +677,8 @@ def test_a_stream_that_breaks_before_its_first_part_costs_nothing(
     stage: Stage, customer: Customer, name: str, fault: str
 ) -> None:
     api = STREAMS[name]
-    stage.provider.control(**dict.fromkeys(FAULTS[fault], 0) | {"error_message": ""})
+    at_first: dict[str, Any] = {name: 0 for name in FAULTS[fault] if name != "error_message"}
+    stage.provider.control(**at_first)
     with pytest.raises(openai.APIStatusError) as caught:
         api.make(customer, api.price)
     assert caught.value.status_code in (502, 503)
@@ -681,8 +689,8 @@ def test_a_stream_that_breaks_before_its_first_part_costs_nothing(
 def test_a_customer_that_leaves_pays_what_was_delivered(stage: Stage, customer: Customer, name: str) -> None:
     api = STREAMS[name]
     stage.provider.control(quiet_after_chunks=1)
-    with api.make(leaving(customer), api.price).http_response as response:
-        next(response.iter_lines())
+    with pytest.raises(Exception, match="timed out"):
+        events_of(api.make(leaving(customer), api.price))
     eventually(lambda: stage.relay.usage(customer.account), 10)
     record = customer.record()
     assert (record["outcome"], record["meters"]) == ("client_gone", dict(api.begun))
@@ -697,9 +705,27 @@ def test_a_customer_that_leaves_before_the_first_part_pays_nothing(
     api = STREAMS[name]
     stage.provider.control(quiet_after_chunks=0)
     with pytest.raises(openai.APITimeoutError):
-        api.make(leaving(customer, timeout=1.0), api.price)
+        api.make(leaving(customer), api.price)
     assert customer.spent() == 0
     settled(stage, customer)
+
+
+@pytest.mark.parametrize("name", ["images", "speech", "transcripts"])
+def test_pings_pass_while_a_provider_is_quiet(stage: Stage, customer: Customer, name: str) -> None:
+    api = STREAMS[name]
+    stage.provider.control(latency_ms=2500)
+    raw = api.make(customer, api.price)
+    *_, last = events_of(raw)
+    assert last["type"].endswith((".completed", ".done"))
+    assert raw.http_response.text.startswith(": ping\n\n")
+    assert customer.spent() > 0
+
+
+def test_a_failure_after_pings_is_an_error_event_and_costs_nothing(stage: Stage, customer: Customer) -> None:
+    stage.provider.control(latency_ms=2500, status=500)
+    (only,) = events_of(draw(customer, "pieces"))
+    assert only["error"]["code"] == "provider_error"
+    assert customer.spent() == 0
 
 
 def test_a_stream_that_a_model_does_not_have_is_one_event(stage: Stage, customer: Customer) -> None:
@@ -707,8 +733,10 @@ def test_a_stream_that_a_model_does_not_have_is_one_event(stage: Stage, customer
     (done,) = events_of(raw)
     seconds = len(SOUND) / media.BYTES_A_SECOND
     assert done["text"].encode() == media.transcript(HEARD_TEXT, seconds, "srt", None)
-    (done,) = list(customer.sdk.audio.transcriptions.create(model="whole", file=("a", SOUND), stream=True))
-    assert (done.type, done.text) == ("transcript.text.done", HEARD_TEXT)
+    stream = customer.sdk.audio.transcriptions.create(model="whole", file=("a", SOUND), stream=True)
+    (only,) = list(stream)
+    assert only.type == "transcript.text.done"
+    assert only.text == HEARD_TEXT
     paid = sorted(record["meters"]["ms"] for record in stage.relay.usage(customer.account))
     assert paid == sorted({LENGTH, 26_000})
 
@@ -727,11 +755,14 @@ def test_what_is_no_stream_costs_nothing(stage: Stage, customer: Customer, name:
 def test_a_stream_that_one_channel_fails_comes_from_the_next(
     stage: Stage, customer: Customer, name: str
 ) -> None:
+    generate(customer, "crossing")  # which the odd one answers, so that it is asked again
     stage.odd = json_answer(b": hello\n\n", content_type="text/event-stream")
-    events = events_of(STREAMS[name].make(customer, "crossing"))
-    assert events[-1]["type"].endswith((".completed", ".done"))
-    assert outcomes(customer)[-1] == "ok"
-    assert len(outcomes(customer)) == 2
+    raw = STREAMS[name].make(customer, "crossing")
+    assert events_of(raw)[-1]["type"].endswith((".completed", ".done"))
+    customer.balance()
+    called = raw.headers["x-request-id"]
+    (record,) = [row for row in stage.relay.usage(customer.account) if row["request_id"] == called]
+    assert [attempt["outcome"] for attempt in record["attempts"]] == ["bad_answer", "ok"]
 
 
 # ---------------------------------------------------------------------- refusals

@@ -24,6 +24,7 @@ from relay.pricing.tariff import Admission
 from relay.providers.profiles import Profile
 from relay.settings import Settings
 from tests.unit.formats.test_media import priced
+from tests.unit.formats.test_sound_length import flac, wav
 
 SETTINGS = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "known=1000,*=64"})
 PASS, DROP, REFUSE = (Profile("max_tokens", policy) for policy in ("pass", "drop", "refuse"))
@@ -296,6 +297,20 @@ def test_plain_text_is_paid_by_the_size_of_the_file_or_by_its_last_subtitle(
     request = transcription(response_format=shape)
     meters, recorded = billed(request, openai_transcriptions.TRANSLATIONS, priced(ms=3), answer)
     assert (meters, recorded["estimated"], recorded["why"]) == ({"ms": paid}, True, "no duration was told")
+
+
+def test_the_header_of_a_file_tells_its_duration_where_nobody_else_does() -> None:
+    file = ("file", ("a.wav", wav(2.5), "audio/wav"))
+    request = transcribed(sent(file, MODEL, ("response_format", "text")), SETTINGS)
+    api = openai_transcriptions.TRANSCRIPTIONS
+    assert billed(request, api, priced(ms=3), b"Hi.")[0] == {"ms": 2500}
+    assert billed(request, api, priced(in_audio=1, out_text=2), b"Hi.")[0] == {"in_audio": 25, "out_text": 1}
+    told = transcribed(sent(file, MODEL), SETTINGS)
+    assert billed(told, api, priced(ms=3), {"text": "Hi.", "usage": {"seconds": 3}})[0] == {"ms": 3000}
+    assert billed(told, api, priced(ms=3), {"text": "Hi."})[0] == {"ms": 2500}
+    # 5 MB an hour is what no sound has.
+    odd = ("file", ("a.flac", flac(1 << 35, 1_000), "audio/flac"))
+    assert billed(transcribed(sent(odd, MODEL), SETTINGS), api, priced(ms=3), {"text": ""})[0] == {"ms": 2503}
 
 
 @pytest.mark.parametrize(
