@@ -235,7 +235,7 @@ def _about(name: str, summary: str, reference: str, known: frozenset[str], *, st
         ),
         answer=answer(text=A_TEXT),
         streams=streamed,
-        text_types=("text/plain", "text/vtt", "application/x-subrip"),
+        text_types=("text/plain", "text/vtt", "text/srt", "application/x-subrip"),
         form=True,
     )
 
