@@ -264,8 +264,10 @@ def _ok(
     means: str = "The answer.",
     streams: bool = False,
     types: Iterable[str] = (_JSON,),
+    texts: Iterable[str] = (),
 ) -> Parts:
     content: Parts = {name: {"schema": schema} for name in types}
+    content |= {name: {"schema": TEXT} for name in texts}
     if streams:
         content[_EVENTS] = {"schema": TEXT}
     return {"description": means, "headers": _named_headers(headers), "content": content}
@@ -277,7 +279,13 @@ def _call(
     """An operation that has a model do something."""
     own = _OF_FORMAT[format.NAME]
     headers = [*_id_headers(own), *limit_headers.names(format), *(["x-relay-left-out"] if translated else [])]
-    ok = _ok(_schema(about.name), headers, streams=about.streams, types=about.answer_types)
+    ok = _ok(
+        _schema(about.name),
+        headers,
+        streams=about.streams,
+        types=about.answer_types,
+        texts=about.text_types,
+    )
     made = _operation(_lower(about.name), about.summary, about.reference, ok, _errors(shape or own, statuses))
     return made | {"requestBody": _body(f"{about.name}Request", _FORM if about.form else _JSON)}
 

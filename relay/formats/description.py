@@ -38,7 +38,8 @@ PASSED_ON_MEANS: Schema = {
 class Description:
     """An API. ``name``: of its schemas; ``summary``: one line; ``reference``: the page of whoever made it.
     ``request`` and ``answer``: schemas of a body and of an answer that comes whole; ``streams``: whether it
-    may come as events. ``answer_types``: of the answer; ``form``: the request is a form, and no JSON.
+    may come as events. ``answer_types``: of the answer; ``text_types``: of one that is plain text, where the
+    request may ask for that; ``form``: the request is a form, and no JSON.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Description:
     answer: Schema
     streams: bool = False
     answer_types: tuple[str, ...] = ("application/json",)
+    text_types: tuple[str, ...] = ()
     form: bool = False
 
 

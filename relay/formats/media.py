@@ -1,4 +1,4 @@
-"""Requests for images and sounds: passed on to channels of OpenAI's formats, whole, and never translated.
+"""Requests for images and sounds: passed on to channels of OpenAI's formats, and never translated.
 
 They are measured by what the model's price has: pieces, characters and the like where it has such a meter,
 else the provider's tokens.
@@ -10,13 +10,14 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
-from relay.errors import ApiError, bad_request
+from relay.errors import bad_request
 from relay.formats.answer import BadAnswer
-from relay.formats.json_fields import FLAG, Fields, read
 from relay.formats.multipart import Form
 from relay.formats.passed import Checked, PassedApi, PassedRequest, check_model
 from relay.providers import openai
 from relay.providers.profiles import Profile
+
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(slots=True)
@@ -47,6 +48,11 @@ class MediaRequest(PassedRequest):
     def metered(self, api: PassedApi) -> PassedApi:
         """``api`` as a provider's answers to this request, which priced() gave, are metered."""
 
+    @abstractmethod
+    def as_events(self, body: bytes) -> bytes:
+        """A whole answer, which came where a stream was asked for, as events; raises ErrorAnswer, and
+        BadAnswer. Some providers pass over ``stream`` where a model has none, OpenAI's for whisper-1."""
+
 
 @dataclass(slots=True)
 class Measured:
@@ -76,18 +82,16 @@ def checked_form(form: Form, known: frozenset[str]) -> Checked:
     return Checked(b"", {}, model, (0, 0), form.names - known)
 
 
-def refuse_stream(fields: Fields) -> None:
-    """Raise ApiError 400 for an answer that is wanted in parts."""
-    if read(fields, "stream", FLAG):
-        raise _no_stream()
+def streams(form: Form) -> bool:
+    """Whether a form asks for its answer in parts; raises ApiError 400."""
+    given = (form.text("stream") or "false").lower()
+    if given not in _FLAGS:
+        raise bad_request("stream", f"stream must be true or false, not {given[:20]}.", "invalid_type")
+    return _FLAGS[given]
 
 
-def refuse_stream_of(form: Form) -> None:
-    """The same for a form."""
-    if (form.text("stream") or "false").lower() not in ("false", "0"):
-        raise _no_stream()
-
-
-def _no_stream() -> ApiError:
-    message = "stream: true is not supported at this endpoint: leave it out, and read the whole answer."
-    return bad_request("stream", message, "unsupported_parameter")
+def refuse_stream(wanted: bool, remedy: str) -> None:
+    """Raise ApiError 400 for an answer that is wanted in parts where the API has none."""
+    if wanted:
+        message = f"stream: true is not supported at this endpoint: {remedy}."
+        raise bad_request("stream", message, "unsupported_parameter")

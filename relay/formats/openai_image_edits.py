@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from relay.errors import bad_request
 from relay.formats.description import FILE, NAME, OBJECTS, Description, answer, body
+from relay.formats.description import FLAG as A_FLAG
 from relay.formats.description import TEXT as A_TEXT
-from relay.formats.media import checked_form, refuse_stream_of, unread
+from relay.formats.media import checked_form, streams, unread
 from relay.formats.multipart import Form, missing
 from relay.formats.openai_embeddings import count
-from relay.formats.openai_images import MAX_IMAGE_TOKENS, MAX_IMAGES, USAGE_FORMAT, ImageRequest
+from relay.formats.openai_images import MAX_IMAGES, USAGE_FORMAT, ImageRequest, most_tokens
 from relay.formats.passed import PassedApi
 from relay.providers import openai
 from relay.settings import Settings
@@ -32,15 +33,15 @@ _KNOWN = frozenset(
 def parse(form: Form, settings: Settings) -> ImageRequest:
     """Check a form; raises ApiError 400 naming the field."""
     checked = checked_form(form, _KNOWN)
-    refuse_stream_of(form)
+    stream = streams(form)
     if not form.files(_FILES):
         raise missing("image")
     seen = len(form.files((*_FILES, "mask")))
     prompt, images = form.require("prompt"), _number(form)
     return ImageRequest(
         model=checked.model,
-        stream=False,
-        max_output=settings.max_output.get(checked.model, MAX_IMAGE_TOKENS) * images,
+        stream=stream,
+        max_output=most_tokens(settings, checked.model, images, stream=stream),
         input_bound=form.text_bytes + seen * MAX_SEEN_TOKENS,
         images=seen,
         choices=images,
@@ -65,11 +66,12 @@ ABOUT = Description(
     summary="Have a model make images of a text and of other images, in OpenAI's format",
     reference="https://platform.openai.com/docs/api-reference/images/createEdit",
     request=body(
-        _KNOWN - {"stream"},
-        typed={"model": NAME, "prompt": A_TEXT | {"minLength": 1}, "image": FILE},
+        _KNOWN,
+        typed={"model": NAME, "prompt": A_TEXT | {"minLength": 1}, "image": FILE, "stream": A_FLAG},
         required=("model", "prompt"),
     ),
     answer=answer(data=OBJECTS),
+    streams=True,
     form=True,
 )
 API = PassedApi(openai.At("/images/edits"), USAGE_FORMAT, unread)

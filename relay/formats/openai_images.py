@@ -1,7 +1,8 @@
 """``POST /v1/images/generations``: images of a text. It is passed on, and paid by the piece or by tokens.
 
 By the piece where the model's price has the meter ``image``: as many as the answer holds, at most those that
-were asked for. Else by the tokens that the provider tells.
+were asked for. Else by the tokens that the provider tells. In a stream that breaks off, an image of which a
+preview was delivered counts as one that came.
 Protocol: https://platform.openai.com/docs/api-reference/images/create
 """
 
@@ -15,11 +16,14 @@ import msgspec
 
 from relay.errors import bad_request
 from relay.formats.answer import BadAnswer, ErrorAnswer, loads
+from relay.formats.description import FLAG as A_FLAG
 from relay.formats.description import NAME, OBJECTS, Description, answer, body, whole
 from relay.formats.description import TEXT as A_TEXT
-from relay.formats.json_fields import OBJECT, QUOTE, TEXT, Fields, bounded, read, starts
+from relay.formats.format import MeterOptions
+from relay.formats.json_fields import FLAG, OBJECT, QUOTE, TEXT, Fields, bounded, read, starts
 from relay.formats.json_fields import OBJECTS as LISTED
-from relay.formats.media import Measured, MediaRequest, refuse_stream, unread
+from relay.formats.media import Measured, MediaRequest, unread
+from relay.formats.media_stream import MediaEvent, MediaMeter, written
 from relay.formats.openai_embeddings import count
 from relay.formats.passed import PassedApi, check
 from relay.pricing.bound import MaxUsage
@@ -33,6 +37,9 @@ MAX_IMAGES = 10
 MAX_IMAGE_TOKENS = 16_384
 # A square one of medium quality (https://platform.openai.com/docs/guides/image-generation#cost-and-latency).
 USUAL_IMAGE_TOKENS = 1_056
+# Of the previews of an image (``partial_images``), 100 each
+# (https://platform.openai.com/docs/guides/image-generation#partial-images).
+MAX_PREVIEW_TOKENS = 3 * 100
 USAGE_FORMAT = "images"
 _KNOWN = frozenset(
     {
@@ -46,10 +53,18 @@ _HELD_IN = ("b64_json", "url")
 
 @dataclass(slots=True)
 class ImageRequest(MediaRequest):
-    """A request for ``choices`` images. ``by_piece``: whether they are paid so."""
+    """A request for ``choices`` images, of a text or, in a form, of images too.
+
+    ``by_piece``: whether they are paid so.
+    """
 
     OUTPUT_FIELD: ClassVar[str | None] = "n"
     by_piece: bool = False
+
+    @property
+    def done(self) -> str:
+        """The type of the event with which an image is there."""
+        return "image_generation.completed" if self.form is None else "image_edit.completed"
 
     def priced(self, admission: Admission) -> Self:
         """See Request. Where neither has a price, it is that of a piece which is missing."""
@@ -69,22 +84,37 @@ class ImageRequest(MediaRequest):
         return replace(
             self.reached(api),
             USAGE_FORMAT=usage_format,
-            read_whole=partial(read_images, most=self.choices, by_piece=self.by_piece),
+            read_whole=partial(read_images, request=self),
+            meter=partial(ImageMeter, request=self),
         )
+
+    def as_events(self, body: bytes) -> bytes:
+        """See MediaRequest: an event for each image, the last one of which tells the usage."""
+        read_images(body, request=self)
+        value = loads(body)
+        made = [one for one in value["data"] if any(_is_held(one.get(name)) for name in _HELD_IN)]
+        created = {"created_at": value.get("created")}
+        ends: list[dict[str, Any]] = [created | one for one in made[: self.choices]]
+        ends[-1]["usage"] = value.get("usage")
+        return b"".join(written(self.done, one) for one in ends)
+
+    def pieces(self, made: int, told: Any) -> dict[str, Any]:
+        """Usage by the piece of so many images; ``told``: the provider's own."""
+        return {"meters": {"image": min(made, self.choices)}, "images": made, "provider": told}
 
 
 def parse(body: bytes, settings: Settings) -> ImageRequest:
     """Check a body; raises ApiError 400 naming the field."""
     checked = check(body, settings, _KNOWN)
-    refuse_stream(checked.fields)
+    stream = bool(read(checked.fields, "stream", FLAG))
     prompt: str = read(checked.fields, "prompt", TEXT, required=True)
     if not prompt:
         raise bad_request("prompt", "prompt must not be empty.")
     images = bounded(checked.fields, "n", MAX_IMAGES) or 1
     return ImageRequest(
         model=checked.model,
-        stream=False,
-        max_output=settings.max_output.get(checked.model, MAX_IMAGE_TOKENS) * images,
+        stream=stream,
+        max_output=most_tokens(settings, checked.model, images, stream=stream),
         # A token is at least one byte of its text.
         input_bound=len(checked.body),
         images=0,
@@ -97,8 +127,14 @@ def parse(body: bytes, settings: Settings) -> ImageRequest:
     )
 
 
-def read_images(body: bytes, *, most: int, by_piece: bool) -> Measured:
-    """An answer with images, of which ``most`` were asked for; raises ErrorAnswer, and BadAnswer.
+def most_tokens(settings: Settings, model: str, images: int, *, stream: bool) -> int:
+    """Of so many images, in a stream with their previews."""
+    previews = MAX_PREVIEW_TOKENS if stream else 0
+    return (settings.max_output.get(model, MAX_IMAGE_TOKENS) + previews) * images
+
+
+def read_images(body: bytes, *, request: ImageRequest) -> Measured:
+    """An answer with images; raises ErrorAnswer, and BadAnswer.
 
     The images themselves, which are megabytes, are not decoded.
     """
@@ -114,9 +150,69 @@ def read_images(body: bytes, *, most: int, by_piece: bool) -> Measured:
         raise BadAnswer("the answer has no image")
     usage = _decoded(fields.get("usage"))
     told = usage if isinstance(usage, dict) and usage else None
-    if not by_piece:
-        return Measured(told, min(found, most) * USUAL_IMAGE_TOKENS)
-    return Measured({"meters": {"image": min(found, most)}, "images": found, "provider": told})
+    if not request.by_piece:
+        return Measured(told, min(found, request.choices) * USUAL_IMAGE_TOKENS)
+    return Measured(request.pieces(found, told))
+
+
+def _is_held(image: Any) -> bool:
+    return isinstance(image, str) and image != ""
+
+
+class ImageMeter(MediaMeter):
+    """Reads images along; see Meter. Each has an event with which it is there, and previews before."""
+
+    PARTS = frozenset({"image_generation.partial_image", "image_edit.partial_image"})
+    ENDS = frozenset({"image_generation.completed", "image_edit.completed"})
+
+    def __init__(self, options: MeterOptions, *, request: ImageRequest) -> None:
+        super().__init__(options)
+        self._request = request
+        self._made = 0
+        self._preview = False
+
+    def _count_part(self, part: MediaEvent) -> None:
+        if not (_is_held(part.b64_json) or _is_held(part.url)):
+            return
+        self._preview = part.type in self.PARTS
+        self._made += not self._preview
+        begun = min(self._made + self._preview, self._request.choices) * USUAL_IMAGE_TOKENS
+        self._add_units(max(begun - self.estimate(), 0))
+
+    @property
+    def _wanting(self) -> str | None:
+        return None if self._made else "an image"
+
+    @property
+    def _last(self) -> bool:
+        return self._made >= self._request.choices
+
+    @property
+    def complete(self) -> bool:
+        """See Meter: fewer images than were asked for are an answer, too."""
+        return self.error is None and self.broken is None and self._made > 0 and not self._preview
+
+    def _usage_of(self, told: dict[str, Any] | None) -> Any:
+        if self._request.by_piece:
+            return self._request.pieces(self._made, told)
+        return told if self._made == 1 or told is None else together(self.usage, told)
+
+    def _read_done(self) -> int:
+        self.done = self.complete
+        return super()._read_done()
+
+    def partial_usage(self, delivered: int) -> Any:
+        """See Meter."""
+        begun = -(-delivered // USUAL_IMAGE_TOKENS)
+        return self._request.pieces(begun, None) if self._request.by_piece and begun else None
+
+
+def together(before: Any, told: dict[str, Any]) -> dict[str, Any]:
+    """Usage of several images of a stream, each of which tells its own: the prompt is the same."""
+    made = [usage.get("output_tokens") for usage in (before or {}, told)]
+    if not all(isinstance(count, int) and not isinstance(count, bool) for count in made):
+        return told
+    return {**told, "output_tokens": sum(made), "output_tokens_details": None, "total_tokens": None}
 
 
 def _object(body: bytes) -> Fields:
@@ -140,11 +236,16 @@ ABOUT = Description(
     summary="Have a model make images of a text, in OpenAI's format",
     reference="https://platform.openai.com/docs/api-reference/images/create",
     request=body(
-        _KNOWN - {"stream"},
-        typed={"model": NAME, "prompt": A_TEXT | {"minLength": 1}, "n": whole(MAX_IMAGES)},
+        _KNOWN,
+        typed={
+            "model": NAME,
+            "prompt": A_TEXT | {"minLength": 1},
+            "n": whole(MAX_IMAGES),
+            "stream": A_FLAG,
+        },
         required=("model", "prompt"),
-        refused={"stream": "an answer comes whole; leave it out"},
     ),
     answer=answer(data=OBJECTS),
+    streams=True,
 )
 API = PassedApi(openai.At("/images/generations"), USAGE_FORMAT, unread)

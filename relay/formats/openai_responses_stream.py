@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from relay.formats import sse
-from relay.formats.answer import NOT_JSON, loads
+from relay.formats.answer import loads
 from relay.formats.openai_responses_answer import collect_item
-from relay.formats.stream_meter import DROP, END, KEEP, PASS, EventMeter
+from relay.formats.stream_meter import END, KEEP, PASS
 from relay.formats.top_level import replace_string
 from relay.formats.typed_event import TypedEvent, decoder_of
+from relay.formats.typed_meter import TypedMeter
 
 ENDS = frozenset({"response.completed", "response.incomplete"})
 ERRORS = frozenset({"response.failed", "error"})
@@ -43,76 +44,23 @@ def error_of(event: StreamEvent, payload: bytes) -> Any:
     return event.error or response.get("error") or loads(payload)
 
 
-class ResponsesMeter(EventMeter):
+class ResponsesMeter(TypedMeter):
     """See Meter. ``error`` passes as it came, without secrets."""
+
+    ENDS = ENDS
+    ERRORS = ERRORS
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.done = False
         # Indices of items of which something came by deltas: the whole item repeats it.
         self._told: set[Any] = set()
 
-    def end(self) -> None:
-        """The provider closed the stream: an event whose blank line is missing counts, unless it was cut."""
-        event, payload = sse.unended(self._buffer.take_rest())
-        if payload and decode(payload) is not None:
-            self._kept[:0] = self._passed(self._read(event), event + b"\n\n", b"\n\n")
-
-    def break_off(self) -> None:
-        """The provider fell silent or cut the stream: without its blank line only the last event counts."""
-        event, payload = sse.unended(self._buffer.take_rest())
-        if _is_end(payload):
-            self._kept[:0] = self._passed(self._read(event), event + b"\n\n", b"\n\n")
-
-    def tail(self) -> bytes:
-        """What ends the stream, to be sent once the call is settled."""
-        return b"".join(self._kept)
-
-    @property
-    def ending(self) -> bool:
-        """Whether the last event has come."""
-        return self.done
-
-    @property
-    def finished(self) -> bool:
-        """Whether the answer is whole, however the connection ends now."""
-        return self.error is None and self.broken is None and self.done
-
-    @property
-    def complete(self) -> bool:
-        """Whether a provider that closes now has ended the stream by itself."""
-        return self.finished
-
-    def partial_usage(self, delivered: int) -> Any:
-        """See Meter: usage is told at the end only."""
-        return None
+    def _decode(self, payload: bytes) -> StreamEvent | None:
+        return decode(payload)
 
     def is_answer(self, value: Any) -> bool:
         """See Meter."""
         return isinstance(value, dict) and "output" in value
-
-    def _read(self, event: bytes) -> int:
-        if self.error is not None:
-            return DROP  # customers' SDKs stop at an error
-        payload = sse.data_of(event)
-        if not payload:
-            return self._other_event(event, None)
-        if payload.strip() == b"[DONE]":  # some compatible providers end like chat
-            return KEEP if self.done else DROP
-        decoded = decode(payload)
-        if decoded is None:
-            return self._read_broken(payload)
-        self.events += 1
-        if self.done:
-            return DROP
-        if decoded.type in ERRORS or (decoded.error and not decoded.type):
-            return self._read_error(decoded, event, payload)
-        return self._read_event(decoded, event, payload)
-
-    def _read_broken(self, payload: bytes) -> int:
-        if not self.finished:
-            self.broken = f"what came is not JSON: {payload[:40]!r}"
-        return DROP
 
     def _read_event(self, decoded: StreamEvent, event: bytes, payload: bytes) -> int:
         kind = decoded.type
@@ -168,19 +116,7 @@ class ResponsesMeter(EventMeter):
         self._clean(event, payload)
         return PASS
 
-    def _other_event(self, event: bytes, payload: bytes | None) -> int:
-        """A comment, or an event that is unknown here."""
-        if self.done or not sse.is_utf8(event):
-            return DROP
-        self._clean(event, payload)
-        return KEEP if self._keeping else PASS
-
 
 def _key(event: StreamEvent) -> Any:
     index = event.output_index
     return index if isinstance(index, int) else 0
-
-
-def _is_end(payload: bytes | None) -> bool:
-    value = loads(payload) if payload else NOT_JSON
-    return isinstance(value, dict) and str(value.get("type")) in ENDS

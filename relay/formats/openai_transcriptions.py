@@ -1,7 +1,9 @@
 """``POST /v1/audio/transcriptions``, ``/v1/audio/translations``: what a sound says, the latter in English.
 
 The form is passed on, and paid by the duration where the model's price has the meter ``ms``, else by tokens.
-Where a provider tells neither, or what cannot be, the size of the file decides, see USUAL_BYTES_A_SECOND.
+Where a provider tells neither, or what cannot be, the file decides: its header (relay.formats.sound_length),
+else its size, see USUAL_BYTES_A_SECOND. So it does where the answer is plain text (``response_format`` text,
+srt, vtt), which has no place for usage; but a file is not taken for shorter than its subtitles.
 Protocol: https://platform.openai.com/docs/api-reference/audio
 """
 
@@ -11,14 +13,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from relay.errors import bad_request
 from relay.formats.answer import NOT_JSON, BadAnswer, ErrorAnswer, loads
 from relay.formats.description import FILE, NAME, Description, answer, body
+from relay.formats.description import FLAG as A_FLAG
 from relay.formats.description import TEXT as A_TEXT
-from relay.formats.media import Measured, MediaRequest, checked_form, refuse_stream_of, unread
+from relay.formats.format import MeterOptions
+from relay.formats.media import Measured, MediaRequest, checked_form, refuse_stream, streams, unread
+from relay.formats.media_stream import MediaEvent, MediaMeter, written
 from relay.formats.multipart import Form
 from relay.formats.passed import PassedApi
+from relay.formats.sound_length import milliseconds
 from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.transcript_text import SHAPES, read_text
 from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import FieldError
 from relay.pricing.tariff import Admission
@@ -28,14 +34,14 @@ from relay.settings import Settings
 
 # Speech takes 6 kbit/s at least, in the thriftiest format that is in use (Opus): so long a file can last.
 LEAST_BYTES_A_SECOND = 750
-# What a file is taken for whose duration nobody tells: 128 kbit/s, at which most are made or more.
+# What a file is taken for whose duration neither its header nor anybody tells: 128 kbit/s, at which most are
+# made or more.
 USUAL_BYTES_A_SECOND = 16_000
 # Of OpenAI's models, which hear a token in 100 ms; Gemini's have 32.
 USUAL_TOKENS_A_SECOND, MAX_TOKENS_A_SECOND = 10, 32
 MAX_TEXT_TOKENS = 16_384
 USAGE_FORMAT = "audio"
-# In these forms an answer says neither how long the sound is nor what its tokens are.
-_UNMEASURED = frozenset({"text", "srt", "vtt"})
+DONE = "transcript.text.done"
 _BOTH = frozenset({"file", "model", "prompt", "response_format", "stream", "temperature"})
 _TRANSCRIPTION = _BOTH | {
     *("chunking_strategy", "include[]", "known_speaker_names[]", "known_speaker_references[]", "language"),
@@ -45,11 +51,17 @@ _TRANSCRIPTION = _BOTH | {
 
 @dataclass(slots=True, kw_only=True)
 class TranscriptionRequest(MediaRequest):
-    """A request for the text of a file of so many ``file_bytes``. ``by_duration``: whether it is paid so."""
+    """A request for the text of a file of so many ``file_bytes``. ``by_duration``: whether it is paid so.
+
+    ``shape``: of SHAPES, where a whole answer is plain text, else empty: it is JSON. ``usual``: the
+    milliseconds that the file is taken for when nobody tells them.
+    """
 
     OUTPUT_FIELD: ClassVar[str | None] = ""
 
     file_bytes: int
+    usual: int
+    shape: str = ""
     by_duration: bool = False
 
     def priced(self, admission: Admission) -> Self:
@@ -64,64 +76,89 @@ class TranscriptionRequest(MediaRequest):
 
     def metered(self, api: PassedApi) -> PassedApi:
         """See MediaRequest."""
-        usage_format = METERS_FORMAT if self.by_duration else USAGE_FORMAT
-        read_whole = partial(read_transcript, request=self)
-        return replace(self.reached(api), USAGE_FORMAT=usage_format, read_whole=read_whole)
+        return replace(
+            self.reached(api),
+            USAGE_FORMAT=METERS_FORMAT if self.by_duration else USAGE_FORMAT,
+            read_whole=partial(read_plain if self.shape else read_transcript, request=self),
+            meter=partial(TranscriptMeter, request=self),
+            BYTES="text" if self.shape else "",
+        )
+
+    def as_events(self, body: bytes) -> bytes:
+        """See MediaRequest."""
+        if self.shape:
+            return written(DONE, {"text": read_text(body, self.shape).whole})
+        read_transcript(body, request=self)
+        return written(DONE, loads(body) | {"type": DONE})
+
+    def lasted(self, told: int | None, usage: Any, *, least: int = 0) -> dict[str, Any]:
+        """Usage by the duration: the milliseconds that were ``told``, where the file can last so long; else
+        what it usually lasts, or ``least`` where that is longer and can be."""
+        if told is not None and 0 < told <= self.longest:
+            return {"meters": {"ms": told}, "provider": usage}
+        why = (
+            "no duration was told"
+            if told is None
+            else f"{told} ms, where the file has at most {self.longest}"
+        )
+        counted = max(self.usual, least if least <= self.longest else 0)
+        return {"meters": {"ms": counted}, "estimated": True, "why": why, "provider": usage}
 
     @property
     def longest(self) -> int:
         """The most milliseconds that the file can last."""
-        return _milliseconds(self.file_bytes, LEAST_BYTES_A_SECOND)
-
-    @property
-    def usual(self) -> int:
-        """The milliseconds that it is taken for when nobody tells them."""
-        return _milliseconds(self.file_bytes, USUAL_BYTES_A_SECOND)
+        return _longest(self.file_bytes)
 
 
-def _milliseconds(size: int, bytes_a_second: int) -> int:
-    return -(-size * 1000 // bytes_a_second)
+def _longest(size: int) -> int:
+    return -(-size * 1000 // LEAST_BYTES_A_SECOND)
 
 
-def _tokens(size: int, bytes_a_second: int, tokens_a_second: int) -> int:
-    return -(-size * tokens_a_second // bytes_a_second)
+def _usual(file: bytes | memoryview) -> int:
+    """The milliseconds of a file: by its header, where that tells what can be, else by its size."""
+    told = milliseconds(file)
+    if told is not None and told <= _longest(len(file)):
+        return told
+    return -(-len(file) * 1000 // USUAL_BYTES_A_SECOND)
 
 
-def parse(form: Form, settings: Settings, *, known: frozenset[str]) -> TranscriptionRequest:
-    """Check a form; raises ApiError 400 naming the field."""
+def _tokens(ms: int, tokens_a_second: int) -> int:
+    return -(-ms * tokens_a_second // 1000)
+
+
+def parse(form: Form, settings: Settings, *, known: frozenset[str], streamed: bool) -> TranscriptionRequest:
+    """Check a form; raises ApiError 400 naming the field. ``streamed``: whether the API has streams."""
     checked = checked_form(form, known)
     file = form.file("file")
-    refuse_stream_of(form)
-    shape = form.text("response_format")
-    if shape in _UNMEASURED:
-        message = (
-            f"response_format: {shape} is not supported: ask for json or verbose_json, and take its text."
-        )
-        raise bad_request("response_format", message, "unsupported_parameter")
-    size = len(file.content)
+    stream = streams(form)
+    refuse_stream(stream and not streamed, "leave it out, and read the whole answer")
+    shape = form.text("response_format") or ""
+    size, usual = len(file.content), _usual(file.content)
     return TranscriptionRequest(
         model=checked.model,
-        stream=False,
+        stream=stream,
         max_output=settings.max_output.get(checked.model, MAX_TEXT_TOKENS),
-        input_bound=_tokens(size, LEAST_BYTES_A_SECOND, MAX_TOKENS_A_SECOND) + form.text_bytes,
+        input_bound=_tokens(_longest(size), MAX_TOKENS_A_SECOND) + form.text_bytes,
         images=0,
         choices=1,
         include_usage=False,
         body=b"",
         model_at=(0, 0),
         unknown=checked.unknown,
-        counted=_tokens(size, USUAL_BYTES_A_SECOND, USUAL_TOKENS_A_SECOND),
+        counted=_tokens(usual, USUAL_TOKENS_A_SECOND),
         form=form,
         file_bytes=size,
+        usual=usual,
+        shape=shape if shape in SHAPES else "",
     )
 
 
-parse_transcription = partial(parse, known=_TRANSCRIPTION)
-parse_translation = partial(parse, known=_BOTH)
+parse_transcription = partial(parse, known=_TRANSCRIPTION, streamed=True)
+parse_translation = partial(parse, known=_BOTH, streamed=False)
 
 
 def read_transcript(body: bytes, *, request: TranscriptionRequest) -> Measured:
-    """An answer with its text, which is empty where nothing is said; raises ErrorAnswer, and BadAnswer."""
+    """A JSON answer with its text, empty where nothing is said; raises ErrorAnswer, and BadAnswer."""
     value = loads(body)
     if value is NOT_JSON or not isinstance(value, dict):
         raise BadAnswer("the answer is not a JSON object")
@@ -133,15 +170,45 @@ def read_transcript(body: bytes, *, request: TranscriptionRequest) -> Measured:
     told = usage if isinstance(usage, dict) and usage else None
     if not request.by_duration:
         return Measured(told, text_estimate(*split_text(text)))
-    lasted = _duration(value, told)
-    if lasted is not None and 0 < lasted <= request.longest:
-        return Measured({"meters": {"ms": lasted}, "provider": told})
-    why = (
-        "no duration was told"
-        if lasted is None
-        else f"{lasted} ms, where the file has at most {request.longest}"
-    )
-    return Measured({"meters": {"ms": request.usual}, "estimated": True, "why": why, "provider": told})
+    return Measured(request.lasted(_duration(value, told), told))
+
+
+def read_plain(body: bytes, *, request: TranscriptionRequest) -> Measured:
+    """An answer that is plain text, and tells no usage: it is counted as JSON is that tells none. Raises
+    BadAnswer."""
+    found = read_text(body, request.shape)
+    if not request.by_duration:
+        return Measured(None, text_estimate(*split_text(found.said)))
+    return Measured(request.lasted(None, None, least=found.until))
+
+
+class TranscriptMeter(MediaMeter):
+    """Reads a transcript along; see Meter."""
+
+    PARTS = frozenset({"transcript.text.delta", "transcript.text.segment"})
+    ENDS = frozenset({DONE})
+
+    def __init__(self, options: MeterOptions, *, request: TranscriptionRequest) -> None:
+        super().__init__(options)
+        self._request = request
+        self._deltas = False
+
+    def _count_part(self, part: MediaEvent) -> None:
+        if part.type == DONE:
+            text = part.text if not self.generating else None
+        elif part.type == "transcript.text.delta":
+            text, self._deltas = part.delta, True
+        else:
+            text = None if self._deltas else part.text  # which its deltas have brought
+        if isinstance(text, str) and text:
+            self._add([text])
+
+    def _usage_of(self, told: dict[str, Any] | None) -> Any:
+        return self._request.lasted(_duration({}, told), told) if self._request.by_duration else told
+
+    def partial_usage(self, delivered: int) -> Any:
+        """See Meter. The sound is the prompt: it is paid as soon as something of its text was delivered."""
+        return self._request.lasted(None, None) if self._request.by_duration and delivered else None
 
 
 def _duration(value: dict[str, Any], usage: dict[str, Any] | None) -> int | None:
@@ -155,30 +222,37 @@ def _duration(value: dict[str, Any], usage: dict[str, Any] | None) -> int | None
     return None
 
 
-def _about(name: str, summary: str, reference: str, known: frozenset[str]) -> Description:
+def _about(name: str, summary: str, reference: str, known: frozenset[str], *, streamed: bool) -> Description:
+    typed: dict[str, Any] = {"model": NAME, "file": FILE, "response_format": A_TEXT}
     return Description(
         name=name,
         summary=summary,
         reference=f"https://platform.openai.com/docs/api-reference/audio/{reference}",
         request=body(
-            known - {"stream"},
-            typed={
-                "model": NAME,
-                "file": FILE,
-                "response_format": A_TEXT | {"not": {"enum": sorted(_UNMEASURED)}},
-            },
+            known if streamed else known - {"stream"},
+            typed=typed | ({"stream": A_FLAG} if streamed else {}),
             required=("model", "file"),
         ),
         answer=answer(text=A_TEXT),
+        streams=streamed,
+        text_types=("text/plain", "text/vtt", "text/srt", "application/x-subrip"),
         form=True,
     )
 
 
 ABOUT_TRANSCRIPTION = _about(
-    "Transcription", "Have a model write down what is said in a sound", "createTranscription", _TRANSCRIPTION
+    "Transcription",
+    "Have a model write down what is said in a sound",
+    "createTranscription",
+    _TRANSCRIPTION,
+    streamed=True,
 )
 ABOUT_TRANSLATION = _about(
-    "Translation", "Have a model write down in English what is said in a sound", "createTranslation", _BOTH
+    "Translation",
+    "Have a model write down in English what is said in a sound",
+    "createTranslation",
+    _BOTH,
+    streamed=False,
 )
 
 

@@ -29,14 +29,15 @@ OPENAIS = frozenset({"openai", "openai-responses"})
 
 @dataclass(frozen=True, slots=True)
 class PassedApi:
-    """An API beside those in which a model converses. See Metered. ``AUDIO``: its answers are sounds."""
+    """An API beside those in which a model converses. See Metered. ``BYTES``: what its whole answers
+    are where they are no JSON, see relay.gateway.bytes_response."""
 
     PROVIDER: Provider
     USAGE_FORMAT: str
     read_whole: Callable[[bytes], Whole]
     MODEL_FIELD: str = "model"
     meter: Callable[[MeterOptions], Meter] = openai_chat.meter
-    AUDIO: bool = False
+    BYTES: str = ""
 
 
 @dataclass(slots=True)

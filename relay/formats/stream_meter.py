@@ -131,3 +131,9 @@ class EventMeter:
                 self._other += other
         if texts:
             self.usage_is_last = False
+
+    def _add_units(self, units: int) -> None:
+        """Count so many units of what is no text."""
+        if units:
+            self._other += units
+            self.usage_is_last = False

@@ -198,6 +198,10 @@ class Call:
         await self.send(
             {"type": "http.response.start", "status": 200, "headers": [*headers, *self.head(), length]}
         )
+        await self.send_last(body)
+
+    async def send_last(self, body: bytes) -> None:
+        """Send the rest of an answer; raises as send_whole()."""
         for begin in range(0, max(1, len(body)), PIECE_BYTES):
             end = begin + PIECE_BYTES
             piece = {"type": "http.response.body", "body": body[begin:end], "more_body": end < len(body)}

@@ -16,7 +16,7 @@ from relay.formats import gemini, gemini_embeddings, openai_embeddings
 from relay.formats.answer import BadAnswer
 from relay.formats.conversation import Conversation, Untranslatable
 from relay.formats.embeddings import Embedder, EmbeddingRequest
-from relay.formats.format import Format, Metered, MeterOptions, Shown, Written
+from relay.formats.format import Format, Meter, Metered, MeterOptions, Shown, Written
 from relay.formats.media import MediaRequest
 from relay.formats.passed import OPENAIS, PassedApi
 from relay.formats.refusal import Said, read_refusal
@@ -24,9 +24,10 @@ from relay.formats.registry import FORMATS
 from relay.formats.request import Request
 from relay.formats.top_level import replace_string
 from relay.formats.translated_stream import TranslatedMeter
-from relay.gateway.audio_response import AudioAnswer
+from relay.gateway.bytes_response import BytesAnswer
 from relay.gateway.call import Answer, Call
 from relay.gateway.json_response import JsonAnswer
+from relay.gateway.media_stream_response import MediaStreamAnswer
 from relay.gateway.outcome import clean
 from relay.gateway.stream_response import StreamAnswer
 from relay.providers.profiles import Profile, profile_of
@@ -138,6 +139,17 @@ class AskedRequest:
         """What will read an answer that is not streamed; see JsonAnswer."""
         return JsonAnswer(call, theirs.read_whole, shape, redact)
 
+    def streamed_answer(
+        self, call: Call, meter: Meter, error_event: Callable[[ApiError], bytes]
+    ) -> StreamAnswer:
+        """What will read an answer as events."""
+        return StreamAnswer(call, meter, error_event)
+
+    @property
+    def max_event_bytes(self) -> int:
+        """Of an event of a provider's stream."""
+        return self._settings.max_event_bytes
+
     def exchange(self, call: Call, channel: Channel, key: ApiKey) -> ChannelExchange:
         """See Asked."""
         return ChannelExchange(call, self, channel, key)
@@ -193,9 +205,24 @@ class AskedMedia(PassedOn):
         self, call: Call, theirs: Metered, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
     ) -> Answer:
         """See AskedRequest."""
-        if self._api.AUDIO:
-            return AudioAnswer(call, theirs.read_whole)
+        if self._kind:
+            return BytesAnswer(call, theirs.read_whole, self._kind)
         return super().whole_answer(call, theirs, shape, redact)
+
+    def streamed_answer(
+        self, call: Call, meter: Meter, error_event: Callable[[ApiError], bytes]
+    ) -> StreamAnswer:
+        """See AskedRequest."""
+        return MediaStreamAnswer(call, meter, error_event, self._media.as_events, self._kind)
+
+    @property
+    def max_event_bytes(self) -> int:
+        """See AskedRequest: an event may hold an image."""
+        return max(self._settings.max_event_bytes, self._settings.max_answer_bytes)
+
+    @property
+    def _kind(self) -> str:
+        return self._media.metered(self._api).BYTES
 
 
 # By a channel's format: those whose providers turn texts into vectors.
@@ -296,7 +323,7 @@ class ChannelExchange:
             MeterOptions(
                 keep_usage_chunk=request.include_usage or not self._same,
                 choices=request.choices,
-                max_event_bytes=call.services.settings.max_event_bytes,
+                max_event_bytes=asked.max_event_bytes,
                 model=model,
                 redact=redact,
             )
@@ -304,7 +331,7 @@ class ChannelExchange:
         if not self._same:
             decoder = FORMATS[self._channel.format].decoder()
             meter = TranslatedMeter(meter, decoder, asked.format.encoder(asked.shown()))
-        return StreamAnswer(call, meter, self._error_event)
+        return asked.streamed_answer(call, meter, self._error_event)
 
     def _error_event(self, error: ApiError) -> bytes:
         return self._asked.error_event(error, str(self._call.request_id))

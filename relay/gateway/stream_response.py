@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from relay.errors import ApiError
@@ -12,7 +12,7 @@ from relay.formats.answer import BadAnswer, ErrorAnswer, loads
 from relay.formats.format import Meter
 from relay.formats.refusal import MAX_ERROR_BYTES
 from relay.formats.sse import EventTooLarge, may_begin
-from relay.gateway.call import SSE_HEADERS, Call, in_time
+from relay.gateway.call import PIECE_BYTES, SSE_HEADERS, Call, in_time
 from relay.providers.transport import Reply, TransportError
 
 # From the last choice's end: for the usage, which follows at once where there is one.
@@ -58,7 +58,7 @@ class StreamAnswer:
         stage = None
         try:
             async with asyncio.timeout(None) as limit:
-                async for block in reply.blocks():
+                async for block in self._blocks(reply):
                     await self._pass_on(block)
                     before, stage = stage, self._stage()
                     if stage != before:
@@ -73,6 +73,10 @@ class StreamAnswer:
             meter.end()
         self._judge()
 
+    def _blocks(self, reply: Reply) -> AsyncIterator[bytes]:
+        """The stream, as it comes; raises as read() does."""
+        return reply.blocks()
+
     async def _pass_on(self, block: bytes) -> None:
         call, meter = self._call, self._meter
         if call.watcher.gone and self._delivered is None:
@@ -84,6 +88,10 @@ class StreamAnswer:
                 part = meter.release()
         if part and not call.watcher.gone:
             await call.send_part(part, SSE_HEADERS)
+        if part:
+            call.room.release()
+        else:  # the begin of an event, which may be megabytes
+            await call.room.take(len(block))
         if meter.broken is not None:
             raise BadAnswer(meter.broken)
 
@@ -133,6 +141,6 @@ class StreamAnswer:
         if error is not None and self._meter.error is None:
             tail = self._error_event(error)
         if call.first_byte is None:
-            await in_time(call.send_part(tail, SSE_HEADERS))
-            tail = b""
-        await in_time(call.send({"type": "http.response.body", "body": tail}))
+            begin, tail = tail[:PIECE_BYTES], tail[PIECE_BYTES:]
+            await in_time(call.send_part(begin, SSE_HEADERS))
+        await call.send_last(tail)

@@ -11,6 +11,11 @@ from relay.gateway.call import Call
 from relay.providers.transport import Reply
 
 
+async def received(call: Call, reply: Reply) -> bytes:
+    """The provider's whole body, in the memory that answers share."""
+    return await reply.read(call.services.settings.max_answer_bytes, call.room.take)
+
+
 class WholeAnswer:
     """The part of an Answer in one piece that its kinds share: they read, and say ``_type``, its media type.
 
@@ -34,9 +39,7 @@ class WholeAnswer:
         return self._whole.estimate() if self._whole else 0
 
     async def _received(self, reply: Reply) -> bytes:
-        """The provider's body, in the memory that answers share."""
-        call = self._call
-        return await reply.read(call.services.settings.max_answer_bytes, call.room.take)
+        return await received(self._call, reply)
 
     async def finish(self, error: ApiError | None) -> None:
         """See Answer."""

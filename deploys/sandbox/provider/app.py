@@ -19,13 +19,25 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from . import answers, embeddings, forms, media, others
+from . import answers, embeddings, forms, media, media_events, others
 from .anthropic_messages import Messages
 from .books import Books
 from .cache import Cache
 from .checking import BadRequest
 from .control import Control, magic
-from .delivery import Call, Header, Receive, Send, fails, reply, send_whole, served_call
+from .delivery import (
+    Call,
+    End,
+    Header,
+    Message,
+    Receive,
+    Send,
+    Streaming,
+    fails,
+    reply,
+    send_whole,
+    served_call,
+)
 from .formats import JSON, Asked, Format
 from .gemini import Gemini, GeminiArray
 from .openai_chat import Chat
@@ -197,10 +209,30 @@ class Provider:
         try:
             if await fails(self._chat, control, gone, request.receive, send):
                 return
+            if made.stream is not None and not control.instead:
+                await self._stream(request, made, made.stream, control, gone, send)
+                return
         finally:
             gone.cancel()
         await self._books.book(made.served(request.id, usage_sent=not control.omit_usage))
         await send_whole(made.content_type, made.body, control, request.receive, send)
+
+    async def _stream(
+        self,
+        request: Request,
+        made: media.Made,
+        stream: media_events.Stream,
+        control: Control,
+        gone: asyncio.Future[Message],
+        send: Send,
+    ) -> None:
+        async def book(produced: int, *, complete: bool, usage_sent: bool) -> None:
+            cut_at = None if complete else produced
+            await self._books.book(made.served(request.id, usage_sent=usage_sent, cut_at=cut_at))
+
+        streaming = Streaming(self._chat, control, gone, book)
+        end = End(stream.tail, stream.usage_sent)
+        await streaming.run(stream.parts, lambda _: end, request.receive, send)
 
     # ------------------------------------------------------------------ the rest
 

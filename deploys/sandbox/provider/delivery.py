@@ -6,14 +6,15 @@ import asyncio
 import json
 import random
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from . import answers
 from .answers import Answer
 from .books import Books, Served, now
 from .control import Control
-from .formats import JSON, Format, Telling
+from .formats import JSON, Chunk, Format, Telling
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -114,10 +115,55 @@ class Call:
             return
         control, form = self._control, self._format
         telling = self._telling()
+
+        def end(produced: int) -> End:
+            tail = form.tail(self._name, self._answer, telling, control)
+            return End(tail, telling.last(produced) is not None or telling.first() is not None)
+
+        streaming = Streaming(form, control, self._gone, self._book)
+        chunks = form.chunks(self._name, self._answer, telling, control)
+        await streaming.run(chunks, end, receive, send, *headers)
+
+    def _telling(self) -> Telling:
+        facts = self._answer.prompt.facts
+        wanted = facts.get("include_usage", True) or bool(self._control.usage_at)
+        silent = self._control.omit_usage or not wanted
+        return Telling(self._told, self._control.usage_at or self._format.usage_at, silent)
+
+
+class Book(Protocol):
+    """Puts a call in the books that has ``produced`` so many tokens."""
+
+    async def __call__(self, produced: int, *, complete: bool, usage_sent: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a stream. ``usage_sent``: whether the stream has told its usage."""
+
+    tail: bytes
+    usage_sent: bool
+
+
+class Streaming:
+    """Sends a stream event by event, until its end, the caller's leaving or the ordered cut, and books it."""
+
+    def __init__(self, form: Format, control: Control, gone: asyncio.Future[Message], book: Book) -> None:
+        self._format, self._control, self._gone, self._book = form, control, gone, book
+
+    async def run(
+        self,
+        chunks: Iterable[Chunk],
+        end: Callable[[int], End],
+        receive: Receive,
+        send: Send,
+        *headers: Header,
+    ) -> None:
+        """Send ``chunks``, then the ``end`` of a stream that has produced so many tokens."""
+        control, form = self._control, self._format
         response = Response(send, control)
         await response.start(200, form.stream_type, None, *headers)
         produced = 0
-        chunks = form.chunks(self._name, self._answer, telling, control)
         for number, (tokens, part) in enumerate(chunks):
             if await self._ends_early(number, produced, response, receive):
                 return
@@ -130,16 +176,9 @@ class Call:
             await response.write(part)
             if control.ping_every and number % control.ping_every == 0:
                 await response.write(form.ping)
-        sent = telling.last(produced) is not None or telling.first() is not None
-        tail = form.tail(self._name, self._answer, telling, control)
-        await self._book(produced, complete=True, usage_sent=sent)
-        await response.write(tail, last=True)
-
-    def _telling(self) -> Telling:
-        facts = self._answer.prompt.facts
-        wanted = facts.get("include_usage", True) or bool(self._control.usage_at)
-        silent = self._control.omit_usage or not wanted
-        return Telling(self._told, self._control.usage_at or self._format.usage_at, silent)
+        last = end(produced)
+        await self._book(produced, complete=True, usage_sent=last.usage_sent)
+        await response.write(last.tail, last=True)
 
     async def _ends_early(self, number: int, produced: int, response: Response, receive: Receive) -> bool:
         control = self._control

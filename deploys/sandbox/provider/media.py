@@ -1,4 +1,5 @@
-"""Images and sounds: OpenAI's POST /v1/images/generations and /edits, /v1/audio/speech and /transcriptions.
+"""Images and sounds: OpenAI's POST /v1/images/generations and /edits, /v1/audio/speech and /transcriptions,
+whole or as the events that media_events writes.
 
 The same request always gets the same picture (one colour) and the same sound. The books count images,
 characters and tokens, so that a call can be paid by any of them.
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from . import openai_words
+from . import media_events, openai_words
 from .answers import count
 from .books import Served, now
 from .checking import BadRequest, anything, decimal, flag, matching, one_of, record, text, whole
@@ -34,6 +35,7 @@ BYTES_A_SECOND = 4_000  # of sounds that are heard: 32 kbit/s
 SIDE = 8  # pixels
 SAMPLES_A_CHARACTER = 20
 RATE = 24_000  # samples a second
+TEXTS = ("text", "srt", "vtt")
 TYPES = {
     "mp3": b"audio/mpeg",
     "opus": b"audio/opus",
@@ -50,6 +52,7 @@ IMAGE = record(
     n=whole(1, MOST_IMAGES),
     output_compression=whole(0, 100),
     output_format=one_of("png", "jpeg", "webp"),
+    partial_images=whole(0, 3),
     quality=one_of("auto", "standard", "hd", *TOKENS_OF_QUALITY),
     response_format=one_of("url", "b64_json"),
     size=text,
@@ -67,10 +70,11 @@ EDIT = record(
     n=matching(r"[1-9]|10"),
     output_compression=matching(r"\d{1,3}"),
     output_format=one_of("png", "jpeg", "webp"),
+    partial_images=matching(r"[0-3]"),
     quality=one_of("auto", "standard", "hd", *TOKENS_OF_QUALITY),
     response_format=one_of("url", "b64_json"),
     size=text,
-    stream=one_of("false"),
+    stream=one_of("false", "true"),
     user=text,
     **{"image[]": anything},
 )
@@ -79,8 +83,8 @@ HEARD = record(
     chunking_strategy=text,
     language=text,
     prompt=text,
-    response_format=one_of("json", "verbose_json"),
-    stream=one_of("false"),
+    response_format=one_of("json", "verbose_json", "diarized_json", *TEXTS),
+    stream=one_of("false", "true"),
     temperature=matching(r"[0-9.]+"),
     **{"include[]": anything, "timestamp_granularities[]": anything},
 )
@@ -89,13 +93,13 @@ SPEECH = record(
     instructions=text,
     response_format=one_of(*TYPES),
     speed=decimal(0.25, 4),
-    stream_format=one_of("audio"),
+    stream_format=one_of("audio", "sse"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An answer, and what it costs. ``pieces``: on the bill beside tokens."""
+    """An answer, and what it costs. ``pieces``: on the bill beside tokens; ``stream``: where it comes so."""
 
     model: str
     content_type: bytes
@@ -104,17 +108,22 @@ class Made:
     prompt: int = 0
     output: int = 0
     pieces: Mapping[str, int] = field(default_factory=dict)
+    stream: media_events.Stream | None = None
 
-    def served(self, request_id: str, *, usage_sent: bool) -> Served:
-        """Its line of the books."""
-        bill = {"input": self.prompt, "output": self.output, **self.pieces}
+    def served(self, request_id: str, *, usage_sent: bool, cut_at: int | None = None) -> Served:
+        """Its line of the books. ``cut_at``: after how many tokens a stream was cut that was not complete."""
+        output = self.output if cut_at is None else cut_at
+        pieces = dict(self.pieces)
+        if cut_at is not None and self.stream is not None and self.stream.images:
+            pieces["images"] = self.stream.images[cut_at]
+        bill = {"input": self.prompt, "output": output, **pieces}
         return Served(
             request_id=request_id,
             model=self.model,
-            stream=False,
+            stream=self.stream is not None,
             prompt_tokens=self.prompt,
-            completion_tokens=self.output,
-            complete=True,
+            completion_tokens=output,
+            complete=cut_at is None,
             usage_sent=usage_sent,
             served_at=now(),
             format="openai_media",
@@ -131,16 +140,26 @@ def images(body: JSON, control: Control) -> Made:
     prompt = body["prompt"]
     data = [one_image(body, f"{prompt}\n{index}", control.media_bytes) for index in range(number)]
     each = TOKENS_OF_QUALITY.get(body.get("quality") or "", TOKENS_OF_QUALITY[USUAL_QUALITY])
+    each += media_events.PREVIEW_TOKENS * previews(body)
     usage = control.usage or image_usage(count(prompt), each * number)
-    return image_answer(body, data, usage, control)
+    return image_answer(body, data, usage, control, streamed="image_generation" if body.get("stream") else "")
 
 
-def image_answer(body: JSON, data: list[JSON], usage: JSON, control: Control) -> Made:
-    """An answer with images."""
+def previews(body: JSON) -> int:
+    """How many previews of each image are wanted."""
+    return int(body.get("partial_images") or 0) if body.get("stream") in (True, "true") else 0
+
+
+def image_answer(body: JSON, data: list[JSON], usage: JSON, control: Control, *, streamed: str) -> Made:
+    """An answer with images; ``streamed``: how the types of its events begin, where they are wanted."""
     answer: JSON = {"created": int(now()), "data": data}
     if not control.omit_usage:
         answer["usage"] = control.told_usage or usage
+    stream = None
+    if streamed:
+        stream = media_events.images(body, streamed, data, previews(body), usage, answer.get("usage"))
     return Made(
+        stream=stream,
         model=body.get("model") or "gpt-image-1",
         content_type=b"application/json",
         body=json.dumps(answer).encode(),
@@ -193,13 +212,24 @@ def speech(body: JSON, control: Control) -> Made:
         raise BadRequest(message, param="input", code="string_above_max_length")
     characters = len(said) + len(body.get("instructions") or "")
     kind = body.get("response_format") or "mp3"
+    made, stream = sound(said, kind, control.media_bytes), None
+    if body.get("stream_format") == "sse":
+        told = None if control.omit_usage else control.told_usage or spoken_usage(said, made)
+        stream = media_events.speech(made, told)
     return Made(
+        stream=stream,
         model=body["model"],
         content_type=TYPES[kind],
-        body=sound(said, kind, control.media_bytes),
+        body=made,
         usage={"characters": characters},
         pieces={"characters": characters},
     )
+
+
+def spoken_usage(said: str, made: bytes) -> JSON:
+    """Usage in the shape of a stream of sound."""
+    prompt, output = count(said), -(-len(made) // 1000)
+    return {"input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output}
 
 
 def sound(said: str, kind: str, size: int = 0) -> bytes:
@@ -229,8 +259,10 @@ def edits(body: JSON, control: Control) -> Made:
     prompt = body["prompt"]
     data = [one_image(body, f"{prompt}\n{shown}\n{index}", control.media_bytes) for index in range(number)]
     each = TOKENS_OF_QUALITY.get(body.get("quality") or "", TOKENS_OF_QUALITY[USUAL_QUALITY])
+    each += media_events.PREVIEW_TOKENS * previews(body)
     usage = control.usage or image_usage(count(prompt), each * number, TOKENS_SEEN * len(seen))
-    return image_answer(body, data, usage, control)
+    streamed = "image_edit" if body.get("stream") == "true" else ""
+    return image_answer(body, data, usage, control, streamed=streamed)
 
 
 def uploads(body: JSON, *names: str) -> list[Upload]:
@@ -243,7 +275,8 @@ def uploads(body: JSON, *names: str) -> list[Upload]:
 def transcription(body: JSON, control: Control) -> Made:
     """The answer of /v1/audio/transcriptions and /v1/audio/translations; raises BadRequest.
 
-    A second of sound is BYTES_A_SECOND of its file. ``gpt-…`` tells tokens, any other model the duration.
+    A second of sound is BYTES_A_SECOND of its file. ``gpt-…`` tells tokens and writes no subtitles, any other
+    model tells the duration; ``whisper-…`` passes over ``stream``, as OpenAI's whisper-1 does.
     """
     HEARD(WORDING, {name: value for name, value in body.items() if not isinstance(value, Upload)}, ())
     found = uploads(body, "file")
@@ -253,23 +286,41 @@ def transcription(body: JSON, control: Control) -> Made:
     seconds = len(file) / BYTES_A_SECOND
     text = control.text or f"{len(file)} bytes: {hashlib.sha256(file).hexdigest()}"
     by_tokens = body["model"].startswith("gpt-")
+    shape = body.get("response_format") or "json"
+    if by_tokens and shape in ("srt", "vtt"):
+        message = f"response_format '{shape}' is not compatible with model '{body['model']}'."
+        raise BadRequest(message, param="response_format", code="unsupported_value")
     prompt, output = 10 * math.ceil(seconds), count(text)
     usage = heard_usage(prompt, output) if by_tokens else {"type": "duration", "seconds": math.ceil(seconds)}
     usage = control.usage or usage
-    answer: JSON = {"text": text}
-    if body.get("response_format") == "verbose_json":
-        answer |= {"task": "transcribe", "language": "english", "duration": seconds, "segments": []}
-    if not control.omit_usage:
-        answer["usage"] = control.told_usage or usage
+    told = None if control.omit_usage else control.told_usage or usage
+    streamed = body.get("stream") == "true" and not body["model"].startswith("whisper-")
     return Made(
         model=body["model"],
-        content_type=b"application/json",
-        body=json.dumps(answer).encode(),
+        content_type=b"text/plain; charset=utf-8" if shape in TEXTS else b"application/json",
+        body=transcript(text, seconds, shape, told),
         usage=usage,
         prompt=prompt if by_tokens else 0,
         output=output if by_tokens else 0,
         pieces={"ms": math.ceil(seconds * 1000), "seconds": math.ceil(seconds)},
+        stream=media_events.transcript(text, told) if streamed else None,
     )
+
+
+def transcript(text: str, seconds: float, shape: str, told: JSON | None) -> bytes:
+    """A transcript of this shape, in subtitles as one; plain text has no place for usage."""
+    if shape in TEXTS:
+        if shape == "text":
+            return text.encode() + b"\n"
+        ms = math.ceil(seconds * 1000)
+        clock = f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
+        if shape == "vtt":
+            return f"WEBVTT\n\n00:00.000 --> {clock}\n{text}\n\n".encode()
+        return f"1\n00:00:00,000 --> {clock.replace('.', ',')}\n{text}\n\n".encode()
+    answer: JSON = {"text": text}
+    if shape == "verbose_json":
+        answer |= {"task": "transcribe", "language": "english", "duration": seconds, "segments": []}
+    return json.dumps(answer if told is None else answer | {"usage": told}).encode()
 
 
 def heard_usage(prompt: int, output: int) -> JSON:

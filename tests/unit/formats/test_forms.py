@@ -24,6 +24,7 @@ from relay.pricing.tariff import Admission
 from relay.providers.profiles import Profile
 from relay.settings import Settings
 from tests.unit.formats.test_media import priced
+from tests.unit.formats.test_sound_length import flac, wav
 
 SETTINGS = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "known=1000,*=64"})
 PASS, DROP, REFUSE = (Profile("max_tokens", policy) for policy in ("pass", "drop", "refuse"))
@@ -200,13 +201,13 @@ def test_a_transcription_without_a_price_is_refused_by_the_meter(admission: Admi
 
 
 def billed(
-    request: Any, api: Any, admission: Any, answer: Any
+    request: Any, api: Any, admission: Any, answer: dict[str, Any] | bytes
 ) -> tuple[Mapping[str, int], Mapping[str, Any]]:
     """(meters, record)."""
     request = request.priced(admission)
     bound = request.bound(admission)
     api = request.metered(api)
-    whole = api.read_whole(json.dumps(answer).encode())
+    whole = api.read_whole(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
     made = billed_usage(
         *(admission, bound, {}, api.USAGE_FORMAT, whole.usage),
         *(lambda: request.counted_prompt(0), whole.estimate),
@@ -277,6 +278,74 @@ def test_what_is_no_transcript(answer: bytes, error: type[Exception]) -> None:
         api.read_whole(answer)
 
 
+SRT = b"1\r\n00:00:00,000 --> 00:00:%b\r\nHi, there.\r\n\r\n2\r\n00:00:00,200 --> 00:00:00,250\r\nBye.\r\n"
+VTT = b"\xef\xbb\xbfWEBVTT\n\n00:00.000 --> 00:%b\nHi, there.\n\n00:00.200 --> 00:00.250 align:left\nBye.\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer", "paid"),
+    [
+        *(("text", b"Hi, there.\n", USUAL), ("text", b"\n", USUAL), ("text", b"1\n--> 00:00:05,000", USUAL)),
+        *(("srt", SRT % b"00,100", USUAL), ("srt", SRT % b"03,001", 3001), ("srt", SRT % b"06,000", USUAL)),
+        *(("vtt", VTT % b"00.100", USUAL), ("vtt", VTT % b"03.001", 3001), ("vtt", VTT % b"06.000", USUAL)),
+        *(("srt", b"\n", USUAL), ("vtt", b"WEBVTT", USUAL), ("vtt", b"WEBVTT\n\n", USUAL)),
+    ],
+)
+def test_plain_text_is_paid_by_the_size_of_the_file_or_by_its_last_subtitle(
+    shape: str, answer: bytes, paid: int
+) -> None:
+    request = transcription(response_format=shape)
+    meters, recorded = billed(request, openai_transcriptions.TRANSLATIONS, priced(ms=3), answer)
+    assert (meters, recorded["estimated"], recorded["why"]) == ({"ms": paid}, True, "no duration was told")
+
+
+def test_the_header_of_a_file_tells_its_duration_where_nobody_else_does() -> None:
+    file = ("file", ("a.wav", wav(2.5), "audio/wav"))
+    request = transcribed(sent(file, MODEL, ("response_format", "text")), SETTINGS)
+    api = openai_transcriptions.TRANSCRIPTIONS
+    assert billed(request, api, priced(ms=3), b"Hi.")[0] == {"ms": 2500}
+    assert billed(request, api, priced(in_audio=1, out_text=2), b"Hi.")[0] == {"in_audio": 25, "out_text": 1}
+    told = transcribed(sent(file, MODEL), SETTINGS)
+    assert billed(told, api, priced(ms=3), {"text": "Hi.", "usage": {"seconds": 3}})[0] == {"ms": 3000}
+    assert billed(told, api, priced(ms=3), {"text": "Hi."})[0] == {"ms": 2500}
+    # 5 MB an hour is what no sound has.
+    odd = ("file", ("a.flac", flac(1 << 35, 1_000), "audio/flac"))
+    assert billed(transcribed(sent(odd, MODEL), SETTINGS), api, priced(ms=3), {"text": ""})[0] == {"ms": 2503}
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"), [("text", b"abcdefgh\n"), ("srt", SRT % b"00,100"), ("vtt", VTT % b"00.100")]
+)
+def test_by_tokens_plain_text_is_counted_without_its_times(shape: str, answer: bytes) -> None:
+    request = transcription(response_format=shape)
+    admission = priced(in_text=1, in_audio=2, out_text=3)
+    meters = billed(request, openai_transcriptions.TRANSCRIPTIONS, admission, answer)[0]
+    assert meters["in_audio"] == 3
+    assert meters["out_text"] == (2 if shape == "text" else 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"),
+    [
+        *((shape, answer) for shape in ("text", "srt", "vtt") for answer in (b"", b"\xff")),
+        *(("srt", b"Hello."), ("srt", VTT % b"00.100"), ("srt", b"upstream connect error")),
+        *(("vtt", b"Hello."), ("vtt", SRT % b"00,100"), ("vtt", b"WEBVTTX"), ("vtt", b"\n")),
+    ],
+)
+def test_what_is_no_plain_text(shape: str, answer: bytes) -> None:
+    api = transcription(response_format=shape).metered(openai_transcriptions.TRANSCRIPTIONS)
+    with pytest.raises(BadAnswer):
+        api.read_whole(answer)
+
+
+@given(st.binary(max_size=300), st.sampled_from(["text", "srt", "vtt"]))
+def test_no_answer_costs_more_than_was_held(answer: bytes, shape: str) -> None:
+    with suppress(BadAnswer):
+        billed(
+            transcription(response_format=shape), openai_transcriptions.TRANSCRIPTIONS, priced(ms=3), answer
+        )
+
+
 # ---------------------------------------------------------------------- edits
 
 
@@ -299,6 +368,7 @@ FILE = ("file", ("a.mp3", SOUND, "audio/mpeg"))
 IMAGE = ("image", ("a.png", PNG, "image/png"))
 MODEL, PROMPT = ("model", "m"), ("prompt", "x")
 transcribed, edited = openai_transcriptions.parse_transcription, openai_image_edits.parse
+translated = openai_transcriptions.parse_translation
 
 
 @pytest.mark.parametrize(
@@ -311,15 +381,12 @@ transcribed, edited = openai_transcriptions.parse_transcription, openai_image_ed
         ),
         *((transcribed, fields, "file") for fields in ([MODEL], [MODEL, ("file", "x")], [MODEL, FILE, FILE])),
         (transcribed, [MODEL, ("file", ("a.mp3", b"", "audio/mpeg"))], "file"),
-        *((transcribed, [MODEL, FILE, ("stream", one)], "stream") for one in ("true", "True", "1", "x")),
-        *(
-            (transcribed, [MODEL, FILE, ("response_format", one)], "response_format")
-            for one in ("text", "srt", "vtt")
-        ),
+        *((transcribed, [MODEL, FILE, ("stream", one)], "stream") for one in ("x", "yes", "2")),
+        *((translated, [MODEL, FILE, ("stream", one)], "stream") for one in ("true", "True", "1", "x")),
         *((edited, fields, "image") for fields in ([MODEL, PROMPT], [MODEL, PROMPT, ("image", "x")])),
         *((edited, fields, "prompt") for fields in ([MODEL, IMAGE], [MODEL, IMAGE, ("prompt", "")])),
         *((edited, [MODEL, PROMPT, IMAGE, ("n", n)], "n") for n in ("0", "11", "x", "1.5", "-1", "9" * 5000)),
-        (edited, [MODEL, PROMPT, IMAGE, ("stream", "true")], "stream"),
+        (edited, [MODEL, PROMPT, IMAGE, ("stream", "x")], "stream"),
         (edited, [MODEL, PROMPT, IMAGE, ("mask", "x")], "mask"),
     ],
 )

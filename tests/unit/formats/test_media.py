@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from relay.errors import ApiError
 from relay.formats import openai_images, openai_speech
 from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.openai_images import read_images
-from relay.gateway.audio_response import type_of
+from relay.gateway.bytes_response import type_of
 from relay.pricing.charge import Row
 from relay.pricing.errors import Unpriced
 from relay.pricing.plausibility import billed_usage
@@ -179,11 +180,12 @@ def test_by_tokens_what_cannot_be_is_counted(usage: Any, doubted: bool) -> None:
 )
 def test_what_is_no_image(answer: bytes, error: type[Exception], by_piece: bool) -> None:
     with pytest.raises(error):
-        read_images(answer, most=1, by_piece=by_piece)
+        read_images(answer, request=replace(images(), by_piece=by_piece))
 
 
 def test_an_error_that_is_null_is_none() -> None:
-    assert read_images(b'{"error": null, "data": [{"url": "x"}]}', most=1, by_piece=True).usage["images"] == 1
+    whole = read_images(b'{"error": null, "data": [{"url": "x"}]}', request=replace(images(), by_piece=True))
+    assert whole.usage["images"] == 1
 
 
 @given(st.text(min_size=1), st.text() | st.none())
@@ -192,7 +194,7 @@ def test_speech_is_paid_by_its_characters(text: str, instructions: str | None) -
     count = len(text) + len(instructions or "")
     assert request.max_usage().others == {"char": count}
     whole = request.metered(openai_speech.API).read_whole(b"ID3")
-    assert whole.usage == {"meters": {"char": count}}
+    assert whole.usage["meters"] == {"char": count}
     assert request.priced(priced(char=3)).bound(priced(char=3)).amount == 3 * count
 
 
@@ -214,7 +216,7 @@ def test_no_sound_is_no_answer() -> None:
     ],
 )
 def test_sounds_have_such_types(given: str) -> None:
-    assert type_of(given) == given.strip().encode()
+    assert type_of(given, "sound") == given.strip().encode()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,22 @@ def test_sounds_have_such_types(given: str) -> None:
 )
 def test_nothing_else_is_a_sound(given: str) -> None:
     with pytest.raises(BadAnswer, match="is no sound"):
-        type_of(given)
+        type_of(given, "sound")
+
+
+@pytest.mark.parametrize(
+    "given", ["text/plain; charset=utf-8", "text/vtt", "Text/SRT", "application/x-subrip"]
+)
+def test_transcripts_have_such_types(given: str) -> None:
+    assert type_of(given, "text") == given.encode()
+    with pytest.raises(BadAnswer, match="is no sound"):
+        type_of(given, "sound")
+
+
+@pytest.mark.parametrize("given", ["", "text/html", "application/json", "text/event-stream", "text/plainer"])
+def test_nothing_else_is_a_transcript(given: str) -> None:
+    with pytest.raises(BadAnswer, match="is no text"):
+        type_of(given, "text")
 
 
 @pytest.mark.parametrize(
@@ -235,10 +252,10 @@ def test_nothing_else_is_a_sound(given: str) -> None:
     [
         *((openai_images, {"prompt": "x", "n": n}, "n") for n in (0, 11, "2", 1.5)),
         *((openai_images, {"prompt": prompt}, "prompt") for prompt in (None, "", 5)),
-        *((openai_images, {"prompt": "x", "stream": stream}, "stream") for stream in (True, "x")),
+        *((openai_images, {"prompt": "x", "stream": stream}, "stream") for stream in (1, "x")),
         *((openai_speech, {"input": text}, "input") for text in (None, "", ["x"])),
         (openai_speech, {"input": "x", "instructions": 5}, "instructions"),
-        *((openai_speech, {"input": "x", "stream_format": one}, "stream_format") for one in ("sse", 5)),
+        (openai_speech, {"input": "x", "stream_format": 5}, "stream_format"),
         (openai_speech, {"input": "x", "stream": True}, "stream"),
         (openai_speech, {"input": "x", "model": ""}, "model"),
     ],

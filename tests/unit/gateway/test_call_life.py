@@ -910,6 +910,18 @@ def test_who_takes_a_whole_answer_slowly_gets_all_of_it_and_who_stops_is_cut(
     assert (stalled.ledger.charged, stalled.whole) == (slow.ledger.charged, False)
 
 
+def test_a_large_end_of_a_stream_is_handed_on_in_pieces_as_fast_as_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call, "STALLED_SECONDS", 1.0)
+    last = event({"choices": [{"delta": {"content": "z" * 3 * PIECE}, "finish_reason": "stop"}]})
+    for begin in (b"", content()):
+        result = run(says(begin + last + DONE), customer=Customer(pause=0.3))
+        assert (result.raised, result.whole, result.body.endswith(last + DONE)) == (None, True, True)
+        assert max(len(message["body"]) for message in result.sent[1:]) <= PIECE
+        assert result.seconds > 1.0
+
+
 @pytest.mark.parametrize(
     "end", [Broken("reset"), TimedOut("silent"), 30.0], ids=["cut", "timeout", "silence"]
 )

@@ -1,0 +1,108 @@
+"""Reads streams of images, sounds and transcripts along while their bytes pass through.
+
+Each event names its type. The last one (``….completed``, ``….done``) tells the usage, and is kept back until
+the call is paid for. Protocols: https://platform.openai.com/docs/api-reference/images-streaming and
+https://platform.openai.com/docs/api-reference/audio
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from relay.formats import sse
+from relay.formats.answer import loads
+from relay.formats.format import MeterOptions
+from relay.formats.refusal import in_openais_shape
+from relay.formats.stream_meter import DROP, END, KEEP, PASS
+from relay.formats.top_level import replace_string
+from relay.formats.typed_event import TypedEvent, decoder_of
+from relay.formats.typed_meter import TypedMeter
+
+
+class MediaEvent(TypedEvent):
+    """What is read of an event."""
+
+    delta: Any = None
+    text: Any = None
+    audio: Any = None
+    b64_json: Any = None
+    url: Any = None
+    usage: Any = None
+    error: Any = None
+
+
+_decode = decoder_of(MediaEvent)
+
+
+class MediaMeter(TypedMeter):
+    """See Meter. ``PARTS``: the types of events that bring something before the last one. ``error`` passes in
+    OpenAI's shape, without secrets."""
+
+    PARTS: ClassVar[frozenset[str]]
+
+    def __init__(self, options: MeterOptions) -> None:
+        super().__init__(options.max_event_bytes, options.redact, options.model)
+
+    def _count_part(self, part: MediaEvent) -> None:
+        """Count what an event of PARTS or ENDS brings."""
+        raise NotImplementedError
+
+    def _usage_of(self, told: dict[str, Any] | None) -> Any:
+        """The usage of what has come, where an event of ENDS told this of it."""
+        raise NotImplementedError
+
+    @property
+    def _wanting(self) -> str | None:
+        """What a stream that ends now should have brought; None where nothing is wanting."""
+        return None
+
+    @property
+    def _last(self) -> bool:
+        """Whether the event of ENDS that has come is the last one that was asked for."""
+        return True
+
+    def is_answer(self, value: Any) -> bool:
+        """See Meter: an answer that is no stream is made one before it is metered."""
+        return False
+
+    def _decode(self, payload: bytes) -> MediaEvent | None:
+        return _decode(payload)
+
+    def _read_event(self, decoded: MediaEvent, event: bytes, payload: bytes) -> int:
+        kind = decoded.type
+        if kind not in self.PARTS and kind not in self.ENDS:
+            return self._other_event(event, payload)
+        if self._model is not None:
+            renamed = replace_string(payload, "model", self._model)
+            if renamed != payload:
+                self._altered = sse.with_data(event, renamed)
+        self._count_part(decoded)
+        if kind in self.ENDS:
+            return self._read_end(decoded)
+        if not self.generating:
+            return KEEP if self._keeping else PASS
+        self._keeping = False
+        return PASS
+
+    def _read_end(self, decoded: MediaEvent) -> int:
+        if self._wanting is not None:
+            self.broken = f"the stream ended without {self._wanting}"
+            return DROP
+        told = decoded.usage if isinstance(decoded.usage, dict) and decoded.usage else None
+        self.usage = self._usage_of(told)
+        self.usage_is_last = self.usage is not None
+        self.done, self._keeping = self._last, True
+        return END
+
+    def _read_error(self, decoded: MediaEvent, event: bytes, payload: bytes) -> int:
+        self.error = decoded.error or loads(payload)
+        self._keeping = False
+        shaped = json.dumps({"type": "error", "error": in_openais_shape(self.error)}).encode()
+        self._altered = sse.with_data(event, self._redact(shaped))
+        return PASS
+
+
+def written(kind: str, fields: dict[str, Any]) -> bytes:
+    """An event of this type."""
+    return b"event: " + kind.encode() + b"\ndata: " + json.dumps({"type": kind} | fields).encode() + b"\n\n"

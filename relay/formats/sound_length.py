@@ -1,0 +1,144 @@
+"""How long a sound is, by the header of its file.
+
+Formats: WAVE (Microsoft's Multimedia Programming Interface 1.0), FLAC (RFC 9639), Ogg (RFC 3533) with Opus
+(RFC 7845) or Vorbis, MP4 (ISO 14496-12), MP3 (ISO 11172-3; counts of frames as LAME and VBRI write them).
+Whoever sends a file may write into its header what it likes: only a length is taken that its size can have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from struct import Struct, error
+
+# The highest rate of what is compressed, 512 kbit/s: a file is at least as long as at that.
+MOST_BYTES_A_SECOND = 64_000
+_OGG_TAIL = 128 << 10  # more than two of its pages
+_MAX_PARTS = 1_000  # of a file that are looked at
+_U32, _U64, _L16, _L32, _L64 = Struct(">I"), Struct(">Q"), Struct("<H"), Struct("<I"), Struct("<q")
+_WAVE_FORMAT = Struct("<HHI6xH")  # code, channels, samples a second, bits of a sample
+_PCM = (1, 3, 0xFFFE)
+# By the index in a frame's header; kbit/s of layer III in MPEG 1, and in 2 and 2.5.
+_BITRATES = (
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+_RATES = (44_100, 48_000, 32_000)
+
+Bytes = bytes | memoryview
+
+
+def milliseconds(file: Bytes) -> int | None:
+    """The length of a sound, rounded up; None where its header does not tell it, or one that cannot be."""
+    begin = bytes(file[:12])
+    read = next((reader for starts, reader in _READERS if starts(begin)), None)
+    try:
+        seconds = None if read is None else read(file)
+    except (error, IndexError, ZeroDivisionError):
+        return None
+    if seconds is None or seconds <= 0:
+        return None
+    if read is not _wave and seconds * MOST_BYTES_A_SECOND < len(file):
+        return None
+    return -(-seconds.numerator * 1000 // seconds.denominator)
+
+
+def _wave(file: Bytes) -> Fraction | None:
+    """By what its samples take: decoders go by that, too."""
+    at, byte_rate = 12, Fraction(0)
+    for _ in range(_MAX_PARTS):
+        kind, size = bytes(file[at : at + 4]), _L32.unpack_from(file, at + 4)[0]
+        if kind == b"fmt ":
+            code, channels, rate, bits = _WAVE_FORMAT.unpack_from(file, at + 8)
+            if code not in _PCM:
+                return None
+            byte_rate = Fraction(rate * channels * bits, 8)
+        elif kind == b"data":
+            return Fraction(min(size, len(file) - at - 8)) / byte_rate
+        at += 8 + size + size % 2
+    return None
+
+
+def _flac(file: Bytes) -> Fraction | None:
+    packed = _U64.unpack_from(file, 18)[0]  # rate: 20 bits, channels: 3, bits of a sample: 5, samples: 36
+    return Fraction(packed & ((1 << 36) - 1), packed >> 44)
+
+
+def _ogg(file: Bytes) -> Fraction | None:
+    begin = bytes(file[:512])
+    skipped, rate = 0, 0
+    if (at := begin.find(b"OpusHead")) >= 0:
+        skipped, rate = _L16.unpack_from(begin, at + 10)[0], 48_000
+    elif (at := begin.find(b"\x01vorbis")) >= 0:
+        rate = _L32.unpack_from(begin, at + 12)[0]
+    tail = bytes(file[-_OGG_TAIL:])
+    last = tail.rfind(b"OggS")
+    return Fraction(_L64.unpack_from(tail, last + 6)[0] - skipped, rate) if last >= 0 else None
+
+
+def _mp4(file: Bytes) -> Fraction | None:
+    movie = _box(file, 0, len(file), b"moov")
+    header = None if movie is None else _box(file, *movie, b"mvhd")
+    if header is None:
+        return None
+    at = header[0]
+    if file[at]:  # version 1: times are wide
+        return Fraction(_U64.unpack_from(file, at + 24)[0], _U32.unpack_from(file, at + 20)[0])
+    return Fraction(_U32.unpack_from(file, at + 16)[0], _U32.unpack_from(file, at + 12)[0])
+
+
+def _box(file: Bytes, at: int, end: int, name: bytes) -> tuple[int, int] | None:
+    """Where the content of the box ``name`` is among those from ``at`` to ``end``."""
+    for _ in range(_MAX_PARTS):
+        if at + 8 > end:
+            break
+        size, head = _U32.unpack_from(file, at)[0], 8
+        if size == 1:
+            size, head = _U64.unpack_from(file, at + 8)[0], 16
+        elif size == 0:
+            size = end - at
+        if size < head:
+            return None
+        if file[at + 4 : at + 8] == name:
+            return at + head, min(at + size, end)
+        at += size
+    return None
+
+
+def _mp3(file: Bytes) -> Fraction | None:
+    at = 0
+    if file[:3] == b"ID3":
+        size = 0
+        for byte in bytes(file[6:10]):
+            size = size << 7 | byte & 0x7F
+        at = 10 + size
+    head = _U32.unpack_from(file, at)[0]
+    version, layer, bitrate, rate = head >> 19 & 3, head >> 17 & 3, head >> 12 & 15, head >> 10 & 3
+    if head >> 21 != 0x7FF or version == 1 or layer != 1 or bitrate in (0, 15) or rate == 3:
+        return None
+    first = version == 3
+    samples, hertz = (1152 if first else 576), _RATES[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    mono = head >> 6 & 3 == 3
+    side = (17 if mono else 32) if first else (9 if mono else 17)
+    frames = _frames(bytes(file[at + 4 : at + 64]), side)
+    if frames is not None:
+        return Fraction(frames * samples, hertz)
+    return Fraction((len(file) - at) * 8, _BITRATES[not first][bitrate] * 1000)
+
+
+def _frames(begin: bytes, side: int) -> int | None:
+    """How many frames there are, where the first one counts them; ``side``: bytes before the count."""
+    if begin[side : side + 4] in (b"Xing", b"Info") and begin[side + 7] & 1:
+        return int(_U32.unpack_from(begin, side + 8)[0])
+    if begin[32:36] == b"VBRI":
+        return int(_U32.unpack_from(begin, 46)[0])
+    return None
+
+
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Bytes], Fraction | None]], ...] = (
+    (lambda begin: begin[:4] == b"RIFF" and begin[8:] == b"WAVE", _wave),
+    (lambda begin: begin[:4] == b"fLaC", _flac),
+    (lambda begin: begin[:4] == b"OggS", _ogg),
+    (lambda begin: begin[4:8] == b"ftyp", _mp4),
+    (lambda begin: begin[:3] == b"ID3" or begin[:1] == b"\xff", _mp3),
+)

@@ -1,0 +1,160 @@
+"""How long sounds are by their headers: each format as its specification writes it, and what cannot be."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import wave
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.formats.sound_length import milliseconds
+
+BYTES = 40_000
+
+
+def wav(seconds: float, rate: int = 8_000, channels: int = 2, width: int = 2) -> bytes:
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(bytes(int(seconds * rate) * channels * width))
+    return made.getvalue()
+
+
+def flac(samples: int, rate: int = 44_100) -> bytes:
+    packed = rate << 44 | 1 << 41 | 15 << 36 | samples
+    info = struct.pack(">HH", 4096, 4096) + bytes(6) + packed.to_bytes(8) + bytes(16)
+    return b"fLaC" + b"\0\0\0\x22" + info + bytes(BYTES)
+
+
+def page(granule: int, content: bytes) -> bytes:
+    return b"OggS\0\0" + struct.pack("<qIIIB", granule, 1, 0, 0, 1) + bytes([len(content)]) + content
+
+
+def opus(granule: int, skipped: int = 312) -> bytes:
+    head = page(0, b"OpusHead\x01\x02" + struct.pack("<HIhB", skipped, 44_100, 0, 0))
+    return head + bytes(BYTES) + page(5, b"x") + page(granule, b"x" * 200)
+
+
+def vorbis(granule: int, rate: int = 22_050) -> bytes:
+    head = page(0, b"\x01vorbis" + struct.pack("<IBI", 0, 2, rate) + bytes(12))
+    return head + bytes(BYTES) + page(granule, b"x")
+
+
+def box(name: bytes, content: bytes, *, wide: bool = False) -> bytes:
+    if wide:
+        return struct.pack(">I4sQ", 1, name, len(content) + 16) + content
+    return struct.pack(">I4s", len(content) + 8, name) + content
+
+
+def mp4(duration: int, scale: int = 1_000, *, version: int = 0, wide: bool = False) -> bytes:
+    times = (
+        struct.pack(">IIII", 0, 0, scale, duration)
+        if not version
+        else struct.pack(">QQIQ", 0, 0, scale, duration)
+    )
+    header = box(b"mvhd", bytes([version, 0, 0, 0]) + times + bytes(80))
+    movie = box(b"moov", box(b"udta", b"") + header)
+    return box(b"ftyp", b"M4A \0\0\0\0") + box(b"mdat", bytes(BYTES), wide=wide) + movie
+
+
+def mp3(head: bytes, side: int = 0, tag: bytes = b"", *, size: int = BYTES, id3: int = 0) -> bytes:
+    frame = head + bytes(side) + tag
+    named = b"ID3\4\0\0" + bytes([0, 0, id3 >> 7, id3 & 127]) + bytes(id3) if id3 else b""
+    return named + frame + bytes(size - len(frame))
+
+
+FIRST, SECOND = b"\xff\xfb\x90\x00", b"\xff\xf3\x90\xc0"  # 128 kbit/s, 44.1 kHz, stereo; 80, 22.05, mono
+XING = b"Xing\0\0\0\x01" + (383).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("file", "length"),
+    [
+        *(
+            (wav(1.5), 1500),
+            (wav(0.5, 44_100, 1), 500),
+            (wav(2)[:-16_000], 1500),
+            (wav(0.0001, 10_000, 1), 1),
+        ),
+        *((flac(44_100), 1000), (flac(66_151), 1501), (flac(1 << 35, 1), (1 << 35) * 1000)),
+        *((opus(48_000 + 312), 1000), (opus(96_000, 0), 2000), (vorbis(22_050 * 3), 3000)),
+        *(
+            (mp4(1234), 1234),
+            (mp4(90_000, 45_000), 2000),
+            (mp4(3000, version=1), 3000),
+            (mp4(2500, wide=True), 2500),
+        ),
+        *(
+            (mp3(FIRST), 2500),
+            (mp3(FIRST, id3=300), 2500),
+            (mp3(SECOND), 4000),
+            (mp3(b"\xff\xe3\x90\x00"), 4000),
+        ),
+        *((mp3(FIRST, 32, XING), 10_005), (mp3(SECOND, 9, XING), 10_005)),
+        (mp3(FIRST, 32, b"VBRI" + bytes(10) + (383).to_bytes(4)), 10_005),
+    ],
+)
+def test_the_length_is_that_of_the_header(file: bytes, length: int) -> None:
+    assert milliseconds(file) == milliseconds(memoryview(file)) == length
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(b"", b"ID3", b"\xff", b"RIFF\0\0\0\0WAVE", b"fLaC", b"OggS", b"\0\0\0\0ftyp", b"Hello", bytes(100)),
+        *(
+            wav(1)[:40],
+            wav(1).replace(b"\x10\0\0\0\1\0", b"\x10\0\0\0\7\0"),
+            wav(0),
+            flac(0),
+            flac(44_100, 0),
+        ),
+        *(
+            opus(0),
+            opus(-1),
+            page(0, b"Speex   "),
+            mp4(0),
+            mp4(5, 0),
+            box(b"ftyp", b"M4A ") + box(b"moov", b""),
+        ),
+        *(
+            mp3(b"\xff\xfb\xf0\x00"),
+            mp3(b"\xff\xfb\x00\x00"),
+            mp3(b"\xff\xfb\x9c\x00"),
+            mp3(b"\xff\xfd\x90\x00"),
+        ),
+        *(mp3(b"\xff\xeb\x90\x00"), mp3(FIRST, 32, b"Xing\0\0\0\x01" + bytes(4))),
+        # Shorter than 512 kbit/s would be.
+        *(flac(44_100 // 2), opus(24_000), mp4(600), mp3(FIRST, 32, b"Xing\0\0\0\x01" + (10).to_bytes(4))),
+        struct.pack(">I4s4sI4s", 12, b"ftyp", b"M4A ", 2, b"free"),  # a box that would never end
+    ],
+)
+def test_what_tells_no_length_that_can_be(file: bytes) -> None:
+    assert milliseconds(file) is None
+
+
+def test_a_file_of_a_million_parts_takes_no_time() -> None:
+    began = time.process_time()
+    assert milliseconds(b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 10**6) is None
+    assert milliseconds(box(b"ftyp", b"M4A ") + box(b"free", b"") * 10**6) is None
+    assert time.process_time() - began < 1
+
+
+@given(
+    st.sampled_from([wav(0.1), flac(9), opus(9), vorbis(9), mp4(9), mp4(9, version=1), mp3(FIRST, 32, XING)]),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=20),
+    st.integers(0, 1000),
+)
+def test_no_file_does_harm(file: bytes, changes: list[tuple[int, int]], size: int) -> None:
+    changed = bytearray(file[:size])
+    for at, value in changes:
+        if at < len(changed):
+            changed[at] = value
+    length = milliseconds(bytes(changed))
+    assert length is None or length > 0
