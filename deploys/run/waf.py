@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -58,13 +57,7 @@ def add_to(commands: Any) -> None:
         one = actions.add_parser(
             run.__name__, help=run.__doc__, description=run.__doc__, epilog=EPILOG, formatter_class=layout
         )
-        one.add_argument(
-            "environment",
-            metavar="ENV",
-            nargs="?",
-            default=os.environ.get("RELAY_ENVIRONMENT", "sandbox"),
-            help=f"{environment.HELP} (default: $RELAY_ENVIRONMENT, else sandbox)",
-        )
+        one.add_argument("environment", metavar="ENV", help=environment.HELP)
         one.add_argument("subject", metavar=last, help=about)
         one.add_argument("--json", action="store_true", help="print one JSON object")
         one.set_defaults(run=run)
