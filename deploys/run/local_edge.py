@@ -136,8 +136,8 @@ def start_nginx(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def stop_group(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
-    """Ends a program that leads its process group, and what it left there: a master that was killed, or hangs,
-    does not end its workers. Raises subprocess.TimeoutExpired where it did not end by itself."""
+    """Ends a program that leads its process group, and what it left there: a master that is killed
+    leaves its workers. Raises subprocess.TimeoutExpired where it did not end by itself."""
     process.terminate()
     try:
         process.wait(seconds)
