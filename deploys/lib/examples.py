@@ -27,7 +27,8 @@ def _is_example(line: str) -> bool:
 
 
 def add(commands: Any, group: str, name: str, text: str, epilog: str, **more: Any) -> argparse.ArgumentParser:
-    """A command of argparse's `commands`, those of `group` (empty: of all), with its own examples of `epilog`."""
+    """One more of argparse's `commands`, which are those of `group` (empty: all); of the examples in `epilog`
+    its help shows its own."""
     added: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
