@@ -86,7 +86,7 @@ def missing_name(dotted: str) -> bool:
 
 
 def lacking(page: str) -> set[str]:
-    """Programs that a page calls, that neither a host nor the toolkit brings, and that it does not install."""
+    """What a page calls that neither a host nor the toolkit brings, and that the page does not install."""
     code = [*CODE.findall(page), *re.findall(r"^ *```\w*\n(.*?)^ *```", page, re.M | re.S)]
     called = {word for text in code for word in re.findall(r"(?:^|[|(;]|sudo )\s*([\w-]+)(?= )", text, re.M)}
     installed = set(re.findall(r"[\w-]+", " ".join(re.findall(r"apt-get install ([^`\n]*)", page))))
