@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deploys.lib import fleet, pki
 from deploys.lib.errors import DeployError
@@ -129,10 +130,16 @@ def _state(directory: Path) -> Path:
 
 
 def start_nginx(directory: Path) -> subprocess.Popen[bytes]:
-    """nginx in the foreground, its master and workers in a process group of their own: see `stop_group`."""
+    """nginx in the foreground: see `start_group`."""
     command = [nginx_program(), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
     with (directory / "start.log").open("wb") as log:
-        return subprocess.Popen(command, stderr=log, process_group=0)
+        return start_group(command, stderr=log)
+
+
+def start_group(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A program in a process group of its own, for `stop_group`. It is sent SIGTERM when the thread that
+    started it ends, so that it does not outlive a command or a test that is killed."""
+    return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], process_group=0, **options)
 
 
 def stop_group(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
