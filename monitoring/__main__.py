@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from monitoring.history import History, Month, ReportError
 from monitoring.report import make
@@ -17,30 +17,35 @@ from monitoring.report_text import markdown
 
 CLASSES = ("business", "security", "restored")
 MOST_LINES = 100_000
+LAYOUT = argparse.RawDescriptionHelpFormatter
+Nouns: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 RESTORE_SECONDS = 3600.0
 EXAMPLE = """examples:
-  ssh -N -L 9090:127.0.0.1:9090 ops1 &
   python -m monitoring report --month 2026-11
-  python -m monitoring report --month 2026-11 --json
-  python -m monitoring report --month 2026-11 --directory reports
-  python -m monitoring logs 'level:error' --since 1h
+  python -m monitoring logs production 'level:error' --since 1h
+  python -m monitoring restore-logs production --day 2026-03-01 --class security
   python -m monitoring status --preview /tmp/page
   python -m monitoring silence production --for 30m --reason "new kernel" instance=app1 --yes
 
 exit codes: 0 done, 1 failed, 2 misused"""
+REPORT_EXAMPLE = """examples:
+  ssh -N -L 9090:127.0.0.1:9090 ops1 &
+  python -m monitoring report --month 2026-11
+  python -m monitoring report --month 2026-11 --json
+  python -m monitoring report --month 2026-11 --directory reports"""
 LOGS_EXAMPLE = """examples:
-  python -m monitoring logs 'level:error program:relay_relay' --since 15m
-  python -m monitoring logs '"connection refused"' --environment production --limit 20
-  python -m monitoring logs 'program:sshd "Failed password"' --since 1d --json
-  python -m monitoring logs 'program:nginx-access status:~"5.." | top 5 by (path)' --since 1h
-  python -m monitoring logs '*' --class restored --day 2026-03-01
+  python -m monitoring logs production 'level:error program:relay_relay' --since 15m
+  python -m monitoring logs production '"connection refused"' --limit 20
+  python -m monitoring logs production 'program:sshd "Failed password"' --since 1d --json
+  python -m monitoring logs production 'program:nginx-access status:~"5.." | top 5 by (path)' --since 1h
+  python -m monitoring logs production '*' --class restored --day 2026-03-01
 
 The query is LogsQL. Every line has host, program, unit, level and class; what was JSON its own fields, too.
 Each class has a store of its own: a query that counts answers once for each, unless --class names one."""
 RESTORE_EXAMPLE = """examples:
-  python -m monitoring restore-logs --day 2026-03-01 --class security
-  python -m monitoring logs 'program:sshd' --class restored --day 2026-03-01
-  python -m monitoring restore-logs --remove
+  python -m monitoring restore-logs production --day 2026-03-01 --class security
+  python -m monitoring logs production 'program:sshd' --class restored --day 2026-03-01
+  python -m monitoring restore-logs production --remove
 
 A day comes back from the bucket beside what the store holds; --remove takes it away again."""
 
@@ -64,21 +69,30 @@ matcher all alerts but the heartbeat. Nothing is done without --yes."""
 
 def parser() -> argparse.ArgumentParser:
     """Commands and their options."""
-    layout = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
-        prog="python -m monitoring", description=__doc__, epilog=EXAMPLE, formatter_class=layout
+        prog="python -m monitoring", description=__doc__, epilog=EXAMPLE, formatter_class=LAYOUT
     )
     nouns = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_report, _add_logs, _add_restore_logs, _add_status, _add_silence):
+        add(nouns)
+    return top
 
-    def add(
-        name: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
-    ) -> argparse.ArgumentParser:
-        one = nouns.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=layout)
-        one.set_defaults(run=run)
-        return one
 
-    what = "print availability, error budget, incidents, restores, cost and margin of a month"
-    one = add("report", what, EXAMPLE, report)
+def _command(
+    nouns: Nouns, name: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    one = nouns.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=LAYOUT)
+    one.set_defaults(run=run)
+    return one
+
+
+def _add_environment(one: argparse.ArgumentParser) -> None:
+    one.add_argument("environment", metavar="ENV", help="a file of inventories/, without .py")
+
+
+def _add_report(nouns: Nouns) -> None:
+    text = "print availability, error budget, incidents, restores, cost and margin of a month"
+    one = _command(nouns, "report", text, REPORT_EXAMPLE, report)
     one.add_argument(
         "--month", required=True, metavar="YYYY-MM", help="a month in UTC, which may be the present one"
     )
@@ -93,7 +107,11 @@ def parser() -> argparse.ArgumentParser:
         "--directory", type=Path, metavar="DIR", help="write both there, as report-YYYY-MM.json and .md"
     )
 
-    one = add("logs", "print log lines of all hosts that match a query", LOGS_EXAMPLE, search_logs)
+
+def _add_logs(nouns: Nouns) -> None:
+    text = "print log lines of all hosts that match a query"
+    one = _command(nouns, "logs", text, LOGS_EXAMPLE, search_logs)
+    _add_environment(one)
     one.add_argument("query", metavar="QUERY", help="in LogsQL, e.g. 'level:error program:sshd'")
     one.add_argument("--since", type=duration, default="1h", metavar="TIME", help="90s, 15m, 7d; default: 1h")
     one.add_argument("--day", type=day, help="a day in UTC instead: YYYY-MM-DD")
@@ -107,38 +125,31 @@ def parser() -> argparse.ArgumentParser:
         "--class", dest="of_class", choices=CLASSES, default="", help="default: business and security"
     )
     one.add_argument("--json", action="store_true", help="print a JSON object a line, all fields")
-    environment_option(one)
 
-    one = add(
-        "restore-logs",
-        "bring a day's logs back from the bucket, or take them away again",
-        RESTORE_EXAMPLE,
-        restore_logs,
-    )
+
+def _add_restore_logs(nouns: Nouns) -> None:
+    text = "bring a day's logs back from the bucket, or take them away again"
+    one = _command(nouns, "restore-logs", text, RESTORE_EXAMPLE, restore_logs)
+    _add_environment(one)
     one.add_argument("--day", type=day, help="YYYY-MM-DD")
     one.add_argument("--class", dest="of_class", choices=CLASSES[:2], default="", help="with --day")
     one.add_argument("--remove", action="store_true", help="instead: remove what was brought back")
-    environment_option(one)
 
-    one = add(
-        "status",
-        "write the status page as it would be, with the incidents of this repository",
-        STATUS_EXAMPLE,
-        status_page,
-    )
+
+def _add_status(nouns: Nouns) -> None:
+    text = "write the status page as it would be, with the incidents of this repository"
+    one = _command(nouns, "status", text, STATUS_EXAMPLE, status_page)
     one.add_argument("--preview", type=Path, required=True, metavar="DIR", help="write the page there")
     one.add_argument(
         "--from", dest="source", metavar="FILE", help="a status.json to show; - for standard input"
     )
     one.add_argument("--incidents", type=Path, metavar="DIR", help="default: monitoring/status/incidents")
 
-    one = add(
-        "silence",
-        "silence alerts, list the silences or end one; a dry run without --yes",
-        SILENCE_EXAMPLE,
-        silence,
-    )
-    one.add_argument("environment", metavar="ENV", help="a file of inventories/, without .py")
+
+def _add_silence(nouns: Nouns) -> None:
+    text = "silence alerts, list the silences or end one; a dry run without --yes"
+    one = _command(nouns, "silence", text, SILENCE_EXAMPLE, silence)
+    _add_environment(one)
     one.add_argument("matchers", metavar="MATCHER", nargs="*", help='alertname=HostDown, instance=~"app.*"')
     one.add_argument("--for", dest="lasts", metavar="TIME", help="90s, 30m, 2h, 1d; 7d at most")
     one.add_argument("--reason", metavar="TEXT", help="why, for whoever wonders")
@@ -147,15 +158,6 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--end", metavar="ID", help="end the silence that --list shows under this ID")
     one.add_argument("--yes", action="store_true", help="do it; without, it is only shown")
     one.add_argument("--json", action="store_true", help="print JSON")
-    return top
-
-
-def environment_option(one: argparse.ArgumentParser) -> None:
-    """Whose logs."""
-    default = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
-    one.add_argument(
-        "--environment", default=default, metavar="ENV", help="default: $RELAY_ENVIRONMENT, else sandbox"
-    )
 
 
 def duration(text: str) -> str:

@@ -144,6 +144,8 @@ def insufficient_credit(missing: int, topup_url: str) -> ApiError:
     if topup_url:
         message += f" Top up at {topup_url}"
         extra["topup_url"] = topup_url
+    else:
+        message += " Ask whoever gave you your key for more credit."
     return ApiError(402, message, kind="insufficient_quota", code="insufficient_credit", extra=extra)
 
 

@@ -8,7 +8,7 @@ new host begins with the one it has, or else the fleet's, since nginx does not s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_network
 from pathlib import PurePosixPath
@@ -114,12 +114,24 @@ OWN_PAIR, FIRST_PAIR = ("edge.crt", "edge.key"), ("first.crt", "first.key")
 EDGE_CERTIFICATES = tuple(
     f"{edge_names.TLS}/{name}" for name in ("edge.crt", "edge-ecdsa.pem", "edge-rsa.pem")
 )
-# Paths of the API that take files, as multipart forms.
-UPLOAD_PATHS = (
-    "^/v1/(?:audio/(?:transcriptions|translations)|images/(?:edits|variations)|files"
-    "|uploads/[A-Za-z0-9_-]+/parts)$"
+# Paths of the API that take files, as multipart forms: the rows of relay.gateway.endpoints with a form.
+UPLOAD_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
+# Where clients of these APIs send files which the relay refuses with a reason, there and below; of
+# relay.gateway.not_offered.REASONS.
+REFUSED_UPLOAD_PATHS = (
+    "/upload/v1beta",
+    "/v1/audio/voice_consents",
+    "/v1/audio/voices",
+    "/v1/containers",
+    "/v1/content_provenance_checks",
+    "/v1/files",
+    "/v1/images/variations",
+    "/v1/organizations",
+    "/v1/realtime",
+    "/v1/skills",
+    "/v1/uploads",
+    "/v1/videos",
 )
-
 
 # The settings that bound a call: it waits for its hold, for the provider, and for its settlement.
 CALL_AT_MOST = {"relay_hold_wait_seconds": 1, "relay_provider_timeout_seconds": 1, "relay_settle_seconds": 1}
@@ -321,10 +333,16 @@ class EdgeSettings:
     edge_state: str = STATE
 
 
+def _any_of(paths: Iterable[str]) -> str:
+    """A regular expression of paths; slashes may repeat, as for the relay."""
+    return "|".join(paths).replace("/", "/+")
+
+
 def render_edge(settings: EdgeSettings) -> dict[str, str]:
     """The nginx configuration: text by path below the configuration's directory."""
     values = asdict(settings) | {
-        "upload_paths": UPLOAD_PATHS,
+        "upload_paths": f"^(?:{_any_of(UPLOAD_PATHS)})/*$",
+        "refused_upload_paths": f"^(?:{_any_of(REFUSED_UPLOAD_PATHS)})(?:[/:]|$)",
         "status_policy": status_page.policy(),
         "exceptions": settings.waf_exceptions,
         "inspected_max": max(map(size_in_bytes, (settings.body_max, settings.upload_max, settings.form_max))),

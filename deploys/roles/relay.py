@@ -27,7 +27,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt
 
-from deploys.lib import acting, fleet, relay_image, rotation
+from deploys.lib import acting, edge_names, fleet, relay_image, rotation
 from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.pyinfra_adapter import is_executing
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
@@ -343,6 +343,12 @@ def named(prefix: str, content: str) -> str:
     return f"relay_{prefix}_{hashlib.sha256(content.encode()).hexdigest()[:HASH_LENGTH]}"
 
 
+def topup_url() -> str:
+    """Where customers who run out of credit are sent; empty where there is no such page."""
+    own = fleet.setting("relay_topup_url")
+    return own or next((f"https://{name}/topup" for name in edge_names.console()), "")
+
+
 def stack_values() -> dict[str, Any]:
     """Everything that the stack file is rendered from but the image."""
     stored = {name: named(name, content) for name, content in secrets().items()}
@@ -357,7 +363,7 @@ def stack_values() -> dict[str, Any]:
         "RELAY_MODEL_MAX_OUTPUT": fleet.setting("relay_model_max_output"),
         "RELAY_UNKNOWN_FIELDS": fleet.setting("relay_unknown_fields"),
         "RELAY_PING_SECONDS": str(fleet.setting("relay_ping_seconds")),
-        "RELAY_TOPUP_URL": fleet.setting("relay_topup_url") or f"https://console.{fleet.domain()}/topup",
+        "RELAY_TOPUP_URL": topup_url(),
         "RELAY_LOG_LEVEL": fleet.setting("relay_log_level"),
         "RELAY_PROVIDER_TIMEOUT_SECONDS": str(fleet.setting("relay_provider_timeout_seconds")),
         "RELAY_PROVIDER_CONNECT_SECONDS": str(fleet.setting("relay_provider_connect_seconds")),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploys import roles
-from deploys.lib import authority, fleet, rotation
+from deploys.lib import authority, examples, fleet, rotation
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
 from deploys.run import bans, doctor, drains, environment, release, secret_commands, trust, waf
@@ -32,6 +32,7 @@ EPILOG = """examples:
   python -m deploys secrets production --set s3_access_key < FILE     take a key that others made
   python -m deploys secrets rotate sandbox redis_password             another value, without a failed call
   python -m deploys plan sandbox                  show what apply would change
+  python -m deploys apply sandbox                 make the fleet what the inventory says
   python -m deploys apply sandbox --limit edge    make one group or host what the inventory says
   python -m deploys verify sandbox                run the launch checklist
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
@@ -239,18 +240,14 @@ def ban(arguments: argparse.Namespace) -> int:
 
 def _add_ban(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "ban an address at the edges, within seconds; end bans, list them"
-    layout = argparse.RawDescriptionHelpFormatter
-    verbs = commands.add_parser(
-        "ban", help=text, description=text, epilog=BAN_EPILOG, formatter_class=layout
-    ).add_subparsers(dest="verb", required=True, metavar="add|remove|list")
+    noun = examples.add(commands, "", "ban", text, BAN_EPILOG)
+    verbs = noun.add_subparsers(dest="verb", required=True, metavar="add|remove|list")
     for verb, text in (
         ("add", "ban an address or a network on every edge host, also while an apply or a release runs"),
         ("remove", "end the bans of an address, or of all in a network"),
         ("list", "the bans in force, who made them and why"),
     ):
-        command = verbs.add_parser(
-            verb, help=text, description=text, epilog=BAN_EPILOG, formatter_class=layout
-        )
+        command = examples.add(verbs, "ban", verb, text, BAN_EPILOG)
         command.add_argument("environment", metavar="ENV", help=environment.HELP)
         if verb != "list":
             command.add_argument("address", metavar="ADDRESS", help="203.0.113.7, 2001:db8::/48 ...")
@@ -273,21 +270,16 @@ def edge(arguments: argparse.Namespace) -> int:
 
 
 def _add_edge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    layout = argparse.RawDescriptionHelpFormatter
     verbs = {
         "drain": "tell balancers and DNS services to send nobody new: /edge-health answers 503",
         "serve": "tell them to send clients again",
         "status": "which edges and nodes serve, and how many calls are open to drained ones",
     }
     text = "take an edge out of service, and back; show what is drained"
-    command = commands.add_parser(
-        "edge", help=text, description=text, epilog=EDGE_EPILOG, formatter_class=layout
-    )
+    command = examples.add(commands, "", "edge", text, EDGE_EPILOG)
     below = command.add_subparsers(dest="verb", required=True, metavar="|".join(verbs))
     for verb, text in verbs.items():
-        command = below.add_parser(
-            verb, help=text, description=text, epilog=EDGE_EPILOG, formatter_class=layout
-        )
+        command = examples.add(below, "edge", verb, text, EDGE_EPILOG)
         command.add_argument("environment", metavar="ENV", help=environment.HELP)
         if verb != "status":
             command.add_argument("host", metavar="HOST")
@@ -299,9 +291,8 @@ def _add_edge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def parser() -> argparse.ArgumentParser:
     """Commands and their options."""
-    layout = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
-        prog="python -m deploys", description=__doc__, epilog=EPILOG, formatter_class=layout
+        prog=examples.PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=examples.LAYOUT
     )
     names = "plan|apply|verify|doctor|release|rollback|releases|secrets|ban|node|edge|waf|sandbox"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
@@ -314,9 +305,7 @@ def parser() -> argparse.ArgumentParser:
         ),
         (verify, "run the launch checklist against the fleet"),
     ):
-        command = commands.add_parser(
-            run.__name__, help=text, description=text, epilog=EPILOG, formatter_class=layout
-        )
+        command = examples.add(commands, "", run.__name__, text, EPILOG)
         command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.add_argument(
             "--limit", nargs="+", action="extend", default=[], metavar="HOST|GROUP", help="only these hosts"
@@ -327,9 +316,7 @@ def parser() -> argparse.ArgumentParser:
     text = "look again at what is not true yet, for this long: for a fleet that has just started (default: 0)"
     commands.choices["verify"].add_argument("--wait", metavar="SECONDS", type=float, default=0, help=text)
     text = "make missing secrets, remove those of hosts that left; or `secrets rotate|list|show|edit`"
-    command = commands.add_parser(
-        "secrets", help=text, description=text, epilog=EPILOG, formatter_class=layout
-    )
+    command = examples.add(commands, "", "secrets", text, EPILOG)
     command.add_argument("environment", metavar="ENV", help=environment.HELP)
     text = "a step to a new authority and new certificates: announce it, sign by it, drop the old one"
     command.add_argument("--renew", action="store_true", help=text)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, Union
 
 from pyinfra.api.host import Host
 
-from deploys.lib import fleet, lock
+from deploys.lib import examples, fleet, lock
 from deploys.lib.errors import DeployError
 from deploys.roles.edge import EDGE_CERTIFICATES
 from deploys.run import environment, figures, releases, remote
@@ -589,13 +589,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "show on one screen what to know before touching anything; exit code 0: all is well, 1: could not "
         "look, 2: needs attention"
     )
-    command = commands.add_parser(
-        "doctor",
-        help=text,
-        description=text,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = examples.add(commands, "", "doctor", text, EPILOG)
     command.add_argument("environment", metavar="ENV", help=environment.HELP)
     command.add_argument(
         "--plan", action="store_true", help="plan now, instead of telling the result of the last plan"

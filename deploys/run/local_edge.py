@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import getpass
+import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deploys.lib import fleet, pki
 from deploys.lib.errors import DeployError
@@ -127,10 +130,33 @@ def _state(directory: Path) -> Path:
 
 
 def start_nginx(directory: Path) -> subprocess.Popen[bytes]:
-    """nginx in the foreground."""
+    """nginx in the foreground: see `start_group`."""
     command = [nginx_program(), "-c", str(directory / "nginx.conf"), "-g", "daemon off;"]
     with (directory / "start.log").open("wb") as log:
-        return subprocess.Popen(command, stderr=log)
+        return start_group(command, stderr=log)
+
+
+def start_group(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A program in a process group of its own, for `stop_group`. It is sent SIGTERM when the thread that
+    started it ends, so that it does not outlive a command or a test that is killed."""
+    return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], process_group=0, **options)
+
+
+def stop_group(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
+    """Ends a program that leads its process group, and what it left there: a master that is killed
+    leaves its workers. Raises subprocess.TimeoutExpired where it did not end by itself."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    finally:
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills all of a program's process group at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextmanager
@@ -141,8 +167,7 @@ def running_nginx(directory: Path, listen: str) -> Iterator[subprocess.Popen[byt
         _wait_until_listening(listen, process, directory)
         yield process
     finally:
-        process.terminate()
-        process.wait(15)
+        stop_group(process)
 
 
 def _wait_until_listening(listen: str, process: subprocess.Popen[bytes], directory: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pyinfra.api.host import Host
 
-from deploys.lib import fleet, relay_image
+from deploys.lib import examples, fleet, relay_image
 from deploys.lib.errors import DeployError
 from deploys.lib.timing import seconds
 from deploys.roles import relay
@@ -630,12 +630,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "rollback": "go back to the release before, or undo one that is unfinished",
         "releases": "list the releases: who, when, what, how they ended",
     }
-    layout = argparse.RawDescriptionHelpFormatter
     added = {}
     for name, run in (("release", release), ("rollback", rollback), ("releases", show)):
-        command = commands.add_parser(
-            name, help=texts[name], description=texts[name], epilog=EPILOG, formatter_class=layout
-        )
+        command = examples.add(commands, "", name, texts[name], EPILOG)
         command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.set_defaults(run=run)
         added[name] = command

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deploys import roles
-from deploys.lib import fleet, rotation, secrets
+from deploys.lib import examples, fleet, rotation, secrets
 from deploys.lib.errors import DeployError
 from deploys.lib.lock import Busy, held
 from deploys.lib.rotation import Unit
@@ -35,9 +35,11 @@ A rotation that was interrupted goes on when the same command is run again.
 
 def parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
-    layout = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
-        prog="python -m deploys secrets", description=__doc__, epilog=EPILOG, formatter_class=layout
+        prog=f"{examples.PROGRAM} secrets",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=examples.LAYOUT,
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
     for run, text in (
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         (edit_one, "take one value from standard input, such as a key that others made"),
     ):
         verb = run.__name__.partition("_")[0]
-        command = verbs.add_parser(verb, help=text, description=text, epilog=EPILOG, formatter_class=layout)
+        command = examples.add(verbs, "secrets", verb, text, EPILOG)
         command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.set_defaults(run=run)
         if verb == "rotate":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 
 from pyinfra.api.host import Host
 
-from deploys.lib import fleet, ssh, waf_advice
+from deploys.lib import examples, fleet, ssh, waf_advice
 from deploys.lib.errors import DeployError
 from deploys.lib.waf_advice import Advice
 from deploys.lib.waf_exceptions import WafException
@@ -45,26 +44,16 @@ ROUNDS = 4
 
 def add_to(commands: Any) -> None:
     """The command and its options."""
-    layout = argparse.RawDescriptionHelpFormatter
     text = "say why a call was refused (explain) or whether one would be (test), and what lets it pass"
-    waf = commands.add_parser(
-        "waf", help=text, description=DESCRIPTION, epilog=EPILOG, formatter_class=layout
-    )
+    waf = examples.add(commands, "", "waf", text, EPILOG)
+    waf.description = DESCRIPTION
     actions = waf.add_subparsers(dest="action", required=True, metavar="explain|test")
     for run, last, about in (
         (explain, "REQUEST-ID", "the id that the answer and the customer quote"),
         (test, "FILE", "a request as HTTP/1.1, or a body for --path"),
     ):
-        one = actions.add_parser(
-            run.__name__, help=run.__doc__, description=run.__doc__, epilog=EPILOG, formatter_class=layout
-        )
-        one.add_argument(
-            "environment",
-            metavar="ENV",
-            nargs="?",
-            default=os.environ.get("RELAY_ENVIRONMENT", "sandbox"),
-            help=f"{environment.HELP} (default: $RELAY_ENVIRONMENT, else sandbox)",
-        )
+        one = examples.add(actions, "waf", run.__name__, str(run.__doc__), EPILOG)
+        one.add_argument("environment", metavar="ENV", help=environment.HELP)
         one.add_argument("subject", metavar=last, help=about)
         one.add_argument("--json", action="store_true", help="print one JSON object")
         one.set_defaults(run=run)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from deploys.lib import examples
 from deploys.sandbox import access, engine, hosts, image, log_store, preflight, settings, state
 from deploys.sandbox.settings import Sandbox, SandboxError
 from deploys.sandbox.shell import phase, say
@@ -14,7 +15,18 @@ DESCRIPTION = """The fleet of inventories/sandbox.py on this machine.
 
 RELAY_SANDBOX_NAME, RELAY_SANDBOX_SUBNET and RELAY_SANDBOX_DIR make a second one beside it, for tests of the
 sandbox itself; its hosts have the same numbers in the other subnet."""
-EXAMPLE = "example: python -m deploys sandbox up && ssh -F .sandbox/ssh/config db1"
+EPILOG = """examples:
+  python -m deploys sandbox preflight         before anything else
+  python -m deploys sandbox up && ssh -F .sandbox/ssh/config db1
+  python -m deploys sandbox status
+  python -m deploys sandbox kill db2          as if its power were cut
+  python -m deploys sandbox start db2
+  python -m deploys sandbox pause app1        it keeps its connections and answers nobody
+  python -m deploys sandbox resume app1
+  python -m deploys sandbox rebuild db2       a new and empty machine of the same name
+  python -m deploys sandbox down
+  python -m deploys sandbox down --purge      nothing is kept for the next `up`
+"""
 
 
 def up(sandbox: Sandbox) -> None:
@@ -113,17 +125,17 @@ def _one_host(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploys sandbox",
+        prog=f"{examples.PROGRAM} sandbox",
         description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+        formatter_class=examples.LAYOUT,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
         name: str, text: str, run: Callable[[Sandbox, argparse.Namespace], object]
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, epilog=EXAMPLE)
+        command = examples.add(commands, "sandbox", name, text, EPILOG)
         command.set_defaults(run=run)
         return command
 

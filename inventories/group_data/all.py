@@ -343,7 +343,8 @@ swarm_managers = 3
 # --- relay -----------------------------------------------------------------------------------------------
 # Change it to make the image's base anew from the distribution's current packages.
 relay_base_epoch = "1"
-# Where customers who run out of credit are sent; empty: the console's own page.
+# Where customers who run out of credit are sent; empty: the console's page where there is one (edge_console),
+# else no address is named.
 relay_topup_url = ""
 # Whose web pages may call the API from a browser: origins, separated by commas, or "*"; empty: none.
 relay_cors_origins = ""

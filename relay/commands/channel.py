@@ -127,7 +127,21 @@ def _register_budgets(actions: Subparsers) -> None:
 
 def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
     """The same options for both; ``set`` leaves as it is what is not given."""
-    kept = "" if creating else " (default: as it is)"
+    _add_account(parser, creating)
+    _add_share(parser, creating)
+    _add_limits(parser, creating)
+    _add_habits(parser, creating)
+
+
+def _otherwise(creating: bool, usual: str = "") -> str:
+    """What an option's help says of its absence; ``usual``: of a new channel's."""
+    if not creating:
+        return " (default: as it is)"
+    return f" (default: {usual})" if usual else ""
+
+
+def _add_account(parser: argparse.ArgumentParser, creating: bool) -> None:
+    kept = _otherwise(creating)
     parser.add_argument(
         "--provider",
         type=_name,
@@ -138,7 +152,7 @@ def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
         "--format",
         choices=FORMATS,
         default=FORMATS[0] if creating else None,
-        help="API that it speaks" + (" (default: %(default)s)" if creating else kept),
+        help="API that it speaks" + _otherwise(creating, "%(default)s"),
     )
     parser.add_argument(
         "--base-url", type=_base_url, required=creating, help=f"provider's URL up to the version{kept}"
@@ -149,42 +163,53 @@ def _add_fields(parser: argparse.ArgumentParser, *, creating: bool) -> None:
         required=creating,
         help="read the key from standard input" + ("" if creating else ", in place of the present first one"),
     )
+
+
+def _add_share(parser: argparse.ArgumentParser, creating: bool) -> None:
     parser.add_argument(
         "--models",
         type=_models,
         required=creating,
-        help=f"names, separated by commas; OURS=THEIRS maps a name{kept}",
+        help=f"names, separated by commas; OURS=THEIRS maps a name{_otherwise(creating)}",
     )
     parser.add_argument(
         "--priority",
         type=int,
         default=0 if creating else None,
-        help="higher is tried first" + (" (default: %(default)s)" if creating else kept),
+        help="higher is tried first" + _otherwise(creating, "%(default)s"),
     )
     parser.add_argument(
         "--weight",
         type=_weight,
         default=1 if creating else None,
-        help="share among equals" + (" (default: %(default)s)" if creating else kept),
+        help="share among equals" + _otherwise(creating, "%(default)s"),
     )
+
+
+def _add_limits(parser: argparse.ArgumentParser, creating: bool) -> None:
+    usual = _otherwise(creating, "no limit")
     for name, meaning in (
         ("--rpm", "requests a minute that it is sent at most"),
         ("--tpm", "tokens a minute, prompts and answers, that it is sent at most"),
         ("--concurrency", "requests at a time that it is sent at most"),
     ):
-        usual = " (default: no limit)" if creating else kept
         parser.add_argument(name, type=_limit, help=f"{meaning}, by all relays; {UNLIMITED}: no limit{usual}")
+
+
+def _add_habits(parser: argparse.ArgumentParser, creating: bool) -> None:
+    """What its provider takes differently."""
+    usual = _otherwise(creating, USUAL)
     parser.add_argument(
         "--unknown-fields",
         choices=(*get_args(UnknownFields), USUAL),
         help="what becomes of a request's fields that the relay does not know; usual: RELAY_UNKNOWN_FIELDS"
-        + (" (default: usual)" if creating else kept),
+        + usual,
     )
     parser.add_argument(
         "--output-limit-field",
         choices=(*get_args(OutputLimitField), USUAL),
         help="what the provider calls the most tokens of an answer; usual: max_completion_tokens for the"
-        " providers openai and azure, max_tokens for others" + (" (default: usual)" if creating else kept),
+        " providers openai and azure, max_tokens for others" + usual,
     )
 
 

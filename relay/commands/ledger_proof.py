@@ -35,6 +35,13 @@ MOST_DIFFERENCES = 20
 
 def register(actions: Subparsers) -> None:
     """Add the actions to ``ledger``."""
+    _add_check(actions)
+    _add_sums(actions)
+    _add_state(actions)
+    _add_statement(actions)
+
+
+def _add_check(actions: Subparsers) -> None:
     check = leaf(
         actions,
         "check",
@@ -54,6 +61,9 @@ def register(actions: Subparsers) -> None:
     check.add_argument(
         "--as-of", help="the moment a restored database stands at, ISO 8601 (default: the database's clock)"
     )
+
+
+def _add_sums(actions: Subparsers) -> None:
     sums = leaf(
         actions,
         "sums",
@@ -72,6 +82,9 @@ def register(actions: Subparsers) -> None:
     sums.add_argument("--open", type=int, action="append", default=[], metavar="XID", help=text)
     sums.add_argument("--month", help="only this month, e.g. 2026-11")
     sums.add_argument("--by-account", action="store_true", help="a line for each account")
+
+
+def _add_state(actions: Subparsers) -> None:
     state = leaf(
         actions,
         "state",
@@ -83,6 +96,9 @@ def register(actions: Subparsers) -> None:
     state.add_argument("--account", type=int, help="only this account, by its id")
     state.add_argument("--accounts", type=positive, default=20, help="how many (default: %(default)s)")
     state.add_argument("--entries", type=positive, default=10, help="how many (default: %(default)s)")
+
+
+def _add_statement(actions: Subparsers) -> None:
     whole = leaf(
         actions,
         "statement",

@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from urllib.parse import urlsplit
 import httptools
 import uvloop
 
+from deploys.run.local_edge import start_group, stop_group
 from tests.bench.gateway_parts import Part, parts
 from tests.bench.ledger_bench import database, percentile, postmaster_of, server_cpu
 from tests.contract.conftest import REPOSITORY, Database, free_port
@@ -112,12 +112,11 @@ def nginx(directory: Path, name: str, block: str) -> Iterator[int]:
     """A running nginx; its process id."""
     path = directory / f"{name}.conf"
     path.write_text(NGINX.format(directory=directory, name=name, block=block))
-    process = subprocess.Popen(["nginx", "-c", path])
+    process = start_group(["nginx", "-c", str(path)])
     try:
         yield process.pid
     finally:
-        process.terminate()
-        process.wait()
+        stop_group(process)
 
 
 class Caller(asyncio.Protocol):

@@ -41,9 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_DELETE = do_OPTIONS = do_PUT = do_GET
 
-    def _ok(self) -> None:
-        content = b'{"ok":true}'
-        self.send_response(200)
+    def _ok(self, status: int = 200, content: bytes = b'{"ok":true}') -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("X-Request-Id", "the-relay's-own")
         self.send_header("Content-Length", str(len(content)))
@@ -51,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def _refuse(self) -> None:
+        self._ok(404, b'{"why":"not offered"}')
 
     def _site(self) -> None:
         """A site of two pages."""
@@ -128,8 +130,8 @@ class _Server(ThreadingHTTPServer):
 
 @dataclass
 class FakeRelay:
-    """An HTTP server that records what it is asked. `behave`: ok, site, events, ticks, sparse, large,
-    silent or hang_up (once read)."""
+    """An HTTP server that records what it is asked. `behave`: ok, refuse, site, events, ticks, sparse,
+    large, silent or hang_up (once read)."""
 
     behave: str = "ok"
     calls: list[dict[str, Any]] = field(default_factory=list)

@@ -24,6 +24,7 @@ from deploys.lib.config_files import render
 from deploys.lib.log_store import INSTANCES, RESTORED, Instance
 from deploys.roles import logship, logstore
 from deploys.roles.logship import LogFile
+from deploys.run.local_edge import kill_group, start_group, stop_group
 from deploys.sandbox import log_store as build
 from deploys.sandbox import settings
 from tests.contract.postgres import free_port
@@ -156,16 +157,15 @@ class Logs:
 
     def _start(self, name: str, words: Sequence[str]) -> None:
         with (self.root / "log" / name).open("ab") as log:
-            self.running[name] = subprocess.Popen(words, stdout=log, stderr=log, cwd=self.root)
+            self.running[name] = start_group(words, stdout=log, stderr=log, cwd=self.root)
 
     def stop(self, name: str, *, kill: bool = False) -> None:
-        """Ends one of the programs; `kill`: as the power would."""
+        """Ends one of the programs and all that it started; `kill`: as the power would."""
         process = self.running.pop(name)
         if kill:
-            process.kill()
+            kill_group(process)
         else:
-            process.terminate()
-        process.wait(20)
+            stop_group(process, 20)
 
     def stop_store(self) -> None:
         for one in self.instances:

@@ -154,6 +154,23 @@ def test_http_is_redirected_and_keeps_the_method(edge: Edge, relay: FakeRelay) -
     assert relay.calls == []
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "more"),
+    [
+        (NAME, CHAT, ""),
+        (NAME, "/edge-health", ""),
+        ("other.test", "/edge-health", ""),
+        (NAME, CHAT, "Content-Length: wrong\r\n"),
+    ],
+)
+def test_plain_http_is_never_told_hsts(edge: Edge, name: str, path: str, more: str) -> None:
+    """RFC 6797, section 7.2; the other headers are there."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {name}\r\n{more}Connection: close\r\n\r\n"
+    answer = raw_request(edge.settings.http_listen, request.encode()).lower()
+    assert b"x-content-type-options: nosniff" in answer
+    assert b"strict-transport-security" not in answer
+
+
 def test_strangers_names_get_no_certificate_and_no_answer(edge: Edge) -> None:
     context = ssl.create_default_context(cafile=str(edge.ca_file))
     context.check_hostname = False
@@ -459,6 +476,7 @@ def _shaped(edge: Edge, api: str, status: int, retry_after: str | None, times: i
         ("/v1/messagesx", {}, "openai"),
         ("/nothing", {}, "openai"),
         ("/v1beta", {}, "gemini"),
+        ("/upload/v1beta", {}, "gemini"),
     ],
 )
 def test_the_api_is_told_by_path_or_header(
@@ -533,9 +551,7 @@ def test_calls_of_one_key_at_a_time_are_limited(tmp_path: Path, relay: FakeRelay
         ("/v1/audio/transcriptions", 2 * 1024 * 1024),
         ("/v1/audio/translations", 2 * 1024 * 1024),
         ("/v1/images/edits", 2 * 1024 * 1024),
-        ("/v1/images/variations", 2 * 1024 * 1024),
-        ("/v1/files", 2 * 1024 * 1024),
-        ("/v1/uploads/upload_1/parts", 2 * 1024 * 1024),
+        ("/v1/images/edits/", 2 * 1024 * 1024),
     ],
 )
 def test_body_sizes_by_path(tmp_path: Path, relay: FakeRelay, path: str, largest: int) -> None:
@@ -545,6 +561,46 @@ def test_body_sizes_by_path(tmp_path: Path, relay: FakeRelay, path: str, largest
         for size, status in ((largest, 200), (largest + 1, 413)):
             assert edge.client().request("POST", path, body=b"x" * size).status == status
     assert len(relay.calls) == 1
+
+
+FORM = "multipart/form-data; boundary=b"
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/uploads/upload_1/parts", "/upload/v1beta/files?key=k"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_the_relay_refuses_is_refused_by_it_without_the_file(
+    edge: Edge, relay: FakeRelay, path: str, chunked: bool
+) -> None:
+    relay.behave = "refuse"
+    piece = b"x" * 65536
+    body: Any = iter([piece] * 48) if chunked else piece * 48
+    # What an attack on another path would be.
+    headers = JSON | {"Content-Type": FORM, "X-Goog-Upload-Protocol": "resumable"}
+    answer = edge.client().request("POST", path, body=body, headers=headers)
+    assert (answer.status, answer.data) == (404, b'{"why":"not offered"}')
+    (call,) = relay.calls
+    assert (call["path"], call["body"]) == (path, b"")
+    assert call["headers"]["Content-Length"] == "0"
+    assert "Transfer-Encoding" not in call["headers"]
+    kept = [file for name in ("client_body", "proxy") for file in (edge.directory / name).rglob("*")]
+    assert [file for file in kept if file.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("/v1/files", '{"why":"not offered"} 404 2'), ("/v1/images/edits", " 413 2")]
+)
+def test_a_large_file_is_refused_over_http_2(edge: Edge, relay: FakeRelay, path: str, told: str) -> None:
+    relay.behave = "refuse"
+    host, _, port = edge.settings.https_listen.rpartition(":")
+    command = ["curl", "-sS", "--http2", "--cacert", str(edge.ca_file), "--resolve", f"{NAME}:{port}:{host}"]
+    file = edge.directory / "file"
+    file.write_bytes(b"x" * 27 * 2**20)
+    command += ["-w", " %{http_code} %{http_version}", "-F", f"file=@{file}", f"https://{NAME}:{port}{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.endswith(told), done.stderr
+    if "413" in told:
+        assert json.loads(done.stdout.removesuffix(told))["error"]["code"] == "request_too_large"
+    assert [call["body"] for call in relay.calls] == [b""] * ("404" in told)
 
 
 def test_only_trusted_proxies_say_who_the_client_is(tmp_path: Path, relay: FakeRelay) -> None:
@@ -593,7 +649,8 @@ def test_each_name_serves_what_is_its_own(tmp_path: Path, relay: FakeRelay, seco
     }
     with running_edge(tmp_path, [relay.address], **ours) as edge:
         assert served(edge, CONSOLE, "/console/")[0] == 200
-        assert served(edge, CONSOLE, "/v1/models")[0] == 404
+        for path in ("/v1/models", "/api/pricing", "/api/pricing/groups", "//api/pricing", "/api%2Fpricing"):
+            assert served(edge, CONSOLE, path)[0] == 404, path
         assert len(relay.calls) == 1
         assert served(edge, TOOLS, "/wiki/d/1")[0] == 200
         assert served(edge, TOOLS, "/other")[0] == 404

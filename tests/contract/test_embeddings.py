@@ -19,7 +19,7 @@ from deploys.sandbox.provider.embeddings import DIMENSIONS, vector
 from tests.contract.conftest import Database
 from tests.contract.fuzz.raw_provider import Answer, Received, running_raw_provider
 from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica, eventually, trusted
-from tests.contract.test_messages import raw_json
+from tests.contract.two_providers import raw_json
 
 IN = 20  # nano-dollars a token
 # Channels: their formats, the end of their base URL, the provider's name of the model.

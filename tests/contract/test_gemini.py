@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +14,17 @@ from google.genai import errors as google_errors
 from google.genai import types
 
 from tests.contract.conftest import Database
-from tests.contract.fuzz.raw_provider import Answer, Received, running_raw_provider
-from tests.contract.relay_rig import Customer, Relay, Replica, asks, trusted
-from tests.contract.test_messages import raw_json, streamed
+from tests.contract.relay_rig import Customer, asks, trusted
+from tests.contract.two_providers import (
+    PRICES,
+    Channel,
+    Stage,
+    openai_answer,
+    openai_response,
+    raw_json,
+    running_stage,
+    streamed,
+)
 
 KEY = "AIzaSy-planted-7Hq2XcV9pLmN4tRz8KdWf3Gb"
 THEIRS = "gemini-theirs-001"
@@ -36,58 +42,23 @@ USAGE = {
 CHARGE = 10 * IN + 4 * READ + 5 * OUT
 
 
-@dataclass
-class Stage:
-    """Channels: ``gem``, ``mapped`` and ``crossing`` on the first provider (Gemini's format), ``crossing`` as
-    the second choice and ``chat`` on the second one (OpenAI's)."""
-
-    relay: Relay
-    replica: Replica
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-    requests: list[tuple[str, Received]] = field(default_factory=list)
-
-    def says(self, *answers: Answer, by: str = "first") -> None:
-        """The next answers of a provider; the last one stays."""
-        self.answers[by] = [*answers]
-
-    def choose(self, name: str, received: Received) -> Answer:
-        """For the raw provider ``name``."""
-        self.requests.append((name, received))
-        waiting = self.answers[name]
-        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
-
-
 @pytest.fixture(scope="module")
 def stage(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    directory: Path = tmp_path_factory.mktemp("gemini")
-    settings = {"RELAY_PROVIDER_IDLE_SECONDS": "1.5", "RELAY_PING_SECONDS": "0.3"}
-    relay = Relay(module_database, directory, settings)
-
-    def choose(name: str) -> Any:
-        return lambda received: made.choose(name, received)
-
-    with running_raw_provider(choose("first")) as first, running_raw_provider(choose("second")) as second:
-        for name, format, url, models, priority in (
-            ("first", "gemini", first, f"gem,mapped={THEIRS},crossing={THEIRS}", "10"),
-            ("second", "openai", second, "crossing=gpt-x,chat=gpt-x", "1"),
-        ):
-            relay.command(
-                *("channel", "create", "--name", name, "--provider", f"p-{name}", "--base-url", url),
-                *("--format", format, "--api-key-stdin", "--models", models, "--priority", priority),
-                stdin=KEY,
-            )
-        for model in ("gem", "mapped", "crossing", "chat"):
-            relay.price(model, "--in-text", "3/1M", "--out-text", "15/1M", "--cache-read", "0.30/1M")
-        made = Stage(relay, relay.replica())
+    """Models: ``gem`` and ``mapped`` of the first provider (Gemini's format), ``crossing`` of both, ``chat``
+    of the second one (OpenAI's)."""
+    first = Channel("gemini", f"gem,mapped={THEIRS},crossing={THEIRS}", "p-first")
+    second = Channel("openai", "crossing=gpt-x,chat=gpt-x", "p-second")
+    prices = dict.fromkeys(("gem", "mapped", "crossing", "chat"), PRICES)
+    directory = tmp_path_factory.mktemp("gemini")
+    with running_stage(module_database, directory, first, second, KEY, prices) as made:
         yield made
-        relay.stop()
 
 
 @pytest.fixture
 def customer(stage: Stage, request: pytest.FixtureRequest) -> Customer:
     stage.requests.clear()
     stage.says(raw_json(response()))
-    stage.says(raw_json(openai_response()), by="second")
+    stage.says(openai_answer(), by="second")
     return Customer(stage.relay, stage.replica, request.node.name, "1.00")
 
 
@@ -118,12 +89,6 @@ def response(*texts: str, finish: str | None = "STOP", usage: Any = USAGE) -> di
         candidate["finishReason"] = finish
     told = {"usageMetadata": usage} if usage else {}
     return {"candidates": [candidate]} | told | {"modelVersion": THEIRS, "responseId": "r1"}
-
-
-def openai_response() -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 14, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}}
-    return {"id": "c1", "object": "chat.completion", "model": "gpt-x", "choices": [choice], "usage": usage}
 
 
 def event(value: Any) -> bytes:
@@ -182,7 +147,7 @@ def test_without_alt_sse_a_stream_is_an_array(stage: Stage, customer: Customer, 
         assert one.removeprefix(b"data: ").strip() in answer.content
     assert b"alt=sse" in stage.requests[0][1].head
     assert customer.spent() == CHARGE
-    stage.says(raw_json(openai_response()), by="second")
+    stage.says(openai_answer(), by="second")
     chunks = ({"content": "Hel"}, {"content": "lo"})
     told = [{"id": "c", "choices": [{"index": 0, "delta": delta}]} for delta in chunks]
     end = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}

@@ -25,7 +25,7 @@ from deploys.lib.config_files import render
 from deploys.roles import grafana
 from deploys.roles.postgres import POSTGRES_PORT
 from deploys.run import environment
-from deploys.run.local_edge import free_port, nginx_program
+from deploys.run.local_edge import free_port, nginx_program, start_group, stop_group
 from tests.contract.edge_rig import TOOLS, DeadHost, Edge, FakeRelay, running_edge
 from tests.contract.logs_rig import wait_for
 from tests.contract.postgres import PostgresServer
@@ -51,13 +51,13 @@ def running_front(
         assert old in text
         text = text.replace(old, new)
     (directory / "front.conf").write_text(f"daemon off;\nuser {getpass.getuser()};\n{text}")
-    process = subprocess.Popen([nginx_program(), "-e", "stderr", "-c", f"{directory}/front.conf"])
+    command = [nginx_program(), "-e", "stderr", "-c", f"{directory}/front.conf"]
+    process = start_group(command)
     try:
         wait_for((directory / "nginx.pid").exists)
         yield
     finally:
-        process.terminate()
-        process.wait(10)
+        stop_group(process)
 
 
 @pytest.fixture

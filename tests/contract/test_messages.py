@@ -6,8 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -15,8 +13,17 @@ import pytest
 import requests
 
 from tests.contract.conftest import Database
-from tests.contract.fuzz.raw_provider import Answer, Received, head_of, running_raw_provider
-from tests.contract.relay_rig import Customer, Relay, Replica, asks, eventually
+from tests.contract.fuzz.raw_provider import Answer
+from tests.contract.relay_rig import Customer, asks, eventually
+from tests.contract.two_providers import (
+    PRICES,
+    Channel,
+    Stage,
+    openai_answer,
+    raw_json,
+    running_stage,
+    streamed,
+)
 
 KEY = "sk-planted-7Hq2XcV9pLmN4tRz8KdWf3Gb"
 THEIRS = "provider-model-0613"
@@ -31,52 +38,16 @@ CHARGE = 10 * IN + 4 * READ + 5 * OUT
 VERSION = {"anthropic-version": "2023-06-01"}
 
 
-@dataclass
-class Stage:
-    """Channels: ``claude`` and ``mapped`` on the first provider (Anthropic's format), ``crossing`` there and,
-    as the second choice, on the second one (OpenAI's), ``chat`` on the second alone."""
-
-    relay: Relay
-    replica: Replica
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-    requests: list[tuple[str, Received]] = field(default_factory=list)
-
-    def says(self, *answers: Answer, by: str = "first") -> None:
-        """The next answers of a provider; the last one stays."""
-        self.answers[by] = [*answers]
-
-    def choose(self, name: str, received: Received) -> Answer:
-        """For the raw provider ``name``."""
-        self.requests.append((name, received))
-        waiting = self.answers[name]
-        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
-
-
 @pytest.fixture(scope="module")
 def stage(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    directory: Path = tmp_path_factory.mktemp("messages")
-    settings = {"RELAY_PROVIDER_IDLE_SECONDS": "1.5", "RELAY_PING_SECONDS": "0.3"}
-    relay = Relay(module_database, directory, settings)
-
-    def choose(name: str) -> Any:
-        return lambda received: made.choose(name, received)
-
-    with running_raw_provider(choose("first")) as first, running_raw_provider(choose("second")) as second:
-        for name, format, url, models, priority in (
-            ("first", "anthropic", first, f"claude,mapped={THEIRS},crossing={THEIRS}", "10"),
-            ("second", "openai", second, "crossing=gpt-x,chat=gpt-x", "1"),
-        ):
-            relay.command(
-                *("channel", "create", "--name", name, "--provider", f"p-{name}", "--base-url", url),
-                *("--format", format, "--api-key-stdin", "--models", models, "--priority", priority),
-                stdin=KEY,
-            )
-        for model in ("claude", "mapped", "crossing", "chat"):
-            rates = ("--in-text", "3/1M", "--out-text", "15/1M", "--cache-read", "0.30/1M")
-            relay.price(model, *rates)
-        made = Stage(relay, relay.replica())
+    """Models: ``claude`` and ``mapped`` of the first provider (Anthropic's format), ``crossing`` of both,
+    ``chat`` of the second one (OpenAI's)."""
+    first = Channel("anthropic", f"claude,mapped={THEIRS},crossing={THEIRS}", "p-first")
+    second = Channel("openai", "crossing=gpt-x,chat=gpt-x", "p-second")
+    prices = dict.fromkeys(("claude", "mapped", "crossing", "chat"), PRICES)
+    directory = tmp_path_factory.mktemp("messages")
+    with running_stage(module_database, directory, first, second, KEY, prices) as made:
         yield made
-        relay.stop()
 
 
 @pytest.fixture
@@ -105,24 +76,8 @@ def message(**more: Any) -> dict[str, Any]:
     return made | {"stop_reason": "end_turn", "stop_sequence": None, "usage": USAGE} | more
 
 
-def raw_json(value: Any, status: int = 200) -> Answer:
-    """An answer in one piece."""
-    body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
-    return Answer([(0, head_of(status, headers) + body)])
-
-
 def whole_answer() -> Answer:
     return raw_json(message())
-
-
-def openai_answer() -> Answer:
-    reply = {"role": "assistant", "content": "Hello"}
-    choice = {"index": 0, "message": reply, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 14, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}}
-    return raw_json(
-        {"id": "c1", "object": "chat.completion", "model": "gpt-x", "choices": [choice], "usage": usage}
-    )
 
 
 def sse(kind: str, **fields: Any) -> bytes:
@@ -148,23 +103,6 @@ def end(usage: dict[str, Any] | None = None) -> bytes:
     return (
         stopped + sse("message_delta", delta=delta, usage=usage or {"output_tokens": 5}) + sse("message_stop")
     )
-
-
-def streamed(*parts: bytes | float, cut: bool = False) -> Answer:
-    """A stream; a number is a pause in seconds. ``cut``: the connection closes without the body's end."""
-    writes: list[tuple[float, bytes]] = [
-        (0, head_of(200, [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")]))
-    ]
-    pause = 0.0
-    for part in parts:
-        if isinstance(part, float):
-            pause = part
-        else:
-            writes.append((pause, f"{len(part):x}\r\n".encode() + part + b"\r\n"))
-            pause = 0.0
-    if not cut:
-        writes.append((pause, b"0\r\n\r\n"))
-    return Answer(writes, "close" if cut else "keep")
 
 
 STREAM = streamed(begin(), words("Hel"), words("lo"), end())

@@ -8,7 +8,6 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ import requests
 from tests.contract.conftest import Database
 from tests.contract.fuzz.raw_provider import (
     Answer,
-    Received,
     head_of,
     json_answer,
-    running_raw_provider,
     stream_answer,
 )
-from tests.contract.relay_rig import Customer, Relay, Replica, asks, eventually, price
+from tests.contract.relay_rig import Customer, asks, eventually, price
+from tests.contract.two_providers import Channel, Stage, running_stage
 
 KEY = "sk-planted-7Hq2XcV9pLmN4tRz8KdWf3Gb"
 MODEL = "sold-name"  # the customer's name of what the provider calls PROVIDER_MODEL
@@ -42,58 +40,20 @@ DONE = b"data: [DONE]\n\n"
 MIB = 1 << 20
 
 
-@dataclass
-class Stage:
-    """A relay before two raw providers; ``first`` serves MODEL, both serve TWO, ``first`` being preferred."""
-
-    relay: Relay
-    replica: Replica
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    requests: list[Received] = field(default_factory=list)
-
-    def says(self, *answers: Answer, by: str = "first") -> None:
-        """The next answers of a provider; the last one stays."""
-        self.answers[by] = [*answers]
-
-    def choose(self, name: str, received: Received) -> Answer:
-        """For the raw provider ``name``."""
-        self.asked.append(name)
-        self.requests.append(received)
-        waiting = self.answers[name]
-        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
-
-
 @pytest.fixture(scope="module")
 def stage(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    directory: Path = tmp_path_factory.mktemp("faults")
+    """MODEL is the first provider's, TWO is both's."""
     settings = {
         "RELAY_PROVIDER_IDLE_SECONDS": "4",
         "RELAY_PROVIDER_FIRST_BYTE_SECONDS": "4",
         "RELAY_PROVIDER_TIMEOUT_SECONDS": str(TOTAL_SECONDS),
     }
-    relay = Relay(module_database, directory, settings)
-    replicas: list[Replica] = []
-
-    def choose(name: str) -> Any:
-        return lambda received: made.choose(name, received)
-
-    with running_raw_provider(choose("first")) as first, running_raw_provider(choose("second")) as second:
-        for name, url, models, priority in (
-            ("first", first, f"{MODEL}={PROVIDER_MODEL},{TWO}={PROVIDER_MODEL}", "10"),
-            ("second", second, f"{TWO}={PROVIDER_MODEL}", "1"),
-        ):
-            relay.command(
-                *("channel", "create", "--name", name, "--provider", "openai", "--base-url", url),
-                *("--api-key-stdin", "--models", models, "--priority", priority),
-                stdin=KEY,
-            )
-        relay.price(MODEL)
-        relay.price(TWO)
-        replicas.append(relay.replica())
-        made = Stage(relay, replicas[0])
+    first = Channel("openai", f"{MODEL}={PROVIDER_MODEL},{TWO}={PROVIDER_MODEL}", "openai")
+    second = Channel("openai", f"{TWO}={PROVIDER_MODEL}", "openai")
+    prices: dict[str, tuple[str, ...]] = dict.fromkeys((MODEL, TWO), ())
+    directory = tmp_path_factory.mktemp("faults")
+    with running_stage(module_database, directory, first, second, KEY, prices, settings) as made:
         yield made
-        relay.stop()
 
 
 class Again(Customer):
@@ -118,7 +78,6 @@ def again(stage: Stage) -> Again:
 
 @pytest.fixture
 def customer(stage: Stage, again: Again) -> Customer:
-    stage.asked.clear()
     stage.requests.clear()
     stage.says(stream_answer(*ordinary()), by="second")
     again.begin()
@@ -745,7 +704,7 @@ def test_the_providers_key_reaches_no_customer_and_no_log(
             spoken += json.dumps(json.loads(data)) if data.startswith("{") else ""
         assert KEY not in spoken, spoken
     assert KEY not in stage.replica.process.log.read_text()
-    assert all(KEY.encode() in received.head for received in stage.requests), "it was used"
+    assert all(KEY.encode() in received.head for _, received in stage.requests), "it was used"
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
 from tests.contract.conftest import Database
-from tests.contract.fuzz.raw_provider import running_raw_provider
-from tests.contract.relay_rig import Customer, Relay, asks, eventually
-from tests.contract.test_messages import Stage, message, raw_json, sse, streamed
+from tests.contract.relay_rig import Customer, asks, eventually
+from tests.contract.test_messages import message, sse
+from tests.contract.two_providers import PRICES, Channel, Stage, raw_json, running_stage, streamed
 
 KEY = "sk-planted-7Hq2XcV9pLmN4tRz8KdWf3Gb"
 THEIRS = "provider-model-0613"
@@ -60,31 +59,14 @@ EVENTS = (BEGIN, THOUGHT, ADDED, words("Hel"), sse("response.future_event", x=1)
 
 @pytest.fixture(scope="module")
 def stage(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Channels: ``native`` and ``mapped`` on the first provider (Responses), ``crossing`` there and, as the
-    second choice, on the second one (Anthropic's format)."""
-    directory: Path = tmp_path_factory.mktemp("responses")
-    relay = Relay(
-        module_database, directory, {"RELAY_PROVIDER_IDLE_SECONDS": "1.5", "RELAY_PING_SECONDS": "0.3"}
-    )
-
-    def choose(name: str) -> Any:
-        return lambda received: made.choose(name, received)
-
-    with running_raw_provider(choose("first")) as first, running_raw_provider(choose("second")) as second:
-        for name, format, url, models, priority in (
-            ("first", "openai-responses", first, f"native,mapped={THEIRS},crossing={THEIRS}", "10"),
-            ("second", "anthropic", second, "crossing=claude-x", "1"),
-        ):
-            relay.command(
-                *("channel", "create", "--name", name, "--provider", f"p-{name}", "--base-url", url),
-                *("--format", format, "--api-key-stdin", "--models", models, "--priority", priority),
-                stdin=KEY,
-            )
-        for model in ("native", "mapped", "crossing"):
-            relay.price(model, "--in-text", "3/1M", "--out-text", "15/1M", "--cache-read", "0.30/1M")
-        made = Stage(relay, relay.replica())
+    """Models: ``native`` and ``mapped`` of the first provider (Responses), ``crossing`` of it and of the
+    second one (Anthropic's format)."""
+    first = Channel("openai-responses", f"native,mapped={THEIRS},crossing={THEIRS}", "p-first")
+    second = Channel("anthropic", "crossing=claude-x", "p-second")
+    prices = dict.fromkeys(("native", "mapped", "crossing"), PRICES)
+    directory = tmp_path_factory.mktemp("responses")
+    with running_stage(module_database, directory, first, second, KEY, prices) as made:
         yield made
-        relay.stop()
 
 
 @pytest.fixture

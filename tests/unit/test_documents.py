@@ -30,6 +30,26 @@ PATH = re.compile(
 DOTTED = re.compile(r"(?:relay|deploys|backups|tests|inventories)(?:\.\w+)+")
 PLACEHOLDER = re.compile(r"NAME|NNNN|ENV\b")
 MOST_FILES = 5
+RUNBOOKS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/RUNBOOK.md")) + sorted(
+    str(path.relative_to(ROOT)) for path in ROOT.glob("monitoring/runbooks/*.md")
+)
+# Programs that neither the roles nor Debian's and Ubuntu's own installation bring, and their packages.
+PACKAGES = {
+    "age": "age",
+    "age-keygen": "age",
+    "aws": "awscli",
+    "dig": "bind9-dnsutils",
+    "htop": "htop",
+    "iostat": "sysstat",
+    "iotop": "iotop",
+    "jq": "jq",
+    "nc": "netcat-openbsd",
+    "nmap": "nmap",
+    "sar": "sysstat",
+    "socat": "socat",
+    "strace": "strace",
+    "tcpdump": "tcpdump",
+}
 
 
 def text(document: str) -> str:
@@ -63,6 +83,25 @@ def missing_name(dotted: str) -> bool:
             found = getattr(found, attribute)
         return False
     return True
+
+
+def lacking(page: str) -> set[str]:
+    """What a page calls that neither a host nor the toolkit brings, and that the page does not install."""
+    code = [*CODE.findall(page), *re.findall(r"^ *```\w*\n(.*?)^ *```", page, re.M | re.S)]
+    called = {word for text in code for word in re.findall(r"(?:^|[|(;]|sudo )\s*([\w-]+)(?= )", text, re.M)}
+    installed = set(re.findall(r"[\w-]+", " ".join(re.findall(r"apt-get install ([^`\n]*)", page))))
+    return {program for program in called & PACKAGES.keys() if PACKAGES[program] not in installed}
+
+
+@pytest.mark.parametrize("runbook", RUNBOOKS)
+def test_programs_that_a_runbook_needs_are_installed_there(runbook: str) -> None:
+    assert lacking(text(runbook)) == set()
+
+
+def test_a_program_that_is_nowhere_installed_is_seen() -> None:
+    assert lacking("Make one: `age-keygen -o NEW`, `x | age -d`.") == {"age", "age-keygen"}
+    assert lacking("```sh\nset -e\nage -d FILE\n```") == {"age"}
+    assert lacking("`sudo apt-get install age`, then `age -d FILE`; at the age of `max age days`") == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from deploys.lib import examples
 from deploys.lib.errors import DeployError
 from deploys.run import drains, environment
 from deploys.run.node import checks, facts
@@ -116,9 +117,8 @@ def _hand_over(name: str, host: str) -> int:
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command's verbs and their options."""
-    layout = argparse.RawDescriptionHelpFormatter
     text = "list the nodes; add, remove or replace one; take one out of service, and back"
-    noun = commands.add_parser("node", help=text, description=text, epilog=EPILOG, formatter_class=layout)
+    noun = examples.add(commands, "", "node", text, EPILOG)
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="list|add|remove|replace|drain|undrain")
     added = {}
     for verb, run, text in (
@@ -130,9 +130,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         ("undrain", undrain, "bring it back into service"),
     ):
         aliases = ["return"] if verb == "undrain" else []
-        command = verbs.add_parser(
-            verb, aliases=aliases, help=text, description=text, epilog=EPILOG, formatter_class=layout
-        )
+        command = examples.add(verbs, "node", verb, text, EPILOG, aliases=aliases)
         command.add_argument("environment", metavar="ENV", help=environment.HELP)
         command.set_defaults(run=run)
         added[verb] = command

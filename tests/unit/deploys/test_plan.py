@@ -300,12 +300,6 @@ def test_mistakes_are_errors_and_never_drift(
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["plan", "apply", "verify", "secrets"])
-def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([command, "--help"]) == 0
-    assert f"python -m deploys {command}" in capsys.readouterr().out
-
-
 def test_a_second_run_waits_its_turn(tmp_path: Path) -> None:
     with (
         lock.exclusive(tmp_path),

@@ -77,6 +77,22 @@ def test_the_stack_knows_the_provider_and_trusts_the_edge(stack: dict[str, Any])
     assert service["environment"]["RELAY_TRUSTED_PROXIES"] == "172.30.77.11/32,172.30.77.12/32"
 
 
+@pytest.mark.parametrize(
+    ("own", "console", "named"),
+    [
+        ("", False, ""),
+        ("", True, "https://console.sandbox.test/topup"),
+        ("https://pay.example/up", False, "https://pay.example/up"),
+        ("https://pay.example/up", True, "https://pay.example/up"),
+    ],
+)
+def test_customers_without_credit_are_sent_to_a_page_that_is_there(
+    sandbox_inventory: Inventory, own: str, console: bool, named: str
+) -> None:
+    sandbox_inventory.override_data |= {"relay_topup_url": own, "edge_console": console}
+    assert relay.stack_values()["environment"]["RELAY_TOPUP_URL"] == named
+
+
 def test_the_relay_takes_the_fleets_settings(stack: dict[str, Any]) -> None:
     environment = stack["services"]["relay"]["environment"]
     assert environment["RELAY_CORS_ORIGINS"] == ""

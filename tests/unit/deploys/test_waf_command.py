@@ -56,7 +56,7 @@ def lines(*entries: dict[str, Any]) -> str:
 
 
 def explain(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = cli.main(["waf", "explain", *words, "--json"])
+    code = cli.main(["waf", "explain", "sandbox", *words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -65,7 +65,7 @@ def test_a_refused_call_is_found_on_any_edge(
 ) -> None:
     other = {**REFUSED, "edge_request_id": "f" * 32}
     logs.update(edge1={}, edge2={"waf.log.1": lines(other, REFUSED), "access.log": lines(CALL)})
-    code, found = explain(capsys, "sandbox", EDGE_ID)
+    code, found = explain(capsys, EDGE_ID)
     assert (code, found["outcome"], found["edge"]) == (0, "refused", "edge2")
     assert "rule: 942100\n  target: ARGS:note\n  path: ^/console/x$" in found["exceptions"]
     assert cli.main(["waf", "explain", "sandbox", EDGE_ID]) == 0
@@ -88,7 +88,7 @@ def test_a_call_that_no_rule_matched_is_told_apart_from_an_unknown_one(
     logs.update(edge1={"access.log": lines({**CALL, "refused_by": "rate"})}, edge2={})
     code, found = explain(capsys, EDGE_ID)
     assert (code, found["outcome"]) == (2, "not refused")
-    cli.main(["waf", "explain", EDGE_ID])
+    cli.main(["waf", "explain", "sandbox", EDGE_ID])
     assert "the limit on calls a second" in capsys.readouterr().out
     code, found = explain(capsys, "0" * 32)
     assert (code, found["outcome"], found["edges"]) == (2, "not found", ["edge1", "edge2"])
@@ -98,7 +98,7 @@ def test_a_silent_edge_is_not_taken_for_no(
     logs: dict[str, dict[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs["edge1"] = {}
-    assert cli.main(["waf", "explain", EDGE_ID]) == 1
+    assert cli.main(["waf", "explain", "sandbox", EDGE_ID]) == 1
     assert "edge2 did not answer" in capsys.readouterr().err
 
 
@@ -155,8 +155,17 @@ def test_without_the_programs_the_way_to_them_is_told(tmp_path: Path) -> None:
         local_edge.require_programs(settings)
 
 
+@pytest.mark.parametrize("words", [["explain", EDGE_ID], ["test", "request.http"]])
+def test_without_an_environment_nobody_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setenv("RELAY_ENVIRONMENT", "sandbox")
+    assert cli.main(["waf", *words]) == 1
+    assert "required" in capsys.readouterr().err
+
+
 def test_misuse_and_a_missing_file_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["waf", "test", str(REPOSITORY / "none.http")]) == 1
+    assert cli.main(["waf", "test", "sandbox", str(REPOSITORY / "none.http")]) == 1
     assert cli.main(["waf"]) == 1
     assert cli.main(["waf", "test", "--help"]) == 0
     assert "python -m deploys waf test" in capsys.readouterr().out

@@ -254,7 +254,7 @@ class Connection:
 
     def __init__(self, customer: Customer) -> None:
         self.sent: list[Message] = []
-        self._customer = customer
+        self.customer = customer
         self._gone = asyncio.Event()
 
     async def receive(self) -> Message:
@@ -262,7 +262,7 @@ class Connection:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        who = self._customer
+        who = self.customer
         if who.stalls_after is not None and len(self.sent) >= who.stalls_after:
             await asyncio.sleep(60)
         await asyncio.sleep(who.pause)
@@ -315,54 +315,69 @@ def run(
         [_channel(n, model_map or {}, keys, channel_limits or {}) for n in range(1, count + 1)]
     )
     table.budgets = budgets
-    who = customer or Customer()
-    connection = Connection(who)
+    connection = Connection(customer or Customer())
     post = FakeTransport(providers)
     result = Result(ledger or FakeLedger(), table, Metrics(), connection.sent, None, 0.0, post.keys)
-    limits = limits or Limits("", None, 1, result.metrics)
-    answers = AnswerMemory(read.answers_bytes)
-    services = Services(
-        *cast(Any, (read, None, table, limits, None, result.ledger, post, result.metrics, answers))
-    )
-
-    async def scenario() -> None:
-        watcher = DisconnectWatcher(connection.receive)
-        slot = await limits.acquire([Limit("token:2", tpm=TPM)], RESERVED, uuid4())
-        assert isinstance(slot, Slot)
-        call = Call(
-            services,
-            cast(Caller, SimpleNamespace(account_id=1, token_id=2)),
-            request,
-            _admission(costs),
-            uuid4(),
-            connection.send,
-            watcher,
-            time.monotonic() - age,
-            slot,
-            answers.room(),
-            affinity=affinity,
-        )
-        task = asyncio.current_task()
-        if who.cancelled_after is not None and task is not None:
-            asyncio.get_running_loop().call_later(who.cancelled_after, task.cancel)
-        began = time.monotonic()
-        try:
-            await lifecycle.run(call, AskedRequest(read, openai_chat, request, Passed()))
-        except (Exception, asyncio.CancelledError) as error:
-            result.raised = error
-        finally:
-            result.seconds = time.monotonic() - began
-            uses = limits._local._uses
-            result.counted = uses["token:2"].counts.tokens
-            result.counted_of = {
-                channel.id: uses[f"channel:{channel.id}"].counts.tokens
-                for channel in table.candidates("mine")
-                if f"channel:{channel.id}" in uses
-            }
-            watcher.close()
-
-    asyncio.run(scenario())
+    parts = (table, limits or Limits("", None, 1, result.metrics), None, result.ledger, post, result.metrics)
+    services = Services(*cast(Any, (read, None, *parts, AnswerMemory(read.answers_bytes))))
+    asyncio.run(_serve(services, connection, request, _admission(costs), age, affinity, result))
     return result
+
+
+async def _serve(
+    services: Services,
+    connection: Connection,
+    request: ChatRequest,
+    admission: Admission,
+    age: float,
+    affinity: Affinity | None,
+    result: Result,
+) -> None:
+    """The call from its slot to its end, of which ``result`` is told."""
+    watcher = DisconnectWatcher(connection.receive)
+    slot = await services.limits.acquire([Limit("token:2", tpm=TPM)], RESERVED, uuid4())
+    assert isinstance(slot, Slot)
+    call = Call(
+        services,
+        cast(Caller, SimpleNamespace(account_id=1, token_id=2)),
+        request,
+        admission,
+        uuid4(),
+        connection.send,
+        watcher,
+        time.monotonic() - age,
+        slot,
+        services.answers.room(),
+        affinity=affinity,
+    )
+    _cancel_after(connection.customer.cancelled_after)
+    began = time.monotonic()
+    try:
+        await lifecycle.run(call, AskedRequest(services.settings, openai_chat, request, Passed()))
+    except (Exception, asyncio.CancelledError) as error:
+        result.raised = error
+    finally:
+        result.seconds = time.monotonic() - began
+        _count(services.limits, result)
+        watcher.close()
+
+
+def _cancel_after(seconds: float | None) -> None:
+    """As the server does with the task that serves."""
+    task = asyncio.current_task()
+    if seconds is not None and task is not None:
+        asyncio.get_running_loop().call_later(seconds, task.cancel)
+
+
+def _count(limits: Limits, result: Result) -> None:
+    """What the limits have counted of it."""
+    uses = limits._local._uses
+    result.counted = uses["token:2"].counts.tokens
+    result.counted_of = {
+        channel.id: uses[f"channel:{channel.id}"].counts.tokens
+        for channel in result.channels.candidates("mine")
+        if f"channel:{channel.id}" in uses
+    }
 
 
 def _request(settings: Settings, stream: bool, fields: Mapping[str, Any]) -> ChatRequest:

@@ -126,6 +126,14 @@ def test_insufficient_credit_says_the_amount_and_where_to_pay() -> None:
     assert "https://pay.example.com" in body["message"]
 
 
+def test_insufficient_credit_names_no_page_where_there_is_none() -> None:
+    body = errors.insufficient_credit(1_000_000_000, "").body()["error"]
+    assert "topup_url" not in body
+    assert body["message"] == (
+        "Insufficient credit: $1 more is needed for this call. Ask whoever gave you your key for more credit."
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.1, "2"), (59.5, "60")]
 )
