@@ -224,6 +224,17 @@ class Edge:
                 return [json.loads(line) for line in lines]
             time.sleep(0.05)
 
+    def logged(self, request_id: str) -> dict[str, str]:
+        """The only entry of the access log that the edge gave this id, once it is there."""
+        deadline = time.monotonic() + 60
+        while True:
+            lines = (self.directory / "access.log").read_text().splitlines()
+            found = [one for line in lines if (one := json.loads(line))["edge_request_id"] == request_id]
+            if found or time.monotonic() > deadline:
+                (only,) = found
+                return only
+            time.sleep(0.05)
+
     def log_text(self) -> str:
         """Everything in every log file."""
         return "".join(path.read_text() for path in self.directory.glob("*.log"))

@@ -131,11 +131,10 @@ class Provider:
         """Set the behaviour of all calls, or of those of one account; without changes: the usual one."""
         self._call("PUT", "/control", params={"account": account} if account else {}, json=changes)
 
-    def calls(self, request_id: str | None = None) -> list[dict[str, Any]]:
-        """Calls in its books."""
-        found: list[dict[str, Any]] = self._call(
-            "GET", "/books", params={"request_id": request_id} if request_id else {}
-        )["calls"]
+    def calls(self, request_id: str | None = None, after: int = 0) -> list[dict[str, Any]]:
+        """Calls in its books: those that became this one call, or those after the id ``after``."""
+        chosen: dict[str, Any] = {"request_id": request_id} if request_id else {}
+        found: list[dict[str, Any]] = self._call("GET", "/books", params=chosen | {"after": after})["calls"]
         return found
 
     def totals(self) -> dict[str, int]:

@@ -6,6 +6,8 @@
 
 from hypothesis import Phase, settings
 
+from tests.memory import files_in_memory
+
 settings.register_profile("default", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
@@ -18,3 +20,8 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile("default")
+
+
+def pytest_configure() -> None:
+    """The many small directories of tests are in memory."""
+    files_in_memory()
