@@ -10,7 +10,7 @@ import pytest
 # Objects made until a look at the young ones, and looks until one at the older ones (Python's: 700, 10, 10).
 THRESHOLDS = (50_000, 20, 50)
 
-# Until all modules are imported and all cases made: half of the CPU that this takes. Nothing of it is garbage.
+# Until all modules are imported and all cases made, none of which is garbage: half of the CPU that it takes.
 gc.disable()
 
 

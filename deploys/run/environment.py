@@ -101,7 +101,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """What a file defines when it is run; tests load environments a thousand times, so it is compiled once."""
+    """What a file defines when it is run. Tests load environments a thousand times: it is compiled once."""
     values: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     exec(_compiled(path.read_text(), str(path)), values)  # noqa: S102
     return values

@@ -229,7 +229,8 @@ class Edge:
         deadline = time.monotonic() + 60
         while True:
             lines = (self.directory / "access.log").read_text().splitlines()
-            found = [one for line in lines if (one := json.loads(line))["edge_request_id"] == request_id]
+            entries: list[dict[str, str]] = [json.loads(line) for line in lines]
+            found = [entry for entry in entries if entry["edge_request_id"] == request_id]
             if found or time.monotonic() > deadline:
                 (only,) = found
                 return only

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
 import os
 import signal
@@ -12,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,10 +22,9 @@ import requests
 from cryptography.fernet import Fernet
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from relay import cli
 from relay.limits.shared import Limits
-from relay.settings import Settings
 from relay.telemetry.metrics import Metrics
+from tests.contract.commands import run_here
 from tests.contract.postgres import REPOSITORY, Database, free_port
 
 SEAL_KEY = Fernet.generate_key().decode()
@@ -171,12 +168,6 @@ def trusted() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-@cache
-def _parser() -> argparse.ArgumentParser:
-    """All commands' parser, made once: it takes 25 ms of CPU, and some tests give ten commands."""
-    return cli.parser()
-
-
 @dataclass
 class Replica:
     """One running relay."""
@@ -249,7 +240,9 @@ class Relay:
         return replica
 
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run ``python -m relay …`` whatever its exit status."""
+        """Run ``python -m relay …`` whatever its exit status; another version in a process of its own."""
+        if self.program == REPOSITORY:
+            return run_here(self.environment(), *arguments, stdin=stdin)
         return subprocess.run(
             [sys.executable, "-m", "relay", *arguments],
             env=self.environment(),
@@ -260,17 +253,10 @@ class Relay:
         )
 
     def command(self, *arguments: str, stdin: str = "") -> Any:
-        """What ``python -m relay … --json`` prints; fails when it fails. In this process: starts cost."""
-        options = _parser().parse_args([*arguments, "--json"])
-        output, keyboard = io.StringIO(), sys.stdin
-        try:
-            sys.stdin = io.StringIO(stdin)
-            with redirect_stdout(output), redirect_stderr(output):
-                status = options.run(options, Settings.read(self.environment()))
-        finally:
-            sys.stdin = keyboard
-        assert status == 0, f"relay {' '.join(arguments)}: {output.getvalue()}"
-        return json.loads(output.getvalue())
+        """What ``python -m relay … --json`` prints; fails when it fails."""
+        done = run_here(self.environment(), *arguments, "--json", stdin=stdin)
+        assert done.returncode == 0, f"relay {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return json.loads(done.stdout)
 
     def account(self, name: str, usd: str | None = None) -> int:
         """A new account, with a grant of ``usd`` dollars."""

@@ -148,9 +148,7 @@ def test_security_headers_are_on_every_answer(standing_edge: Edge, path: str) ->
         "/api/pricing/quote/1",
     ],
 )
-def test_other_paths_never_reach_the_relay(
-    standing_edge: Edge, standing_relay: FakeRelay, path: str
-) -> None:
+def test_other_paths_never_reach_the_relay(standing_edge: Edge, standing_relay: FakeRelay, path: str) -> None:
     before = len(standing_relay.calls)
     host, _, port = standing_edge.settings.https_listen.rpartition(":")
     context = ssl.create_default_context(cafile=str(standing_edge.ca_file))
