@@ -1,6 +1,6 @@
 """How hypothesis runs: without a clock, since machines are busy. A mutation run needs no smallest example.
 
-`make unit` and CI's `make coverage` try few examples, `make properties` all; for twenty times as many:
+`make unit`, which CI runs, and `make coverage` try few examples, `make properties` all; for twenty times as many:
 .venv/bin/pytest tests/unit -n 2 --hypothesis-profile thorough
 """
 
