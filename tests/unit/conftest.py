@@ -1,6 +1,6 @@
 """How hypothesis runs: without a clock, since machines are busy. A mutation run needs no smallest example.
 
-`make unit`, which CI runs, and `make coverage` try few examples, `make properties` all; for twenty times as many:
+`make unit` (of CI) and `make coverage` try few examples, `make properties` all; for twenty times as many:
 .venv/bin/pytest tests/unit -n 2 --hypothesis-profile thorough
 """
 
