@@ -168,6 +168,11 @@ def trusted() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+def of_google() -> dict[str, Any]:
+    """Options of Google's SDK: it reads the authorities three times for each client, 90 ms of CPU."""
+    return {"client_args": {"verify": trusted()}, "async_client_args": {"ssl": trusted()}}
+
+
 @dataclass
 class Replica:
     """One running relay."""
