@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,7 +26,6 @@ def run_here(
     """
     output, errors = io.StringIO(), io.StringIO()
     with (
-        patch.dict(os.environ, environment, clear=True),
         patch.object(cli, "parser", _parser),
         # The log of this process is not the command's.
         patch.object(logs, "configure"),
@@ -35,13 +33,13 @@ def run_here(
         redirect_stdout(output),
         redirect_stderr(errors),
     ):
-        status = _status(arguments)
+        status = _status(arguments, environment)
     return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
 
 
-def _status(arguments: tuple[str, ...]) -> int:
+def _status(arguments: tuple[str, ...], environment: Mapping[str, str]) -> int:
     try:
-        return cli.main(arguments)
+        return cli.main(arguments, environment)
     except SystemExit as end:  # the parser's own: misuse
         return int(end.code or 0)
 
