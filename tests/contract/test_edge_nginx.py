@@ -87,6 +87,13 @@ def standing_edge(tmp_path_factory: pytest.TempPathFactory, standing_relay: Fake
         yield running
 
 
+@pytest.fixture(scope="module")
+def lonely_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """One for all tests that need no relay."""
+    with running_edge(tmp_path_factory.mktemp("lonely-edge"), [f"127.0.0.1:{free_port()}"]) as running:
+        yield running
+
+
 def error_of(answer: urllib3.BaseHTTPResponse) -> dict[str, object]:
     assert answer.headers["Content-Type"] == "application/json"
     error = json.loads(answer.data)["error"]
@@ -279,10 +286,9 @@ def test_a_malformed_request_gets_400_in_json(edge: Edge) -> None:
     assert b'"code":"bad_request"' in answer
 
 
-def test_no_relay_is_502(tmp_path: Path) -> None:
-    with running_edge(tmp_path, [f"127.0.0.1:{free_port()}"]) as edge:
-        answer = edge.client().request("POST", CHAT, body=b"{}")
-        assert (answer.status, error_of(answer)["code"]) == (502, "bad_gateway")
+def test_no_relay_is_502(lonely_edge: Edge) -> None:
+    answer = lonely_edge.client().request("POST", CHAT, body=b"{}")
+    assert (answer.status, error_of(answer)["code"]) == (502, "bad_gateway")
 
 
 def test_a_silent_relay_is_504_and_not_asked_again(
@@ -479,10 +485,9 @@ def _shaped(edge: Edge, api: str, status: int, retry_after: str | None, times: i
     ],
 )
 def test_the_api_is_told_by_path_or_header(
-    tmp_path: Path, path: str, headers: dict[str, str], api: str
+    lonely_edge: Edge, path: str, headers: dict[str, str], api: str
 ) -> None:
-    with running_edge(tmp_path, [f"127.0.0.1:{free_port()}"]) as edge:
-        answer = edge.client().request("GET", path, headers={"Host": NAME} | headers)
+    answer = lonely_edge.client().request("GET", path, headers={"Host": NAME} | headers)
     assert answer.status in (404, 502)
     assert shape_of(answer.data, answer.status, answer.headers["X-Request-Id"]) == api
 

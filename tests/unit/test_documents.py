@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -134,12 +132,5 @@ def test_each_command_shown_is_one(document: str, line: str) -> None:
         return
     cli = PROGRAMS["relay" if program == "relayctl" else program]
     # The verbs of secrets have a parser of their own, and matchers of alerts may stand behind options.
-    parse = cli.parsed if cli in (deploys_cli, monitoring_cli) else parser(cli).parse_args
+    parse = cli.parsed if cli in (deploys_cli, monitoring_cli) else cli.parser().parse_args
     assert isinstance(parse(arguments), argparse.Namespace)
-
-
-@cache
-def parser(cli: Any) -> argparse.ArgumentParser:
-    """Made once: it takes 25 ms."""
-    made: argparse.ArgumentParser = cli.parser()
-    return made
