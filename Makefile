@@ -63,7 +63,7 @@ lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/lint-imports --no-logo
 
 unit: .venv/ready tools ## Tests without services (seconds), with fewer examples of what is generated
-	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick
+	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick --timeout 300
 
 coverage: .venv/ready tools ## The unit tests as CI runs them, and which lines they run
 	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick --cov --cov-report=term --timeout 300

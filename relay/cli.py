@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from relay.commands import (
     account,
@@ -35,11 +35,11 @@ from relay.telemetry import logs
 Run = Callable[[argparse.Namespace, Settings], int]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 done, 1 failed, 2 misused."""
+def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
+    """Run a command; 0 done, 1 failed, 2 misused. ``environment``: the settings, as of a process."""
     options = parser().parse_args(arguments)
     try:
-        settings = Settings.read(os.environ)
+        settings = Settings.read(environment)
         logs.configure(settings.log_level if options.service else "WARNING")
         status: int = options.run(options, settings)
     except (SettingError, SchemaMismatch) as error:

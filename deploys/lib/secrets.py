@@ -131,7 +131,7 @@ class SecretStore(Mapping[str, str]):
         if not self.key_path.exists():
             self._create_key()
         recipient = _identity(self.key_path).to_public()
-        plain = yaml.safe_dump(dict(values), default_flow_style=False).encode()
+        plain = yaml.dump(dict(values), Dumper=yaml.CSafeDumper, default_flow_style=False).encode()
         whole_files.write(self.path, pyrage.encrypt(plain, [recipient]), 0o600)
 
     def _create_key(self) -> None:

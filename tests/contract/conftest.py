@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from tests.contract.postgres import (
     running_server,
 )
 from tests.contract.relay_rig import Provider, running_provider
+from tests.memory import files_in_memory
 
 __all__ = ["REPOSITORY", "Database", "PostgresServer", "drop_database", "free_port", "make_database"]
 
@@ -39,15 +37,9 @@ LONGEST = (
 assert all(Path(__file__).with_name(f"{name}.py").exists() for name in LONGEST)
 
 
-MEMORY = Path("/dev/shm")
-MEMORY_BYTES = 4 << 30
-
-
 def pytest_configure() -> None:
-    """Servers' files in memory where there is room: on a disk they delay what else runs on the machine."""
-    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES:
-        os.environ["TMPDIR"] = str(MEMORY)
-        tempfile.tempdir = None
+    """Servers' files are in memory."""
+    files_in_memory()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -226,6 +226,18 @@ class Edge:
                 return [json.loads(line) for line in lines]
             time.sleep(0.05)
 
+    def logged(self, request_id: str) -> dict[str, str]:
+        """The only entry of the access log that the edge gave this id, once it is there."""
+        deadline = time.monotonic() + 60
+        while True:
+            lines = (self.directory / "access.log").read_text().splitlines()
+            entries: list[dict[str, str]] = [json.loads(line) for line in lines]
+            found = [entry for entry in entries if entry["edge_request_id"] == request_id]
+            if found or time.monotonic() > deadline:
+                (only,) = found
+                return only
+            time.sleep(0.05)
+
     def log_text(self) -> str:
         """Everything in every log file."""
         return "".join(path.read_text() for path in self.directory.glob("*.log"))

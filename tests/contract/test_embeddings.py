@@ -18,7 +18,7 @@ from google.genai import types
 from deploys.sandbox.provider.embeddings import DIMENSIONS, vector
 from tests.contract.conftest import Database
 from tests.contract.fuzz.raw_provider import Answer, Received, running_raw_provider
-from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica, eventually, trusted
+from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica, eventually, of_google
 from tests.contract.two_providers import raw_json
 
 IN = 20  # nano-dollars a token
@@ -118,7 +118,7 @@ def unpacked(text: str) -> list[float]:
 
 
 def by_google(customer: Customer, model: str, texts: Any, size: int | None = None, **more: Any) -> Embedded:
-    options = types.HttpOptions(base_url=customer.replica.url, client_args={"verify": trusted()})
+    options = types.HttpOptions(base_url=customer.replica.url, **of_google())
     with genai.Client(api_key=customer.key, http_options=options) as client:
         config = types.EmbedContentConfig(output_dimensionality=size, **more)
         made: Any = client.models.embed_content(model=model, contents=texts, config=config)

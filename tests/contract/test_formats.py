@@ -26,6 +26,7 @@ from tests.contract.relay_rig import (
     Provider,
     Relay,
     Replica,
+    of_google,
     running_provider,
     trusted,
 )
@@ -369,7 +370,7 @@ class AnthropicCustomer:
 
 def google(customer: Customer) -> genai.Client:
     """Google's SDK."""
-    options = types.HttpOptions(base_url=customer.replica.url, client_args={"verify": trusted()})
+    options = types.HttpOptions(base_url=customer.replica.url, **of_google())
     return genai.Client(api_key=customer.key, http_options=options)
 
 

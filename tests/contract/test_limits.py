@@ -26,6 +26,7 @@ from tests.contract.relay_rig import (
     asks,
     early_in_a_minute,
     eventually,
+    of_google,
     running_redis,
 )
 
@@ -104,7 +105,7 @@ def messages(customer: Customer, most: int) -> Heard:
 
 
 def gemini(customer: Customer, most: int) -> Heard:
-    options = types.HttpOptions(base_url=customer.replica.url)
+    options = types.HttpOptions(base_url=customer.replica.url, **of_google())
     with genai.Client(api_key=customer.key, http_options=options) as sdk:
         try:
             given = sdk.models.generate_content(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +19,7 @@ from relay.ledger.orders import CallFacts, CaptureOrder, Hold, HoldOrder
 from relay.pricing.bound import Bound
 from relay.pricing.charge import Row
 from relay.pricing.tariff import Admission, PriceVersion, Tariff
+from tests.contract.commands import run_here
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 METERS = {"in_text": 700, "out_text": 300}
@@ -36,6 +35,11 @@ class Books:
     owner_dsn: str
     app_dsn: str
     superuser_dsn: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the relay's commands on these books."""
+        return os.environ | {"RELAY_DATABASE_URL": self.app_dsn}
 
     def query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of a query, as the superuser."""
@@ -88,13 +92,7 @@ class Books:
 
     def audit(self, *arguments: str) -> dict[str, Any]:
         """The report of `relay audit …`; its exit status must say the same."""
-        done = subprocess.run(
-            [sys.executable, "-m", "relay", "audit", *arguments, "--json"],
-            env=os.environ | {"RELAY_DATABASE_URL": self.app_dsn},
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-        )
+        done = run_here(self.environment, "audit", *arguments, "--json")
         assert done.stdout, done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
         assert (done.returncode == 0) == report["ok"]

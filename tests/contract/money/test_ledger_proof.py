@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from relay.ledger.ledger import Ledger
-from tests.contract.money.books import CALL, REPOSITORY, Books, capture, order, play
+from tests.contract.commands import run_here
+from tests.contract.money.books import CALL, Books, capture, order, play
 
 
 def ledger(books: Books, *arguments: str, status: int = 0) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "relay", "ledger", *arguments, "--json"],
-        env=os.environ | {"RELAY_DATABASE_URL": books.app_dsn},
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_here(books.environment, "ledger", *arguments, "--json")
     assert done.returncode == status, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return report
@@ -137,9 +131,5 @@ def test_state_shows_who_moved_last(books: Books, accounts: list[int]) -> None:
 
 
 def test_a_moment_that_is_none_is_refused(books: Books) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "relay", "ledger", "check", "--as-of", "yesterday"],
-        env=os.environ | {"RELAY_DATABASE_URL": books.app_dsn},
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_here(books.environment, "ledger", "check", "--as-of", "yesterday")
     assert (done.returncode, "--as-of" in done.stderr) == (1, True)

@@ -46,9 +46,17 @@ PROVIDER_KEYS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def applied() -> list[Any]:
+    """What the role did, once a test has applied it: the same for each test, which only reads it."""
+    return []
+
+
 @pytest.fixture
-def outcome(fake_role: Any) -> Any:
-    return fake_role(grafana.grafana, "ops1", responses=LINUX)
+def outcome(fake_role: Any, applied: list[Any]) -> Any:
+    if not applied:
+        applied.append(fake_role(grafana.grafana, "ops1", responses=LINUX))
+    return applied[0]
 
 
 def ini(outcome: Any) -> configparser.RawConfigParser:

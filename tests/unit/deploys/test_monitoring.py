@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,17 @@ from deploys.roles import monitoring, node_exporter
 from tests.programs import run
 
 
+@pytest.fixture(scope="module")
+def applied() -> dict[str, Any]:
+    """What the role did, by fixture: the same for each test, which only reads it."""
+    return {}
+
+
 @pytest.fixture
-def server(fake_role: Any) -> Any:
-    return fake_role(monitoring.monitoring, "ops1")
+def server(fake_role: Any, applied: dict[str, Any]) -> Any:
+    if "server" not in applied:
+        applied["server"] = fake_role(monitoring.monitoring, "ops1")
+    return applied["server"]
 
 
 @pytest.fixture
@@ -106,6 +115,7 @@ def test_alertmanager_accepts_its_configuration(configuration: Path) -> None:
     run("amtool", "check-config", str(configuration / "alertmanager.yml"))
 
 
+@cache
 def alerts() -> list[dict[str, str]]:
     """The labels of every alert as its rule writes them; `client` stands for what a query gives."""
     rules = [
@@ -193,11 +203,12 @@ def given_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def routed(fake_role: Any, given_secrets: None, tmp_path: Path) -> Path:
+def routed(fake_role: Any, given_secrets: None, applied: dict[str, Any], tmp_path: Path) -> Path:
     """alertmanager.yml of an environment with every kind of receiver."""
-    outcome = fake_role(monitoring.monitoring, "ops1", data=SETTINGS)
+    if "routed" not in applied:
+        applied["routed"] = fake_role(monitoring.monitoring, "ops1", data=SETTINGS)
     path = tmp_path / "alertmanager.yml"
-    path.write_text(outcome.files["/etc/prometheus/alertmanager.yml"])
+    path.write_text(applied["routed"].files["/etc/prometheus/alertmanager.yml"])
     return path
 
 

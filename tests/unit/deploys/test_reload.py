@@ -104,9 +104,22 @@ def apply(role: Any, fake_role: Any, sandbox_inventory: Inventory) -> Any:
     return lambda answers=LINUX: fake_role(lambda: roles.run(role), host, responses=answers, data=data)
 
 
+@pytest.fixture(scope="module")
+def known() -> dict[str, Applied]:
+    """What `applied` found, by role: the same for each test, which only reads it."""
+    return {}
+
+
 @pytest.fixture
-def applied(apply: Any, monkeypatch: pytest.MonkeyPatch) -> Applied:
+def applied(request: pytest.FixtureRequest, apply: Any, known: dict[str, Applied]) -> Applied:
     """The role's host as one apply leaves it."""
+    name = request.node.callspec.params["role"]
+    if name not in known:
+        known[name] = first_apply(apply)
+    return known[name]
+
+
+def first_apply(apply: Any) -> Applied:
     found = Applied()
     load = Configuration.load
 
@@ -117,7 +130,7 @@ def applied(apply: Any, monkeypatch: pytest.MonkeyPatch) -> Applied:
         found.files |= {file.path: file.state for file in [*self.files, *config_files.tls_files()]}
         return load(self, *arguments, **options)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Configuration, "load", recorded)
         first = apply()
     assert loaded(first) == set(found.sets)
