@@ -248,6 +248,10 @@ class Relay:
         """Run ``python -m relay …`` whatever its exit status; another version in a process of its own."""
         if self.program == REPOSITORY:
             return run_here(self.environment(), *arguments, stdin=stdin)
+        return self.process(*arguments, stdin=stdin)
+
+    def process(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """The same in a process of its own, as inside an event loop or beside threads."""
         return subprocess.run(
             [sys.executable, "-m", "relay", *arguments],
             env=self.environment(),

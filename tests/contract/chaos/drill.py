@@ -260,5 +260,5 @@ class Drill:
         evidence = collect(self._stage.provider.url, self._stage.relay.database.app_dsn)
         self.result.findings = Reconciliation(expected, evidence).run()
         for audit in ("conserve", "recompute"):
-            done = self._stage.relay.run("audit", audit, "--json")
+            done = self._stage.relay.process("audit", audit, "--json")
             self.result.audits[audit] = (done.returncode, (done.stdout + done.stderr).strip()[-300:])

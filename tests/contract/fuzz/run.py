@@ -258,7 +258,7 @@ class Bench:
 
     def conserve(self) -> str:
         """What the ledger's own audit finds wrong, or nothing."""
-        done = self._relay.run("audit", "conserve", "--json")
+        done = self._relay.process("audit", "conserve", "--json")
         with psycopg.connect(self._database.superuser_dsn) as connection:
             (held,) = connection.execute("select sum(held) from balances").fetchone() or (0,)
         wrong = "" if done.returncode == 0 else done.stdout[-2000:] + done.stderr[-2000:]
