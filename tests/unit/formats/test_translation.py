@@ -210,8 +210,10 @@ def test_there_and_back_loses_nothing_or_is_refused_by_name(
         assert refusal.place  # noqa: PT017
         assert refusal.remedy  # noqa: PT017
         return
+    # Gemini shows whoever wishes for effort the thoughts, too, and beside thoughts Anthropic takes no top_k.
+    back = through(there, ours, named)
     left_out = frozenset(named)
-    assert comparable(through(there, ours), left_out) == comparable(first, left_out)
+    assert comparable(back, left_out) == comparable(first, left_out)
 
 
 @given(conversations(), st.sampled_from(list(FORMATS)))
