@@ -131,7 +131,7 @@ def comparable(conversation: Conversation, left_out: frozenset[str]) -> Any:
     for turn in before:
         parts: list[Part] = turn.parts
         if "thoughtSignature" in left_out:
-            parts = [_unsigned(part) for part in parts]
+            parts = [_unsigned(part) for part in parts if not _signs_what_follows(part)]
         # A signature stands at what it signs or, in formats that sign thoughts alone, before it.
         parts = with_thoughts_signed(parts, (Text, ToolCall))
         # Results come first in a turn.
@@ -154,6 +154,10 @@ def comparable(conversation: Conversation, left_out: frozenset[str]) -> Any:
         tools_one_by_one=conversation.tools_one_by_one if conversation.tools and mode != "none" else None,
         tool_choice=None if mode == "auto" else conversation.tool_choice,
     )
+
+
+def _signs_what_follows(part: Part) -> bool:
+    return isinstance(part, Reasoning) and not part.text and part.hidden is None
 
 
 def _unsigned(part: Part) -> Part:
