@@ -264,9 +264,11 @@ def _send_at_once(host: Host) -> None:
     of, each would wait for the host to acknowledge the one before, which it delays by 40 ms.
     """
     transport = _transport(host)
-    # Behind another host it is a channel of that one's connection, which has no such option.
+    # Behind another host it is a channel of that one's connection, which has no such option; and one that has
+    # ended in the meantime is found by whoever asks the host.
     if transport is not None and hasattr(transport.sock, "setsockopt"):
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):
+            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def run_shell(host: Host, command: str, seconds: int = 0) -> tuple[bool, str]:

@@ -27,7 +27,8 @@ def hosts() -> list[str]:
 
 
 def search(query: str, *words: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "monitoring", "logs", query, "--json", "--since", "10m", *words]
+    command = [sys.executable, "-m", "monitoring", "logs", "sandbox", query, "--json", "--since", "10m"]
+    command += words
     done = subprocess.run(command, cwd=remote.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

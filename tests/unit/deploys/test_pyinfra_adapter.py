@@ -343,6 +343,19 @@ def test_packets_are_sent_at_once(state: State, monkeypatch: pytest.MonkeyPatch,
         connection.close()
 
 
+def test_a_connection_that_has_ended_since_is_no_error(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch closes a lost host's; the next role asks whether it can be reached."""
+
+    def connect(self: Any) -> None:
+        transport = Transport("ended")
+        transport.sock = connection = socket.socket()
+        connection.close()
+        self.client = SimpleNamespace(get_transport=lambda: transport)
+
+    monkeypatch.setattr(FakeConnector, "connect", connect)
+    assert not any(pyinfra_adapter.reachable(host, 5) for host in state.inventory)
+
+
 @pytest.mark.parametrize(("answer", "alive"), [("answers", True), ("silent", False), ("ended", False)])
 def test_only_an_answer_is_a_sign_of_life(answer: str, alive: bool) -> None:
     host, _ = host_with(answer)
