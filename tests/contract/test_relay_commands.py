@@ -28,6 +28,24 @@ def test_an_account_is_made_once(relay: Relay) -> None:
     assert relay.run("account", "show", "nobody").returncode == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("account", "show", "acme", "--json"),
+        ("account", "show", "acme"),
+        ("account", "show", "nobody"),
+        ("account", "show"),
+        ("account", "create", "--help"),
+    ],
+    ids=" ".join,
+)
+def test_a_process_says_what_the_commands_of_the_tests_say(relay: Relay, arguments: tuple[str, ...]) -> None:
+    """Most tests give commands in their own process: it must be what an operator gets."""
+    relay.account("acme")
+    own, here = relay.process(*arguments), relay.run(*arguments)
+    assert (own.returncode, own.stdout, own.stderr) == (here.returncode, here.stdout, here.stderr)
+
+
 def test_a_token_is_shown_once_and_stored_as_its_hash(relay: Relay, database: Database) -> None:
     account = relay.account("acme")
     clear = relay.token(account)

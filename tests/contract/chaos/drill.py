@@ -214,7 +214,7 @@ class Drill:
     async def _change_price(self) -> None:
         await self._reach(PRICE_CHANGES_AT)
         command = ("price", "publish", "--model", MODEL, *NEW.options(), "--json")
-        done = await asyncio.to_thread(self._stage.relay.run, *command)
+        done = await asyncio.to_thread(self._stage.relay.process, *command)
         if done.returncode:
             raise RuntimeError(f"the price was not changed: {done.stderr}")
         self.result.changed_at = datetime.fromisoformat(json.loads(done.stdout)["valid_from"])
