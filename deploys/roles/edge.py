@@ -77,6 +77,7 @@ TEMPLATES = (
     "nodes",
     "upstream",
     "to_waf",
+    "forwarded",
     "to_relay",
     "trail",
     "server_strangers",
