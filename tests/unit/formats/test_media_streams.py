@@ -219,6 +219,25 @@ def test_of_a_broken_stream_that_is_billed_which_was_delivered(
     assert billed(name, admission, stream, broken=True) == meters
 
 
+LONG = "And so on and on. " * 5  # 90 characters, which take 3 s
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        sse("transcript.text.delta", delta=LONG) + sse("transcript.text.done", text=LONG),
+        sse("transcript.text.segment", text=LONG[:45]) + sse("transcript.text.segment", text=LONG[45:]),
+        sse("transcript.text.delta", delta=LONG),
+        sse("transcript.text.done", text=LONG),
+    ],
+)
+def test_no_streamed_sound_is_shorter_than_what_is_said_in_it(stream: bytes) -> None:
+    broken = not stream.count(b"done")
+    assert USUAL < 3000
+    assert billed("transcript", priced(ms=3), stream, broken=broken) == {"ms": 3000}
+    assert billed("transcript", TOKENS, stream, broken=broken)["in_audio"] == 30
+
+
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize(
     "event",
