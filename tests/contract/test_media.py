@@ -765,6 +765,40 @@ def test_a_stream_that_one_channel_fails_comes_from_the_next(
     assert [attempt["outcome"] for attempt in record["attempts"]] == ["bad_answer", "ok"]
 
 
+VLLM = b"".join(
+    b'data: {"object": "transcription.chunk", "choices": [{"delta": {"content": "%b"}}]}\n\n' % word
+    for word in (b"Hi", b", there.")
+)
+
+
+@pytest.mark.parametrize("name", ["images", "speech", "transcripts"])
+def test_events_without_a_type_are_not_delivered_and_the_next_channel_is_asked(
+    stage: Stage, customer: Customer, name: str
+) -> None:
+    generate(customer, "crossing")  # which the odd one answers, so that it is asked again
+    stage.odd = json_answer(VLLM + b"data: [DONE]\n\n", content_type="text/event-stream")
+    raw = STREAMS[name].make(customer, "crossing")
+    assert events_of(raw)[-1]["type"].endswith((".completed", ".done"))
+    assert "transcription.chunk" not in raw.text
+    customer.balance()
+    called = raw.headers["x-request-id"]
+    (record,) = [row for row in stage.relay.usage(customer.account) if row["request_id"] == called]
+    assert [attempt["outcome"] for attempt in record["attempts"]] == ["bad_answer", "ok"]
+
+
+def test_events_without_a_type_after_a_part_end_the_stream_which_is_paid(
+    stage: Stage, customer: Customer
+) -> None:
+    generate(Customer(stage.relay, stage.replica, "warm up untyped", "1.00"), "crossing")
+    begin = b'data: {"type": "transcript.text.delta", "delta": "Hello."}\n\n'
+    stage.odd = json_answer(begin + VLLM, content_type="text/event-stream")
+    raw = listen(customer, "crossing")
+    first, last = events_of(raw)
+    assert (first["delta"], "error" in last) == ("Hello.", True)
+    assert customer.record()["meters"] == {"ms": LENGTH}
+    assert customer.spent() == LENGTH * MILLISECOND
+
+
 # ---------------------------------------------------------------------- refusals
 
 

@@ -16,6 +16,7 @@ from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.format import Meter, MeterOptions
 from relay.formats.media import MediaRequest
 from relay.formats.passed import PassedApi
+from relay.formats.stream_meter import MAX_KEPT_BYTES
 from relay.pricing.plausibility import billed_usage
 from relay.pricing.tariff import Admission
 from tests.unit.formats.test_forms import SOUND, USUAL, edit, transcription
@@ -45,6 +46,7 @@ PREVIEW = sse("image_generation.partial_image", b64_json="AAAA", partial_image_i
 URL = sse("image_generation.completed", url="u")
 DRAWING = sse("image_generation.completed", b64_json="BBBB", usage=DRAWN)
 PING = b": ping\n\n"
+NOTHING = sse("transcript.text.delta", delta="")
 
 
 def asked(name: str) -> tuple[MediaRequest, PassedApi]:
@@ -82,7 +84,7 @@ PRICES: dict[str, Admission] = {
 }
 TOKENS = priced(in_text=1, in_audio=2, out_text=3, out_image=4)
 WHOLE = {
-    "transcript": (PING + sse("transcript.text.delta", delta="") + DELTA + PING + DELTA, WRITTEN),
+    "transcript": (PING + NOTHING + DELTA + PING + DELTA, WRITTEN),
     "speech": (PART + PING + PART, SPOKEN),
     "image": (PREVIEW + PING + PREVIEW, DRAWING),
     "images": (PREVIEW + DRAWING + PREVIEW, DRAWING),
@@ -131,6 +133,65 @@ def test_nothing_passes_before_something_is_made(name: str) -> None:
     assert not meter.generating
     assert meter.feed(WHOLE[name][0]).startswith(PING + sse("new.event", x="***"))
     assert meter.generating
+
+
+CHUNK = b'data: {"object": "transcription.chunk", "choices": [{"delta": {"content": "Hi."}}]}\n\n'
+UNTYPED = [
+    CHUNK,
+    b'data: {"type": 5, "text": "Hi."}\n\n',
+    b'event: transcript.text.delta\ndata: {"delta": "Hi."}\n\n',
+]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("event", UNTYPED)
+def test_an_event_without_a_type_ends_the_stream_and_does_not_pass(name: str, event: bytes) -> None:
+    parts, end = WHOLE[name]
+    meter = metering(name, PRICES[name])[1]
+    assert meter.feed(PING + event + parts + end) == b""
+    assert str(meter.broken).startswith("an event without a type came")
+    assert not meter.generating
+
+    meter = metering(name, PRICES[name])[1]
+    assert meter.feed(parts + event + parts + end) == parts
+    assert (meter.complete, meter.finished, meter.tail()) == (False, False, b"")
+
+    meter = metering(name, PRICES[name])[1]
+    meter.feed(PING + event.rstrip())
+    meter.end()
+    assert (meter.complete, meter.tail()) == (False, PING)
+
+    cost = billed(name, PRICES[name], parts + event + end, broken=True)
+    assert cost == billed(name, PRICES[name], parts, broken=True) != {}
+    assert billed(name, PRICES[name], parts + end + event) == billed(name, PRICES[name], parts + end)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_nothing_that_is_not_counted_passes_however_long_it_takes(name: str) -> None:
+    kinds = [json.loads(WHOLE[name][1].partition(b"data: ")[2])["type"].replace("done", "delta"), "new.event"]
+    if "completed" in kinds[0]:
+        kinds[0] = kinds[0].replace("completed", "partial_image")
+    strange = b"".join(sse(kind, content=[SAID], model="secret") for kind in kinds)
+    large = sse("new.event", content="x" * MAX_KEPT_BYTES)
+    meter = metering(name, PRICES[name], "ours")[1]
+    assert meter.feed(PING + strange) == b""
+    assert meter.release() == PING
+    assert meter.feed(PING + strange) == PING
+    meter.end()
+    assert (meter.tail(), meter.complete, meter.generating) == (b"", False, False)
+
+    meter = metering(name, PRICES[name])[1]
+    assert meter.feed(large + large + strange) == b""
+    assert meter.feed(PING) == PING
+    parts, end = WHOLE[name]
+    assert meter.feed(parts + end) == parts.replace(NOTHING, b"")
+    assert meter.tail() == end
+
+
+def test_nothing_passes_with_an_end_that_has_nothing() -> None:
+    meter, end = metering("transcript", TOKENS)[1], sse("transcript.text.done", text="")
+    assert meter.feed(PING + sse("new.event", content=SAID) + end) == PING
+    assert (meter.tail(), meter.complete) == (end, True)
 
 
 def test_the_models_name_is_the_customers() -> None:
@@ -287,17 +348,19 @@ def test_whole_answers_become_events() -> None:
     }
     meter.feed(events)
     assert meter.usage["meters"] == {"ms": 2000}
+    theirs = request.as_events(json.dumps({"text": SAID, "type": "verbose"}).encode())
+    assert json.loads(theirs.partition(b"data: ")[2])["type"] == "transcript.text.done"
     plain = transcription(stream="true", response_format="srt").as_events(b"\n")
     assert json.loads(plain.partition(b"data: ")[2])["text"] == "\n"
 
     drawn = images(stream=True, n=2).priced(priced(image=3))
-    answer = {"created": 5, "data": [{"b64_json": "AA"}, {}, {"url": "u"}], "usage": DRAWN}
+    answer = {"created": 5, "data": [{"b64_json": "AA"}, {}, {"url": "u", "type": "theirs"}], "usage": DRAWN}
     first, last = (
         json.loads(event.partition(b"data: ")[2])
         for event in drawn.as_events(json.dumps(answer).encode()).split(b"\n\n")[:-1]
     )
     assert first == {"type": "image_generation.completed", "created_at": 5, "b64_json": "AA"}
-    assert last["usage"] == DRAWN
+    assert (last["usage"], last["type"]) == (DRAWN, "image_generation.completed")
 
     meter = metering("speech", priced(char=3))[1]
     meter.feed(speech(stream_format="sse").as_events(b"ID3"))
