@@ -45,6 +45,7 @@ SPOKEN = sse("speech.audio.done", usage={"input_tokens": 3, "output_tokens": 9, 
 PREVIEW = sse("image_generation.partial_image", b64_json="AAAA", partial_image_index=0)
 URL = sse("image_generation.completed", url="u")
 DRAWING = sse("image_generation.completed", b64_json="BBBB", usage=DRAWN)
+ODD_DRAWING = sse("image_generation.completed", url="u", usage=DRAWN | {"output_tokens": "many"})
 PING = b": ping\n\n"
 NOTHING = sse("transcript.text.delta", delta="")
 
@@ -250,6 +251,8 @@ def test_the_models_name_is_the_customers() -> None:
         ("images", priced(image=3), PREVIEW + DRAWING + b"data: [DONE]\n\n", {"image": 1}),
         ("images", TOKENS, DRAWING + PREVIEW + DRAWING, {"in_text": 4, "out_image": 1000}),
         ("images", TOKENS, DRAWING, {"in_text": 4, "out_image": 500}),
+        ("images", TOKENS, DRAWING + URL, {"in_text": 4, "out_image": 500 + 1056}),
+        ("images", TOKENS, URL + DRAWING, {"in_text": 4, "out_image": 500}),  # told of both
         ("edit", TOKENS, b"".join(WHOLE["edit"]), {"in_text": 4, "out_image": 500}),
     ],
 )
@@ -271,7 +274,10 @@ def test_a_whole_stream_is_billed(
         ("image", TOKENS, PREVIEW + PREVIEW, {"in_text": 1, "out_image": 1056}),
         ("image", priced(image=3), PING, {}),
         ("images", priced(image=3), DRAWING + PREVIEW, {"image": 2}),
-        ("images", TOKENS, DRAWING + PREVIEW, {"in_text": 1, "out_image": 2 * 1056}),
+        ("images", TOKENS, DRAWING + PREVIEW, {"in_text": 4, "out_image": 500 + 1056}),
+        ("images", TOKENS, PREVIEW + DRAWING + PREVIEW + PREVIEW, {"in_text": 4, "out_image": 500 + 1056}),
+        ("images", TOKENS, URL + PREVIEW, {"in_text": 1, "out_image": 2 * 1056}),
+        ("images", TOKENS, ODD_DRAWING + PREVIEW, {"in_text": 1, "out_image": 2 * 1056}),
     ],
 )
 def test_of_a_broken_stream_that_is_billed_which_was_delivered(
@@ -297,6 +303,16 @@ def test_no_streamed_sound_is_shorter_than_what_is_said_in_it(stream: bytes) -> 
     assert USUAL < 3000
     assert billed("transcript", priced(ms=3), stream, broken=broken) == {"ms": 3000}
     assert billed("transcript", TOKENS, stream, broken=broken)["in_audio"] == 30
+
+
+def test_what_was_told_of_an_image_is_paid_by_who_left_before_the_next() -> None:
+    meter = metering("images", TOKENS)[1]
+    meter.feed(PREVIEW + DRAWING)
+    delivered = meter.estimate()
+    meter.feed(PREVIEW)
+    assert meter.partial_usage(delivered) == DRAWN
+    assert meter.partial_usage(meter.estimate())["output_tokens"] == 500 + 1056
+    assert meter.partial_usage(0) is None
 
 
 @pytest.mark.parametrize("name", WHOLE)
