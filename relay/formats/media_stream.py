@@ -30,6 +30,7 @@ class MediaEvent(TypedEvent):
     audio: Any = None
     b64_json: Any = None
     url: Any = None
+    duration: Any = None
     usage: Any = None
     error: Any = None
 

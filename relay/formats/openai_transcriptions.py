@@ -25,7 +25,7 @@ from relay.formats.multipart import Form
 from relay.formats.passed import PassedApi
 from relay.formats.sound_length import milliseconds
 from relay.formats.text_estimate import split_text, text_estimate
-from relay.formats.transcript_text import SHAPES, read_text
+from relay.formats.transcript_text import SHAPES, Transcript, read_text, transcript_of
 from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import FieldError
 from relay.pricing.tariff import Admission
@@ -212,27 +212,47 @@ class TranscriptMeter(MediaMeter):
         super().__init__(options)
         self._request = request
         self._request.least = 0  # what another channel said was not delivered
-        self._said = 0
+        self._said = self._until = 0
+        self._beside: dict[str, Any] = {}  # what the last event tells beside the text
         self._deltas = False
 
     def _count_part(self, part: MediaEvent) -> None:
         if part.type == DONE:
-            text = part.text if not self.generating else None
+            text = self._read_whole(part)
         elif part.type == "transcript.text.delta":
             text, self._deltas = part.delta, True
         else:
             text = None if self._deltas else part.text  # which its deltas have brought
         if isinstance(text, str) and text:
             self._said += len(text)
-            self._request.hear(self._said)
             self._add([text])
+        self._request.hear(self._said, self._until)
+
+    def _read_whole(self, end: MediaEvent) -> str | None:
+        """What is said in the last event, which has the whole text, and nothing else came before. It is
+        counted as an answer is that is no stream."""
+        self._beside = {"duration": end.duration}
+        if not isinstance(end.text, str):
+            return None
+        found = _transcript(end.text, self._request.shape)
+        self._until = found.until
+        return None if self.generating else found.said
 
     def _usage_of(self, told: dict[str, Any] | None) -> Any:
-        return self._request.lasted(_duration({}, told), told) if self._request.by_duration else told
+        return (
+            self._request.lasted(_duration(self._beside, told), told) if self._request.by_duration else told
+        )
 
     def partial_usage(self, delivered: int) -> Any:
         """See Meter. The sound is the prompt: it is paid as soon as something of its text was delivered."""
         return self._request.lasted(None, None) if self._request.by_duration and delivered else None
+
+
+def _transcript(text: str, shape: str) -> Transcript:
+    try:
+        return transcript_of(text, shape) if shape else Transcript(text, text)
+    except BadAnswer:  # not all that stream have it in the shape that was asked for
+        return Transcript(text, text)
 
 
 def _duration(value: dict[str, Any], usage: dict[str, Any] | None) -> int | None:

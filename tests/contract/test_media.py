@@ -738,7 +738,18 @@ def test_a_stream_that_a_model_does_not_have_is_one_event(stage: Stage, customer
     assert only.type == "transcript.text.done"
     assert only.text == HEARD_TEXT
     paid = sorted(record["meters"]["ms"] for record in stage.relay.usage(customer.account))
-    assert paid == sorted({LENGTH, 26_000})
+    assert paid == sorted({booked(stage, raw)["ms"], 26_000})
+
+
+@pytest.mark.parametrize("shape", ["verbose_json", "srt", "vtt"])
+def test_a_duration_that_is_told_is_paid_in_an_event_too(
+    stage: Stage, customer: Customer, shape: str
+) -> None:
+    stage.provider.control(omit_usage=True)
+    raw = listen(customer, "whole", response_format=shape)
+    (done,) = events_of(raw)
+    assert HEARD_TEXT in done["text"]
+    assert customer.record()["meters"] == {"ms": booked(stage, raw)["ms"]}
 
 
 @pytest.mark.parametrize("name", ["images", "speech", "transcripts"])

@@ -19,7 +19,8 @@ from relay.formats.passed import PassedApi
 from relay.formats.stream_meter import MAX_KEPT_BYTES
 from relay.pricing.plausibility import billed_usage
 from relay.pricing.tariff import Admission
-from tests.unit.formats.test_forms import SOUND, USUAL, edit, transcription
+from tests.unit.formats.test_forms import SOUND, SRT, USUAL, VTT, edit, transcription
+from tests.unit.formats.test_forms import billed as billed_whole
 from tests.unit.formats.test_media import images, priced, speech
 
 SAID = "Grüße 👋"
@@ -50,10 +51,10 @@ PING = b": ping\n\n"
 NOTHING = sse("transcript.text.delta", delta="")
 
 
-def asked(name: str) -> tuple[MediaRequest, PassedApi]:
+def asked(name: str, **more: str) -> tuple[MediaRequest, PassedApi]:
     """A request that asks for a stream."""
     if name == "transcript":
-        return transcription(stream="true"), openai_transcriptions.TRANSCRIPTIONS
+        return transcription(stream="true", **more), openai_transcriptions.TRANSCRIPTIONS
     if name == "speech":
         return speech(stream_format="sse"), openai_speech.API
     if name == "edit":
@@ -61,8 +62,10 @@ def asked(name: str) -> tuple[MediaRequest, PassedApi]:
     return images(stream=True, n={"images": 2}.get(name, 1)), openai_images.API
 
 
-def metering(name: str, admission: Admission, model: str | None = None) -> tuple[MediaRequest, Meter, str]:
-    request, api = asked(name)
+def metering(
+    name: str, admission: Admission, model: str | None = None, **more: str
+) -> tuple[MediaRequest, Meter, str]:
+    request, api = asked(name, **more)
     assert request.stream
     request = request.priced(admission)
     reached = request.metered(api)
@@ -101,9 +104,11 @@ def fed(meter: Meter, data: bytes, cuts: Iterable[int] = ()) -> bytes:
     return b"".join(meter.feed(data[begin:end]) for begin, end in pairwise(edges) if begin < end)
 
 
-def billed(name: str, admission: Admission, stream: bytes, *, broken: bool = False) -> Mapping[str, int]:
+def billed(
+    name: str, admission: Admission, stream: bytes, *, broken: bool = False, **more: str
+) -> Mapping[str, int]:
     """The meters of a stream; checks that they cost no more than was held."""
-    request, meter, usage_format = metering(name, admission)
+    request, meter, usage_format = metering(name, admission, **more)
     meter.feed(stream)
     meter.end()
     assert meter.complete != broken
@@ -381,6 +386,38 @@ def test_whole_answers_become_events() -> None:
     meter = metering("speech", priced(char=3))[1]
     meter.feed(speech(stream_format="sse").as_events(b"ID3"))
     assert meter.complete
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"),
+    [
+        *(
+            ("verbose_json", json.dumps({"text": SAID, "duration": told}).encode())
+            for told in (2.5, "3", 1e9, 0)
+        ),
+        ("json", json.dumps({"text": SAID, "duration": 2.5, "usage": {"seconds": 3}}).encode()),
+        ("json", json.dumps({"text": LONG}).encode()),
+        *(("text", b"Hi.\n"), ("text", f"{LONG}\n".encode())),
+        *(("srt", SRT % time) for time in (b"00,100", b"03,001", b"06,000")),
+        *(("vtt", VTT % time) for time in (b"00.100", b"03.001", b"06.000")),
+    ],
+)
+@pytest.mark.parametrize("admission", [priced(ms=3), TOKENS], ids=["by duration", "by tokens"])
+def test_a_whole_answer_costs_as_much_in_an_event_as_without_a_stream(
+    shape: str, answer: bytes, admission: Admission
+) -> None:
+    request = transcription(stream="true", response_format=shape).priced(admission)
+    meters, _ = billed_whole(
+        transcription(response_format=shape), openai_transcriptions.TRANSCRIPTIONS, admission, answer
+    )
+    assert billed("transcript", admission, request.as_events(answer), response_format=shape) == meters
+
+
+def test_a_transcript_that_is_in_another_shape_than_was_asked_for_is_charged() -> None:
+    stream = sse("transcript.text.done", text=LONG)
+    assert billed("transcript", priced(ms=3), stream, response_format="srt") == {"ms": 3000}
+    stream = DELTA + sse("transcript.text.done", text=(SRT % b"03,001").decode())
+    assert billed("transcript", priced(ms=3), stream, response_format="srt") == {"ms": 3001}
 
 
 @pytest.mark.parametrize(
