@@ -107,6 +107,7 @@ class MediaMeter(TypedMeter):
     def _drop_uncounted(self) -> None:
         if not self.generating:
             self._kept = [event for event in self._kept if not sse.data_of(event)]
+            self._kept_bytes = sum(map(len, self._kept))
 
     def _read_end(self, decoded: MediaEvent) -> int:
         if self._wanting is not None:

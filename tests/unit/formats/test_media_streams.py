@@ -194,6 +194,29 @@ def test_nothing_that_is_not_counted_passes_however_long_it_takes(name: str) -> 
     assert meter.tail() == end
 
 
+@pytest.mark.parametrize("name", WHOLE)
+@given(cuts=st.lists(st.integers(0, 3000), max_size=9))
+def test_it_says_what_it_holds(name: str, cuts: list[int]) -> None:
+    parts, end = WHOLE[name]
+    meter = metering(name, PRICES[name])[1]
+    stream, passed = parts + end, 0
+    edges = sorted({cut % (len(stream) + 1) for cut in cuts} | {0, len(stream)})
+    for begin, stop in pairwise(edges):
+        passed += len(meter.feed(stream[begin:stop]))
+        assert meter.held == stop - passed
+    assert meter.held == len(end)
+    meter.feed(sse("new.event") * 9)  # dropped
+    assert meter.held == len(end)
+
+
+def test_what_was_kept_and_is_dropped_is_held_no_more() -> None:
+    meter = metering("speech", PRICES["speech"])[1]
+    meter.feed(PING + sse("new.event"))
+    assert meter.held == len(PING + sse("new.event"))
+    meter.release()
+    assert meter.held == 0
+
+
 def test_nothing_passes_with_an_end_that_has_nothing() -> None:
     meter, end = metering("transcript", TOKENS)[1], sse("transcript.text.done", text="")
     assert meter.feed(PING + sse("new.event", content=SAID) + end) == PING
