@@ -397,6 +397,7 @@ ODD: dict[str, tuple[str, Answer]] = {
     "JSON called a sound": ("audio", audio(b'{"error": {"message": "no"}}')),
     "JSON without a type": ("audio", audio(b' {"error": {"message": "no"}}', "application/octet-stream")),
     "a page for a sound": ("audio", audio(b"<html>", "text/html")),
+    "events called octets": ("audio", audio(b'event: x\ndata: {"x": 1}\n\n', "application/octet-stream")),
     "a sound as events": ("audio", audio(b"data: {}\n\n", "text/event-stream")),
 }
 
@@ -453,6 +454,11 @@ def test_octets_with_parameters_pass(stage: Stage, customer: Customer) -> None:
 
 # ---------------------------------------------------------------------- plain text
 
+VLLM = b"".join(
+    b'data: {"object": "transcription.chunk", "choices": [{"delta": {"content": "%b"}}]}\n\n' % word
+    for word in (b"Hi", b", there.")
+)
+
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 @pytest.mark.parametrize("shape", media.TEXTS)
@@ -489,6 +495,15 @@ def test_what_is_no_plain_text_costs_nothing(
     with pytest.raises(openai.APIStatusError) as caught:
         transcribe(customer, response_format=shape)
     assert (caught.value.status_code, customer.spent()) == (502, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_events_that_are_called_plain_text_are_none(stage: Stage, customer: Customer, stream: bool) -> None:
+    generate(Customer(stage.relay, stage.replica, f"warm up {stream}", "1.00"), "crossing")
+    stage.odd = json_answer(VLLM, content_type="text/plain; charset=utf-8")
+    raw = transcribe(customer, "crossing", response_format="text", stream=stream)
+    assert HEARD_TEXT in (events_of(raw)[-1]["text"] if stream else raw.text)
+    assert outcomes(customer) == ["bad_answer", "ok"]
 
 
 def test_plain_text_that_one_channel_fails_comes_from_the_next(stage: Stage, customer: Customer) -> None:
@@ -774,12 +789,6 @@ def test_a_stream_that_one_channel_fails_comes_from_the_next(
     called = raw.headers["x-request-id"]
     (record,) = [row for row in stage.relay.usage(customer.account) if row["request_id"] == called]
     assert [attempt["outcome"] for attempt in record["attempts"]] == ["bad_answer", "ok"]
-
-
-VLLM = b"".join(
-    b'data: {"object": "transcription.chunk", "choices": [{"delta": {"content": "%b"}}]}\n\n' % word
-    for word in (b"Hi", b", there.")
-)
 
 
 @pytest.mark.parametrize("name", ["images", "speech", "transcripts"])
