@@ -97,6 +97,10 @@ class Meter(Protocol):
         """What ends the stream, to be sent once the call is settled."""
 
     @property
+    def held(self) -> int:
+        """Bytes that are neither passed nor dropped: what is kept back, and an event that has no end yet."""
+
+    @property
     def ending(self) -> bool:
         """Whether the stream's last event has come."""
 

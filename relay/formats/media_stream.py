@@ -1,7 +1,9 @@
 """Reads streams of images, sounds and transcripts along while their bytes pass through.
 
 Each event names its type. The last one (``….completed``, ``….done``) tells the usage, and is kept back until
-the call is paid for. Protocols: https://platform.openai.com/docs/api-reference/images-streaming and
+the call is paid for. Nothing passes that is not: before something is counted comments alone do, and an event
+without a type, whose content would not be, ends the stream. Protocols:
+https://platform.openai.com/docs/api-reference/images-streaming and
 https://platform.openai.com/docs/api-reference/audio
 """
 
@@ -14,7 +16,7 @@ from relay.formats import sse
 from relay.formats.answer import loads
 from relay.formats.format import MeterOptions
 from relay.formats.refusal import in_openais_shape
-from relay.formats.stream_meter import DROP, END, KEEP, PASS
+from relay.formats.stream_meter import DROP, END, KEEP, MAX_KEPT_BYTES, PASS
 from relay.formats.top_level import replace_string
 from relay.formats.typed_event import TypedEvent, decoder_of
 from relay.formats.typed_meter import TypedMeter
@@ -28,6 +30,7 @@ class MediaEvent(TypedEvent):
     audio: Any = None
     b64_json: Any = None
     url: Any = None
+    duration: Any = None
     usage: Any = None
     error: Any = None
 
@@ -71,8 +74,12 @@ class MediaMeter(TypedMeter):
 
     def _read_event(self, decoded: MediaEvent, event: bytes, payload: bytes) -> int:
         kind = decoded.type
+        if not kind:  # as vLLM streams transcripts, in chunks like chat's
+            self.broken = f"an event without a type came: {payload[:40]!r}"
+            return DROP
         if kind not in self.PARTS and kind not in self.ENDS:
-            return self._other_event(event, payload)
+            verdict = self._other_event(event, payload)
+            return verdict if self.generating else self._begun(verdict)
         if self._model is not None:
             renamed = replace_string(payload, "model", self._model)
             if renamed != payload:
@@ -81,14 +88,32 @@ class MediaMeter(TypedMeter):
         if kind in self.ENDS:
             return self._read_end(decoded)
         if not self.generating:
-            return KEEP if self._keeping else PASS
+            return self._begun(KEEP)
         self._keeping = False
         return PASS
+
+    def _begun(self, verdict: int) -> int:
+        """What becomes of an event before anything was counted: kept, while there is room, or dropped."""
+        room = self._keeping and self._kept_bytes <= MAX_KEPT_BYTES
+        if not room:
+            self._altered = None
+        return verdict if room else DROP
+
+    def release(self) -> bytes:
+        """See Meter: of what nothing was counted comments pass alone."""
+        self._drop_uncounted()
+        return super().release()
+
+    def _drop_uncounted(self) -> None:
+        if not self.generating:
+            self._kept = [event for event in self._kept if not sse.data_of(event)]
+            self._kept_bytes = sum(map(len, self._kept))
 
     def _read_end(self, decoded: MediaEvent) -> int:
         if self._wanting is not None:
             self.broken = f"the stream ended without {self._wanting}"
             return DROP
+        self._drop_uncounted()
         told = decoded.usage if isinstance(decoded.usage, dict) and decoded.usage else None
         self.usage = self._usage_of(told)
         self.usage_is_last = self.usage is not None
@@ -104,5 +129,5 @@ class MediaMeter(TypedMeter):
 
 
 def written(kind: str, fields: dict[str, Any]) -> bytes:
-    """An event of this type."""
-    return b"event: " + kind.encode() + b"\ndata: " + json.dumps({"type": kind} | fields).encode() + b"\n\n"
+    """An event of this type, whatever ``fields`` say of it."""
+    return b"event: " + kind.encode() + b"\ndata: " + json.dumps(fields | {"type": kind}).encode() + b"\n\n"

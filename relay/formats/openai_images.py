@@ -2,7 +2,7 @@
 
 By the piece where the model's price has the meter ``image``: as many as the answer holds, at most those that
 were asked for. Else by the tokens that the provider tells. In a stream that breaks off, an image of which a
-preview was delivered counts as one that came.
+preview was delivered counts as one that came: USUAL_IMAGE_TOKENS, beside what others told.
 Protocol: https://platform.openai.com/docs/api-reference/images/create
 """
 
@@ -170,6 +170,8 @@ class ImageMeter(MediaMeter):
         self._request = request
         self._made = 0
         self._preview = False
+        # How many images were made when it was told, and the usage of all of them.
+        self._told: list[tuple[int, dict[str, Any]]] = []
 
     def _count_part(self, part: MediaEvent) -> None:
         if not (_is_held(part.b64_json) or _is_held(part.url)):
@@ -195,7 +197,18 @@ class ImageMeter(MediaMeter):
     def _usage_of(self, told: dict[str, Any] | None) -> Any:
         if self._request.by_piece:
             return self._request.pieces(self._made, told)
-        return told if self._made == 1 or told is None else together(self.usage, told)
+        if told is not None:
+            all_told = together(self._told[-1][1], told) if self._told else told
+            self._told.append((self._made, all_told))
+        return self._told_of(self._made)
+
+    def _told_of(self, images: int) -> dict[str, Any] | None:
+        """Usage of the first ``images``: what was told, and of those of which nothing was the usual count."""
+        known = [(made, usage) for made, usage in self._told if made <= images]
+        if not known:
+            return None
+        made, usage = known[-1]
+        return with_usual(usage, images - made)
 
     def _read_done(self) -> int:
         self.done = self.complete
@@ -204,15 +217,30 @@ class ImageMeter(MediaMeter):
     def partial_usage(self, delivered: int) -> Any:
         """See Meter."""
         begun = -(-delivered // USUAL_IMAGE_TOKENS)
-        return self._request.pieces(begun, None) if self._request.by_piece and begun else None
+        if self._request.by_piece:
+            return self._request.pieces(begun, None) if begun else None
+        return self._told_of(begun)
 
 
-def together(before: Any, told: dict[str, Any]) -> dict[str, Any]:
+def together(before: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     """Usage of several images of a stream, each of which tells its own: the prompt is the same."""
-    made = [usage.get("output_tokens") for usage in (before or {}, told)]
-    if not all(isinstance(count, int) and not isinstance(count, bool) for count in made):
+    made = [usage.get("output_tokens") for usage in (before, told)]
+    if not all(map(_is_whole, made)):
         return told
     return {**told, "output_tokens": sum(made), "output_tokens_details": None, "total_tokens": None}
+
+
+def with_usual(usage: dict[str, Any], images: int) -> dict[str, Any]:
+    """The same with the usual count of so many more; what has no count of its own is not made to look like
+    one that has."""
+    if not images or not _is_whole(usage.get("output_tokens")):
+        return usage
+    more = usage | {"output_tokens": images * USUAL_IMAGE_TOKENS, "estimated": True}
+    return together(usage, more)
+
+
+def _is_whole(count: Any) -> bool:
+    return isinstance(count, int) and not isinstance(count, bool)
 
 
 def _object(body: bytes) -> Fields:

@@ -3,7 +3,8 @@
 The form is passed on, and paid by the duration where the model's price has the meter ``ms``, else by tokens.
 Where a provider tells neither, or what cannot be, the file decides: its header (relay.formats.sound_length),
 else its size, see USUAL_BYTES_A_SECOND. So it does where the answer is plain text (``response_format`` text,
-srt, vtt), which has no place for usage; but a file is not taken for shorter than its subtitles.
+srt, vtt), which has no place for usage. Customers write these headers: a file is not taken for shorter than
+its subtitles, nor than what is said in it takes, see CHARACTERS_A_SECOND.
 Protocol: https://platform.openai.com/docs/api-reference/audio
 """
 
@@ -24,7 +25,7 @@ from relay.formats.multipart import Form
 from relay.formats.passed import PassedApi
 from relay.formats.sound_length import milliseconds
 from relay.formats.text_estimate import split_text, text_estimate
-from relay.formats.transcript_text import SHAPES, read_text
+from relay.formats.transcript_text import SHAPES, Transcript, read_text, transcript_of
 from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import FieldError
 from relay.pricing.tariff import Admission
@@ -37,6 +38,8 @@ LEAST_BYTES_A_SECOND = 750
 # What a file is taken for whose duration neither its header nor anybody tells: 128 kbit/s, at which most are
 # made or more.
 USUAL_BYTES_A_SECOND = 16_000
+# Faster than anybody speaks: fast English has about 17.
+CHARACTERS_A_SECOND = 30
 # Of OpenAI's models, which hear a token in 100 ms; Gemini's have 32.
 USUAL_TOKENS_A_SECOND, MAX_TOKENS_A_SECOND = 10, 32
 MAX_TEXT_TOKENS = 16_384
@@ -54,7 +57,8 @@ class TranscriptionRequest(MediaRequest):
     """A request for the text of a file of so many ``file_bytes``. ``by_duration``: whether it is paid so.
 
     ``shape``: of SHAPES, where a whole answer is plain text, else empty: it is JSON. ``usual``: the
-    milliseconds that the file is taken for when nobody tells them.
+    milliseconds that the file is taken for when nobody tells them. ``least``: those that it has at least,
+    by the text of the answer that is read.
     """
 
     OUTPUT_FIELD: ClassVar[str | None] = ""
@@ -63,6 +67,7 @@ class TranscriptionRequest(MediaRequest):
     usual: int
     shape: str = ""
     by_duration: bool = False
+    least: int = 0
 
     def priced(self, admission: Admission) -> Self:
         """See Request. Where neither has a price, it is that of the duration which is missing."""
@@ -91,9 +96,18 @@ class TranscriptionRequest(MediaRequest):
         read_transcript(body, request=self)
         return written(DONE, loads(body) | {"type": DONE})
 
-    def lasted(self, told: int | None, usage: Any, *, least: int = 0) -> dict[str, Any]:
+    def hear(self, characters: int, until: int = 0) -> None:
+        """An answer of so many characters was read, whose last time is ``until``, in milliseconds."""
+        said = min(characters * 1000 // CHARACTERS_A_SECOND, self.longest)
+        self.least = max(said, until if until <= self.longest else 0)
+
+    def counted_prompt(self, image_tokens: int) -> int:
+        """See Request."""
+        return max(self.counted, _tokens(self.least, USUAL_TOKENS_A_SECOND))
+
+    def lasted(self, told: int | None, usage: Any) -> dict[str, Any]:
         """Usage by the duration: the milliseconds that were ``told``, where the file can last so long; else
-        what it usually lasts, or ``least`` where that is longer and can be."""
+        what it usually lasts, or ``least`` where that is longer."""
         if told is not None and 0 < told <= self.longest:
             return {"meters": {"ms": told}, "provider": usage}
         why = (
@@ -101,8 +115,12 @@ class TranscriptionRequest(MediaRequest):
             if told is None
             else f"{told} ms, where the file has at most {self.longest}"
         )
-        counted = max(self.usual, least if least <= self.longest else 0)
-        return {"meters": {"ms": counted}, "estimated": True, "why": why, "provider": usage}
+        return {
+            "meters": {"ms": max(self.usual, self.least)},
+            "estimated": True,
+            "why": why,
+            "provider": usage,
+        }
 
     @property
     def longest(self) -> int:
@@ -168,6 +186,7 @@ def read_transcript(body: bytes, *, request: TranscriptionRequest) -> Measured:
     if not isinstance(text, str):
         raise BadAnswer("the answer has no text")
     told = usage if isinstance(usage, dict) and usage else None
+    request.hear(len(text))
     if not request.by_duration:
         return Measured(told, text_estimate(*split_text(text)))
     return Measured(request.lasted(_duration(value, told), told))
@@ -177,9 +196,10 @@ def read_plain(body: bytes, *, request: TranscriptionRequest) -> Measured:
     """An answer that is plain text, and tells no usage: it is counted as JSON is that tells none. Raises
     BadAnswer."""
     found = read_text(body, request.shape)
+    request.hear(len(found.said), found.until)
     if not request.by_duration:
         return Measured(None, text_estimate(*split_text(found.said)))
-    return Measured(request.lasted(None, None, least=found.until))
+    return Measured(request.lasted(None, None))
 
 
 class TranscriptMeter(MediaMeter):
@@ -191,24 +211,48 @@ class TranscriptMeter(MediaMeter):
     def __init__(self, options: MeterOptions, *, request: TranscriptionRequest) -> None:
         super().__init__(options)
         self._request = request
+        self._request.least = 0  # what another channel said was not delivered
+        self._said = self._until = 0
+        self._beside: dict[str, Any] = {}  # what the last event tells beside the text
         self._deltas = False
 
     def _count_part(self, part: MediaEvent) -> None:
         if part.type == DONE:
-            text = part.text if not self.generating else None
+            text = self._read_whole(part)
         elif part.type == "transcript.text.delta":
             text, self._deltas = part.delta, True
         else:
             text = None if self._deltas else part.text  # which its deltas have brought
         if isinstance(text, str) and text:
+            self._said += len(text)
             self._add([text])
+        self._request.hear(self._said, self._until)
+
+    def _read_whole(self, end: MediaEvent) -> str | None:
+        """What is said in the last event, which has the whole text, and nothing else came before. It is
+        counted as an answer is that is no stream."""
+        self._beside = {"duration": end.duration}
+        if not isinstance(end.text, str):
+            return None
+        found = _transcript(end.text, self._request.shape)
+        self._until = found.until
+        return None if self.generating else found.said
 
     def _usage_of(self, told: dict[str, Any] | None) -> Any:
-        return self._request.lasted(_duration({}, told), told) if self._request.by_duration else told
+        return (
+            self._request.lasted(_duration(self._beside, told), told) if self._request.by_duration else told
+        )
 
     def partial_usage(self, delivered: int) -> Any:
         """See Meter. The sound is the prompt: it is paid as soon as something of its text was delivered."""
         return self._request.lasted(None, None) if self._request.by_duration and delivered else None
+
+
+def _transcript(text: str, shape: str) -> Transcript:
+    try:
+        return transcript_of(text, shape) if shape else Transcript(text, text)
+    except BadAnswer:  # not all that stream have it in the shape that was asked for
+        return Transcript(text, text)
 
 
 def _duration(value: dict[str, Any], usage: dict[str, Any] | None) -> int | None:

@@ -16,8 +16,13 @@ MOST_BYTES_A_SECOND = 64_000
 _OGG_TAIL = 128 << 10  # more than two of its pages
 _MAX_PARTS = 1_000  # of a file that are looked at
 _U32, _U64, _L16, _L32, _L64 = Struct(">I"), Struct(">Q"), Struct("<H"), Struct("<I"), Struct("<q")
-_WAVE_FORMAT = Struct("<HHI6xH")  # code, channels, samples a second, bits of a sample
-_PCM = (1, 3, 0xFFFE)
+# Code, channels, samples a second, bytes a second (which nobody goes by), bytes of a sample of all channels,
+# its bits; in an extended one the code that counts comes later, and begins a GUID.
+_WAVE_FORMAT = Struct("<HHIIHH")
+_EXTENDED, _EXTENDED_BYTES, _SUBFORMAT_AT = 0xFFFE, 40, 24
+_SUBFORMAT_END = bytes.fromhex("0000 0000 1000 8000 00aa 00389b71")
+_BITS = {1: (8, 16, 24, 32), 3: (32, 64)}  # whole numbers, and floating point
+_MOST_HERTZ = 768_000
 # By the index in a frame's header; kbit/s of layer III in MPEG 1, and in 2 and 2.5.
 _BITRATES = (
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -44,19 +49,36 @@ def milliseconds(file: Bytes) -> int | None:
 
 
 def _wave(file: Bytes) -> Fraction | None:
-    """By what its samples take: decoders go by that, too."""
-    at, byte_rate = 12, Fraction(0)
+    """By what its samples take, which nothing compresses: decoders go by that, too.
+
+    They play all chunks of data one after the other, and one without a size to the file's end.
+    """
+    at, byte_rate, played = 12, 0, 0
     for _ in range(_MAX_PARTS):
+        if at + 8 > len(file):
+            return Fraction(played, byte_rate)
         kind, size = bytes(file[at : at + 4]), _L32.unpack_from(file, at + 4)[0]
         if kind == b"fmt ":
-            code, channels, rate, bits = _WAVE_FORMAT.unpack_from(file, at + 8)
-            if code not in _PCM:
+            if byte_rate or not (byte_rate := _byte_rate(file[at + 8 : at + 8 + size])):
                 return None
-            byte_rate = Fraction(rate * channels * bits, 8)
         elif kind == b"data":
-            return Fraction(min(size, len(file) - at - 8)) / byte_rate
+            left = len(file) - at - 8
+            size = min(size or left, left)
+            played += size
         at += 8 + size + size % 2
     return None
+
+
+def _byte_rate(told: Bytes) -> int:
+    """Bytes a second of a WAVE's format; 0 where that is not plain samples."""
+    code, channels, hertz, _, block, bits = _WAVE_FORMAT.unpack_from(told)
+    if code == _EXTENDED and len(told) >= _EXTENDED_BYTES:
+        code = _L16.unpack_from(told, _SUBFORMAT_AT)[0]
+        if told[_SUBFORMAT_AT + 2 : _EXTENDED_BYTES] != _SUBFORMAT_END:
+            return 0
+    if bits not in _BITS.get(code, ()) or block * 8 != channels * bits or hertz > _MOST_HERTZ:
+        return 0
+    return int(hertz * block)
 
 
 def _flac(file: Bytes) -> Fraction | None:

@@ -56,6 +56,11 @@ class EventBuffer:
         self._check()
 
     @property
+    def held(self) -> int:
+        """Bytes of the event that was begun and has no end."""
+        return len(self._rest)
+
+    @property
     def short_rest(self) -> bytes:
         """The event that was begun and has no end, if it is short; else nothing."""
         return bytes(self._rest) if len(self._rest) <= _SHORT else b""

@@ -84,6 +84,11 @@ class EventMeter:
         return self._flush()
 
     @property
+    def held(self) -> int:
+        """See Meter."""
+        return self._buffer.held + self._kept_bytes
+
+    @property
     def generating(self) -> bool:
         """Whether anything was generated so far."""
         return bool(self._plain or self._other)

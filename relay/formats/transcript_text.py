@@ -42,6 +42,11 @@ def read_text(body: bytes, shape: str) -> Transcript:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadAnswer("the answer is not UTF-8") from None
+    return transcript_of(text, shape)
+
+
+def transcript_of(text: str, shape: str) -> Transcript:
+    """The same of what is decoded."""
     if not _BEGINS[shape].match(text):
         raise BadAnswer(f"the answer is no {shape}")
     if shape == "text":

@@ -65,6 +65,11 @@ class TranslatedMeter:
         return self._meter.events
 
     @property
+    def held(self) -> int:
+        """See Meter."""
+        return self._meter.held
+
+    @property
     def ending(self) -> bool:
         """See Meter."""
         return self._meter.ending

@@ -37,11 +37,11 @@ class AnswerMemory:
         return True
 
     async def change(self) -> None:
-        """Wait until an answer has ended."""
+        """Wait until something was given back."""
         await self._changed.wait()
 
     def give_back(self, room: Room, size: int) -> None:
-        """``room`` no longer holds its ``size`` bytes."""
+        """``room`` holds ``size`` bytes less."""
         self.held -= size
         if self._beyond is room:
             self._beyond = None
@@ -62,11 +62,27 @@ class Room:
         """``size`` bytes more have come; returns when the next may."""
         self._size += size
         self._memory.held += size
-        while self._size > LARGE_BYTES and not self._memory.admits(self):
+        await self.admitted()
+
+    def set(self, size: int) -> None:
+        """``size`` bytes are held now, where more or fewer were."""
+        more = size - self._size
+        self._size = size
+        if more > 0:
+            self._memory.held += more
+        elif more:
+            self._memory.give_back(self, -more)
+
+    @property
+    def large(self) -> bool:
+        """Whether it may have to wait; see admitted()."""
+        return self._size > LARGE_BYTES
+
+    async def admitted(self) -> None:
+        """Return when the answer may grow further."""
+        while self.large and not self._memory.admits(self):
             await self._memory.change()
 
     def release(self) -> None:
         """The answer is sent, or nobody's any more."""
-        if self._size:
-            size, self._size = self._size, 0
-            self._memory.give_back(self, size)
+        self.set(0)

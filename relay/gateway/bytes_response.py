@@ -22,6 +22,15 @@ _TYPES = {
         rf"(?:text/(?:plain|vtt|srt)|application/x-subrip){_PARAMETERS}", re.ASCII | re.IGNORECASE
     ),
 }
+# What an event stream begins with, up to its first data (see relay.formats.sse); somebody may have said
+# "data:", but not followed by JSON.
+_EVENT_BYTES = 1024
+_EVENTS = {
+    kind: re.compile(
+        rb"(?:\xef\xbb\xbf)?(?:(?:|:[^\r\n]*|(?:event|id|retry):[^\r\n]*)(?:\r\n|\r|\n))*data: ?" + data
+    )
+    for kind, data in {"sound": b"", "text": rb"(?:[{\[]|[\r\n])"}.items()
+}
 
 
 class BytesAnswer(WholeAnswer):
@@ -35,7 +44,7 @@ class BytesAnswer(WholeAnswer):
         """See Answer."""
         self._type = type_of(reply.headers.get("content-type", ""), self._kind)
         body = await self._received(reply)
-        refuse_json(body, self._kind)
+        refuse_others(body, self._kind)
         self._whole = self._read_whole(body)
         self._body = body
 
@@ -48,8 +57,11 @@ def type_of(given: str, kind: str) -> bytes:
     return given.encode()
 
 
-def refuse_json(body: bytes, kind: str) -> None:
-    """Raise BadAnswer for an object or a list, whatever it is called: an error may come without its type."""
+def refuse_others(body: bytes, kind: str) -> None:
+    """Raise BadAnswer for JSON and for events, whatever they are called: an error may come without its type,
+    and events tell what is to be paid by themselves."""
     small = len(body) <= MAX_ERROR_BYTES
     if small and body.lstrip()[:1] in (b"{", b"[") and loads(body) is not NOT_JSON:
         raise BadAnswer(f"the answer is JSON, and no {kind}")
+    if _EVENTS[kind].match(body[:_EVENT_BYTES]):
+        raise BadAnswer(f"the answer is an event stream, and no {kind}")

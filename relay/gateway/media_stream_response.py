@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from relay.errors import ApiError
 from relay.formats.format import Meter
-from relay.gateway.bytes_response import refuse_json, type_of
+from relay.gateway.bytes_response import refuse_others, type_of
 from relay.gateway.call import Call
 from relay.gateway.stream_response import StreamAnswer
 from relay.gateway.whole_response import received
@@ -39,5 +39,5 @@ class MediaStreamAnswer(StreamAnswer):
             type_of(reply.headers["content-type"], self._kind)
         body = await received(self._call, reply)
         if self._kind:
-            refuse_json(body, self._kind)
+            refuse_others(body, self._kind)
         yield self._as_events(body)

@@ -88,10 +88,9 @@ class StreamAnswer:
                 part = meter.release()
         if part and not call.watcher.gone:
             await call.send_part(part, SSE_HEADERS)
-        if part:
-            call.room.release()
-        else:  # the begin of an event, which may be megabytes
-            await call.room.take(len(block))
+        call.room.set(meter.held)
+        if call.room.large:
+            await call.room.admitted()
         if meter.broken is not None:
             raise BadAnswer(meter.broken)
 

@@ -397,6 +397,7 @@ ODD: dict[str, tuple[str, Answer]] = {
     "JSON called a sound": ("audio", audio(b'{"error": {"message": "no"}}')),
     "JSON without a type": ("audio", audio(b' {"error": {"message": "no"}}', "application/octet-stream")),
     "a page for a sound": ("audio", audio(b"<html>", "text/html")),
+    "events called octets": ("audio", audio(b'event: x\ndata: {"x": 1}\n\n', "application/octet-stream")),
     "a sound as events": ("audio", audio(b"data: {}\n\n", "text/event-stream")),
 }
 
@@ -453,6 +454,11 @@ def test_octets_with_parameters_pass(stage: Stage, customer: Customer) -> None:
 
 # ---------------------------------------------------------------------- plain text
 
+VLLM = b"".join(
+    b'data: {"object": "transcription.chunk", "choices": [{"delta": {"content": "%b"}}]}\n\n' % word
+    for word in (b"Hi", b", there.")
+)
+
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 @pytest.mark.parametrize("shape", media.TEXTS)
@@ -489,6 +495,15 @@ def test_what_is_no_plain_text_costs_nothing(
     with pytest.raises(openai.APIStatusError) as caught:
         transcribe(customer, response_format=shape)
     assert (caught.value.status_code, customer.spent()) == (502, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_events_that_are_called_plain_text_are_none(stage: Stage, customer: Customer, stream: bool) -> None:
+    generate(Customer(stage.relay, stage.replica, f"warm up {stream}", "1.00"), "crossing")
+    stage.odd = json_answer(VLLM, content_type="text/plain; charset=utf-8")
+    raw = transcribe(customer, "crossing", response_format="text", stream=stream)
+    assert HEARD_TEXT in (events_of(raw)[-1]["text"] if stream else raw.text)
+    assert outcomes(customer) == ["bad_answer", "ok"]
 
 
 def test_plain_text_that_one_channel_fails_comes_from_the_next(stage: Stage, customer: Customer) -> None:
@@ -738,7 +753,18 @@ def test_a_stream_that_a_model_does_not_have_is_one_event(stage: Stage, customer
     assert only.type == "transcript.text.done"
     assert only.text == HEARD_TEXT
     paid = sorted(record["meters"]["ms"] for record in stage.relay.usage(customer.account))
-    assert paid == sorted({LENGTH, 26_000})
+    assert paid == sorted({booked(stage, raw)["ms"], 26_000})
+
+
+@pytest.mark.parametrize("shape", ["verbose_json", "srt", "vtt"])
+def test_a_duration_that_is_told_is_paid_in_an_event_too(
+    stage: Stage, customer: Customer, shape: str
+) -> None:
+    stage.provider.control(omit_usage=True)
+    raw = listen(customer, "whole", response_format=shape)
+    (done,) = events_of(raw)
+    assert HEARD_TEXT in done["text"]
+    assert customer.record()["meters"] == {"ms": booked(stage, raw)["ms"]}
 
 
 @pytest.mark.parametrize("name", ["images", "speech", "transcripts"])
@@ -763,6 +789,34 @@ def test_a_stream_that_one_channel_fails_comes_from_the_next(
     called = raw.headers["x-request-id"]
     (record,) = [row for row in stage.relay.usage(customer.account) if row["request_id"] == called]
     assert [attempt["outcome"] for attempt in record["attempts"]] == ["bad_answer", "ok"]
+
+
+@pytest.mark.parametrize("name", ["images", "speech", "transcripts"])
+def test_events_without_a_type_are_not_delivered_and_the_next_channel_is_asked(
+    stage: Stage, customer: Customer, name: str
+) -> None:
+    generate(customer, "crossing")  # which the odd one answers, so that it is asked again
+    stage.odd = json_answer(VLLM + b"data: [DONE]\n\n", content_type="text/event-stream")
+    raw = STREAMS[name].make(customer, "crossing")
+    assert events_of(raw)[-1]["type"].endswith((".completed", ".done"))
+    assert "transcription.chunk" not in raw.text
+    customer.balance()
+    called = raw.headers["x-request-id"]
+    (record,) = [row for row in stage.relay.usage(customer.account) if row["request_id"] == called]
+    assert [attempt["outcome"] for attempt in record["attempts"]] == ["bad_answer", "ok"]
+
+
+def test_events_without_a_type_after_a_part_end_the_stream_which_is_paid(
+    stage: Stage, customer: Customer
+) -> None:
+    generate(Customer(stage.relay, stage.replica, "warm up untyped", "1.00"), "crossing")
+    begin = b'data: {"type": "transcript.text.delta", "delta": "Hello."}\n\n'
+    stage.odd = json_answer(begin + VLLM, content_type="text/event-stream")
+    raw = listen(customer, "crossing")
+    first, last = events_of(raw)
+    assert (first["delta"], "error" in last) == ("Hello.", True)
+    assert customer.record()["meters"] == {"ms": LENGTH}
+    assert customer.spent() == LENGTH * MILLISECOND
 
 
 # ---------------------------------------------------------------------- refusals

@@ -24,7 +24,7 @@ from relay.pricing.tariff import Admission
 from relay.providers.profiles import Profile
 from relay.settings import Settings
 from tests.unit.formats.test_media import priced
-from tests.unit.formats.test_sound_length import flac, wav
+from tests.unit.formats.test_sound_length import flac, opus, wav
 
 SETTINGS = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "known=1000,*=64"})
 PASS, DROP, REFUSE = (Profile("max_tokens", policy) for policy in ("pass", "drop", "refuse"))
@@ -285,9 +285,9 @@ VTT = b"\xef\xbb\xbfWEBVTT\n\n00:00.000 --> 00:%b\nHi, there.\n\n00:00.200 --> 0
 @pytest.mark.parametrize(
     ("shape", "answer", "paid"),
     [
-        *(("text", b"Hi, there.\n", USUAL), ("text", b"\n", USUAL), ("text", b"1\n--> 00:00:05,000", USUAL)),
-        *(("srt", SRT % b"00,100", USUAL), ("srt", SRT % b"03,001", 3001), ("srt", SRT % b"06,000", USUAL)),
-        *(("vtt", VTT % b"00.100", USUAL), ("vtt", VTT % b"03.001", 3001), ("vtt", VTT % b"06.000", USUAL)),
+        *(("text", b"Hi.\n", USUAL), ("text", b"\n", USUAL), ("text", b"--> 5", USUAL)),
+        *(("srt", SRT % b"00,100", 666), ("srt", SRT % b"03,001", 3001), ("srt", SRT % b"06,000", 666)),
+        *(("vtt", VTT % b"00.100", 566), ("vtt", VTT % b"03.001", 3001), ("vtt", VTT % b"06.000", 566)),
         *(("srt", b"\n", USUAL), ("vtt", b"WEBVTT", USUAL), ("vtt", b"WEBVTT\n\n", USUAL)),
     ],
 )
@@ -313,6 +313,45 @@ def test_the_header_of_a_file_tells_its_duration_where_nobody_else_does() -> Non
     assert billed(transcribed(sent(odd, MODEL), SETTINGS), api, priced(ms=3), {"text": ""})[0] == {"ms": 2503}
 
 
+SAID = "And so on and on. " * 20  # 360 characters, which take 12 s
+FORGED = opus(48_000 * 7 // 10 + 312)  # 0.7 s, where its 40 KB have 53 s at most
+SPOKEN_ANSWERS: dict[str, dict[str, Any] | bytes] = {
+    "json": {"text": SAID},
+    "text": SAID.encode(),
+    "srt": b"1\n00:00:00,000 --> 00:00:00,100\n" + SAID.encode(),
+    "vtt": b"WEBVTT\n\n00:00.000 --> 00:00.100\n" + SAID.encode(),
+}
+
+
+@pytest.mark.parametrize("shape", SPOKEN_ANSWERS)
+@pytest.mark.parametrize("file", [FORGED, wav(0.001)], ids=["opus", "wav"])
+def test_no_file_is_shorter_than_what_is_said_in_it(shape: str, file: bytes) -> None:
+    sound = ("file", ("a", file, "audio/ogg"))
+    request = transcribed(sent(sound, MODEL, ("response_format", shape)), SETTINGS)
+    api, answer = openai_transcriptions.TRANSCRIPTIONS, SPOKEN_ANSWERS[shape]
+    said = len(SAID.strip()) if shape != "json" else len(SAID)
+    held = -(-len(file) * 1000 // 750)
+    ms = min(said * 1000 // 30, held)
+    assert billed(request, api, priced(ms=3), answer)[0] == {"ms": ms}
+    tokens = billed(request, api, priced(in_audio=1, out_text=2), answer)[0]["in_audio"]
+    assert tokens == -(-ms * 10 // 1000)
+
+
+@given(
+    st.text(max_size=400),
+    st.sampled_from(["json", "text"]),
+    st.sampled_from([FORGED, wav(0.001), wav(0.5), SOUND]),
+)
+def test_the_length_of_the_text_bounds_what_any_file_costs(said: str, shape: str, file: bytes) -> None:
+    request = transcribed(
+        sent(("file", ("a", file, "audio/ogg")), MODEL, ("response_format", shape)), SETTINGS
+    )
+    answer: Any = {"text": said} if shape == "json" else said.encode(errors="replace") or b" "
+    (ms,) = billed(request, openai_transcriptions.TRANSCRIPTIONS, priced(ms=3), answer)[0].values()
+    held = -(-len(file) * 1000 // 750)
+    assert held >= ms >= min(len(said.strip()) * 1000 // 30, held)
+
+
 @pytest.mark.parametrize(
     ("shape", "answer"), [("text", b"abcdefgh\n"), ("srt", SRT % b"00,100"), ("vtt", VTT % b"00.100")]
 )
@@ -320,7 +359,8 @@ def test_by_tokens_plain_text_is_counted_without_its_times(shape: str, answer: b
     request = transcription(response_format=shape)
     admission = priced(in_text=1, in_audio=2, out_text=3)
     meters = billed(request, openai_transcriptions.TRANSCRIPTIONS, admission, answer)[0]
-    assert meters["in_audio"] == 3
+    # 8, 20 and 17 characters, of which a second has 30 at most, and 10 tokens
+    assert meters["in_audio"] == {"text": 3, "srt": 7, "vtt": 6}[shape]
     assert meters["out_text"] == (2 if shape == "text" else 5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from relay.errors import ApiError
 from relay.formats import openai_images, openai_speech
 from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.openai_images import read_images
-from relay.gateway.bytes_response import type_of
+from relay.gateway.bytes_response import refuse_others, type_of
 from relay.pricing.charge import Row
 from relay.pricing.errors import Unpriced
 from relay.pricing.plausibility import billed_usage
@@ -264,3 +265,41 @@ def test_errors_name_the_field(module: Any, fields: dict[str, Any], place: str) 
     with pytest.raises(ApiError) as caught:
         module.parse(body(**fields), SETTINGS)
     assert (caught.value.status, caught.value.param) == (400, place)
+
+
+@pytest.mark.parametrize("kind", ["sound", "text"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'data: {"type": "error"}\n\n', b"data:{}", b"\n\r\ndata: [DONE]\n\n", b"data:\ndata: {}\n\n"),
+        *(
+            b": ping\n\n: ping\n\ndata: {}\n\n",
+            b"\xef\xbb\xbfevent: a\r\nid: 5\r\nretry:\r\ndata: {}\r\n\r\n",
+        ),
+        b"event: a\rdata: {" + b"x" * 5000,
+    ],
+)
+def test_events_are_no_sound_and_no_text(kind: str, body: bytes) -> None:
+    with pytest.raises(BadAnswer, match=f"is an event stream, and no {kind}"):
+        refuse_others(body, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        *(("sound", sound) for sound in (b"ID3", b"RIFF\0\0\0\0WAVEdata:", b": and no event", b"\n" * 2000)),
+        *(
+            ("text", text)
+            for text in (b"data: what is it?", b"Hi.\ndata: {}", b"event: a\n", b"Data: {", b"\n")
+        ),
+    ],
+)
+def test_what_only_looks_like_events_passes(kind: str, body: bytes) -> None:
+    refuse_others(body, kind)
+
+
+def test_a_begin_like_that_of_events_takes_no_time() -> None:
+    began = time.process_time()
+    for body in (b"\r\n" * 10**6, b":\r" * 10**6, b":" * 10**6):
+        refuse_others(body, "text")
+    assert time.process_time() - began < 1

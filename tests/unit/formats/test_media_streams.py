@@ -16,9 +16,11 @@ from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.format import Meter, MeterOptions
 from relay.formats.media import MediaRequest
 from relay.formats.passed import PassedApi
+from relay.formats.stream_meter import MAX_KEPT_BYTES
 from relay.pricing.plausibility import billed_usage
 from relay.pricing.tariff import Admission
-from tests.unit.formats.test_forms import SOUND, USUAL, edit, transcription
+from tests.unit.formats.test_forms import SOUND, SRT, USUAL, VTT, edit, transcription
+from tests.unit.formats.test_forms import billed as billed_whole
 from tests.unit.formats.test_media import images, priced, speech
 
 SAID = "Grüße 👋"
@@ -44,13 +46,15 @@ SPOKEN = sse("speech.audio.done", usage={"input_tokens": 3, "output_tokens": 9, 
 PREVIEW = sse("image_generation.partial_image", b64_json="AAAA", partial_image_index=0)
 URL = sse("image_generation.completed", url="u")
 DRAWING = sse("image_generation.completed", b64_json="BBBB", usage=DRAWN)
+ODD_DRAWING = sse("image_generation.completed", url="u", usage=DRAWN | {"output_tokens": "many"})
 PING = b": ping\n\n"
+NOTHING = sse("transcript.text.delta", delta="")
 
 
-def asked(name: str) -> tuple[MediaRequest, PassedApi]:
+def asked(name: str, **more: str) -> tuple[MediaRequest, PassedApi]:
     """A request that asks for a stream."""
     if name == "transcript":
-        return transcription(stream="true"), openai_transcriptions.TRANSCRIPTIONS
+        return transcription(stream="true", **more), openai_transcriptions.TRANSCRIPTIONS
     if name == "speech":
         return speech(stream_format="sse"), openai_speech.API
     if name == "edit":
@@ -58,8 +62,10 @@ def asked(name: str) -> tuple[MediaRequest, PassedApi]:
     return images(stream=True, n={"images": 2}.get(name, 1)), openai_images.API
 
 
-def metering(name: str, admission: Admission, model: str | None = None) -> tuple[MediaRequest, Meter, str]:
-    request, api = asked(name)
+def metering(
+    name: str, admission: Admission, model: str | None = None, **more: str
+) -> tuple[MediaRequest, Meter, str]:
+    request, api = asked(name, **more)
     assert request.stream
     request = request.priced(admission)
     reached = request.metered(api)
@@ -82,7 +88,7 @@ PRICES: dict[str, Admission] = {
 }
 TOKENS = priced(in_text=1, in_audio=2, out_text=3, out_image=4)
 WHOLE = {
-    "transcript": (PING + sse("transcript.text.delta", delta="") + DELTA + PING + DELTA, WRITTEN),
+    "transcript": (PING + NOTHING + DELTA + PING + DELTA, WRITTEN),
     "speech": (PART + PING + PART, SPOKEN),
     "image": (PREVIEW + PING + PREVIEW, DRAWING),
     "images": (PREVIEW + DRAWING + PREVIEW, DRAWING),
@@ -98,9 +104,11 @@ def fed(meter: Meter, data: bytes, cuts: Iterable[int] = ()) -> bytes:
     return b"".join(meter.feed(data[begin:end]) for begin, end in pairwise(edges) if begin < end)
 
 
-def billed(name: str, admission: Admission, stream: bytes, *, broken: bool = False) -> Mapping[str, int]:
+def billed(
+    name: str, admission: Admission, stream: bytes, *, broken: bool = False, **more: str
+) -> Mapping[str, int]:
     """The meters of a stream; checks that they cost no more than was held."""
-    request, meter, usage_format = metering(name, admission)
+    request, meter, usage_format = metering(name, admission, **more)
     meter.feed(stream)
     meter.end()
     assert meter.complete != broken
@@ -131,6 +139,88 @@ def test_nothing_passes_before_something_is_made(name: str) -> None:
     assert not meter.generating
     assert meter.feed(WHOLE[name][0]).startswith(PING + sse("new.event", x="***"))
     assert meter.generating
+
+
+CHUNK = b'data: {"object": "transcription.chunk", "choices": [{"delta": {"content": "Hi."}}]}\n\n'
+UNTYPED = [
+    CHUNK,
+    b'data: {"type": 5, "text": "Hi."}\n\n',
+    b'event: transcript.text.delta\ndata: {"delta": "Hi."}\n\n',
+]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("event", UNTYPED)
+def test_an_event_without_a_type_ends_the_stream_and_does_not_pass(name: str, event: bytes) -> None:
+    parts, end = WHOLE[name]
+    meter = metering(name, PRICES[name])[1]
+    assert meter.feed(PING + event + parts + end) == b""
+    assert str(meter.broken).startswith("an event without a type came")
+    assert not meter.generating
+
+    meter = metering(name, PRICES[name])[1]
+    assert meter.feed(parts + event + parts + end) == parts
+    assert (meter.complete, meter.finished, meter.tail()) == (False, False, b"")
+
+    meter = metering(name, PRICES[name])[1]
+    meter.feed(PING + event.rstrip())
+    meter.end()
+    assert (meter.complete, meter.tail()) == (False, PING)
+
+    cost = billed(name, PRICES[name], parts + event + end, broken=True)
+    assert cost == billed(name, PRICES[name], parts, broken=True) != {}
+    assert billed(name, PRICES[name], parts + end + event) == billed(name, PRICES[name], parts + end)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_nothing_that_is_not_counted_passes_however_long_it_takes(name: str) -> None:
+    kinds = [json.loads(WHOLE[name][1].partition(b"data: ")[2])["type"].replace("done", "delta"), "new.event"]
+    if "completed" in kinds[0]:
+        kinds[0] = kinds[0].replace("completed", "partial_image")
+    strange = b"".join(sse(kind, content=[SAID], model="secret") for kind in kinds)
+    large = sse("new.event", content="x" * MAX_KEPT_BYTES)
+    meter = metering(name, PRICES[name], "ours")[1]
+    assert meter.feed(PING + strange) == b""
+    assert meter.release() == PING
+    assert meter.feed(PING + strange) == PING
+    meter.end()
+    assert (meter.tail(), meter.complete, meter.generating) == (b"", False, False)
+
+    meter = metering(name, PRICES[name])[1]
+    assert meter.feed(large + large + strange) == b""
+    assert meter.feed(PING) == PING
+    parts, end = WHOLE[name]
+    assert meter.feed(parts + end) == parts.replace(NOTHING, b"")
+    assert meter.tail() == end
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(cuts=st.lists(st.integers(0, 3000), max_size=9))
+def test_it_says_what_it_holds(name: str, cuts: list[int]) -> None:
+    parts, end = WHOLE[name]
+    meter = metering(name, PRICES[name])[1]
+    stream, passed = parts + end, 0
+    edges = sorted({cut % (len(stream) + 1) for cut in cuts} | {0, len(stream)})
+    for begin, stop in pairwise(edges):
+        passed += len(meter.feed(stream[begin:stop]))
+        assert meter.held == stop - passed
+    assert meter.held == len(end)
+    meter.feed(sse("new.event") * 9)  # dropped
+    assert meter.held == len(end)
+
+
+def test_what_was_kept_and_is_dropped_is_held_no_more() -> None:
+    meter = metering("speech", PRICES["speech"])[1]
+    meter.feed(PING + sse("new.event"))
+    assert meter.held == len(PING + sse("new.event"))
+    meter.release()
+    assert meter.held == 0
+
+
+def test_nothing_passes_with_an_end_that_has_nothing() -> None:
+    meter, end = metering("transcript", TOKENS)[1], sse("transcript.text.done", text="")
+    assert meter.feed(PING + sse("new.event", content=SAID) + end) == PING
+    assert (meter.tail(), meter.complete) == (end, True)
 
 
 def test_the_models_name_is_the_customers() -> None:
@@ -189,6 +279,8 @@ def test_the_models_name_is_the_customers() -> None:
         ("images", priced(image=3), PREVIEW + DRAWING + b"data: [DONE]\n\n", {"image": 1}),
         ("images", TOKENS, DRAWING + PREVIEW + DRAWING, {"in_text": 4, "out_image": 1000}),
         ("images", TOKENS, DRAWING, {"in_text": 4, "out_image": 500}),
+        ("images", TOKENS, DRAWING + URL, {"in_text": 4, "out_image": 500 + 1056}),
+        ("images", TOKENS, URL + DRAWING, {"in_text": 4, "out_image": 500}),  # told of both
         ("edit", TOKENS, b"".join(WHOLE["edit"]), {"in_text": 4, "out_image": 500}),
     ],
 )
@@ -210,13 +302,45 @@ def test_a_whole_stream_is_billed(
         ("image", TOKENS, PREVIEW + PREVIEW, {"in_text": 1, "out_image": 1056}),
         ("image", priced(image=3), PING, {}),
         ("images", priced(image=3), DRAWING + PREVIEW, {"image": 2}),
-        ("images", TOKENS, DRAWING + PREVIEW, {"in_text": 1, "out_image": 2 * 1056}),
+        ("images", TOKENS, DRAWING + PREVIEW, {"in_text": 4, "out_image": 500 + 1056}),
+        ("images", TOKENS, PREVIEW + DRAWING + PREVIEW + PREVIEW, {"in_text": 4, "out_image": 500 + 1056}),
+        ("images", TOKENS, URL + PREVIEW, {"in_text": 1, "out_image": 2 * 1056}),
+        ("images", TOKENS, ODD_DRAWING + PREVIEW, {"in_text": 1, "out_image": 2 * 1056}),
     ],
 )
 def test_of_a_broken_stream_that_is_billed_which_was_delivered(
     name: str, admission: Admission, stream: bytes, meters: Mapping[str, int]
 ) -> None:
     assert billed(name, admission, stream, broken=True) == meters
+
+
+LONG = "And so on and on. " * 5  # 90 characters, which take 3 s
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        sse("transcript.text.delta", delta=LONG) + sse("transcript.text.done", text=LONG),
+        sse("transcript.text.segment", text=LONG[:45]) + sse("transcript.text.segment", text=LONG[45:]),
+        sse("transcript.text.delta", delta=LONG),
+        sse("transcript.text.done", text=LONG),
+    ],
+)
+def test_no_streamed_sound_is_shorter_than_what_is_said_in_it(stream: bytes) -> None:
+    broken = not stream.count(b"done")
+    assert USUAL < 3000
+    assert billed("transcript", priced(ms=3), stream, broken=broken) == {"ms": 3000}
+    assert billed("transcript", TOKENS, stream, broken=broken)["in_audio"] == 30
+
+
+def test_what_was_told_of_an_image_is_paid_by_who_left_before_the_next() -> None:
+    meter = metering("images", TOKENS)[1]
+    meter.feed(PREVIEW + DRAWING)
+    delivered = meter.estimate()
+    meter.feed(PREVIEW)
+    assert meter.partial_usage(delivered) == DRAWN
+    assert meter.partial_usage(meter.estimate())["output_tokens"] == 500 + 1056
+    assert meter.partial_usage(0) is None
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -268,21 +392,55 @@ def test_whole_answers_become_events() -> None:
     }
     meter.feed(events)
     assert meter.usage["meters"] == {"ms": 2000}
+    theirs = request.as_events(json.dumps({"text": SAID, "type": "verbose"}).encode())
+    assert json.loads(theirs.partition(b"data: ")[2])["type"] == "transcript.text.done"
     plain = transcription(stream="true", response_format="srt").as_events(b"\n")
     assert json.loads(plain.partition(b"data: ")[2])["text"] == "\n"
 
     drawn = images(stream=True, n=2).priced(priced(image=3))
-    answer = {"created": 5, "data": [{"b64_json": "AA"}, {}, {"url": "u"}], "usage": DRAWN}
+    answer = {"created": 5, "data": [{"b64_json": "AA"}, {}, {"url": "u", "type": "theirs"}], "usage": DRAWN}
     first, last = (
         json.loads(event.partition(b"data: ")[2])
         for event in drawn.as_events(json.dumps(answer).encode()).split(b"\n\n")[:-1]
     )
     assert first == {"type": "image_generation.completed", "created_at": 5, "b64_json": "AA"}
-    assert last["usage"] == DRAWN
+    assert (last["usage"], last["type"]) == (DRAWN, "image_generation.completed")
 
     meter = metering("speech", priced(char=3))[1]
     meter.feed(speech(stream_format="sse").as_events(b"ID3"))
     assert meter.complete
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"),
+    [
+        *(
+            ("verbose_json", json.dumps({"text": SAID, "duration": told}).encode())
+            for told in (2.5, "3", 1e9, 0)
+        ),
+        ("json", json.dumps({"text": SAID, "duration": 2.5, "usage": {"seconds": 3}}).encode()),
+        ("json", json.dumps({"text": LONG}).encode()),
+        *(("text", b"Hi.\n"), ("text", f"{LONG}\n".encode())),
+        *(("srt", SRT % time) for time in (b"00,100", b"03,001", b"06,000")),
+        *(("vtt", VTT % time) for time in (b"00.100", b"03.001", b"06.000")),
+    ],
+)
+@pytest.mark.parametrize("admission", [priced(ms=3), TOKENS], ids=["by duration", "by tokens"])
+def test_a_whole_answer_costs_as_much_in_an_event_as_without_a_stream(
+    shape: str, answer: bytes, admission: Admission
+) -> None:
+    request = transcription(stream="true", response_format=shape).priced(admission)
+    meters, _ = billed_whole(
+        transcription(response_format=shape), openai_transcriptions.TRANSCRIPTIONS, admission, answer
+    )
+    assert billed("transcript", admission, request.as_events(answer), response_format=shape) == meters
+
+
+def test_a_transcript_that_is_in_another_shape_than_was_asked_for_is_charged() -> None:
+    stream = sse("transcript.text.done", text=LONG)
+    assert billed("transcript", priced(ms=3), stream, response_format="srt") == {"ms": 3000}
+    stream = DELTA + sse("transcript.text.done", text=(SRT % b"03,001").decode())
+    assert billed("transcript", priced(ms=3), stream, response_format="srt") == {"ms": 3001}
 
 
 @pytest.mark.parametrize(

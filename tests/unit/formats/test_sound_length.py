@@ -26,6 +26,35 @@ def wav(seconds: float, rate: int = 8_000, channels: int = 2, width: int = 2) ->
     return made.getvalue()
 
 
+PLAIN_GUID = bytes.fromhex("000000001000800000aa00389b71")
+
+
+def chunk(name: bytes, content: bytes, *, size: int | None = None) -> bytes:
+    told = len(content) if size is None else size
+    return name + struct.pack("<I", told) + content + b"\0" * (len(content) % 2)
+
+
+def fmt(
+    code: int = 1, channels: int = 1, rate: int = 8_000, bits: int = 16, *, block: int = 0, more: bytes = b""
+) -> bytes:
+    block = block or channels * bits // 8
+    return chunk(
+        b"fmt ", struct.pack("<HHIIHH", code, channels, rate, rate * block % 2**32, block, bits) + more
+    )
+
+
+def extended(code: int, guid: bytes = PLAIN_GUID) -> bytes:
+    return fmt(0xFFFE, more=struct.pack("<HHIH", 22, 16, 4, code) + guid)
+
+
+def riff(*chunks: bytes) -> bytes:
+    content = b"WAVE" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+SECOND_OF_SOUND = bytes(16_000)
+
+
 def flac(samples: int, rate: int = 44_100) -> bytes:
     packed = rate << 44 | 1 << 41 | 15 << 36 | samples
     info = struct.pack(">HH", 4096, 4096) + bytes(6) + packed.to_bytes(8) + bytes(16)
@@ -82,6 +111,18 @@ XING = b"Xing\0\0\0\x01" + (383).to_bytes(4)
             (wav(2)[:-16_000], 1500),
             (wav(0.0001, 10_000, 1), 1),
         ),
+        *(
+            (riff(fmt(), chunk(b"LIST", b"odd"), chunk(b"data", SECOND_OF_SOUND)), 1000),
+            (riff(fmt(3, bits=32), chunk(b"data", SECOND_OF_SOUND)), 500),
+            (riff(fmt(), chunk(b"data", SECOND_OF_SOUND, size=0xFFFFFFFF)), 1000),
+            (riff(extended(1), chunk(b"data", SECOND_OF_SOUND)), 1000),
+        ),
+        # Forged to look short: decoders play all data, and what has no size to the file's end.
+        *(
+            (riff(fmt(), chunk(b"data", b"xx"), chunk(b"data", SECOND_OF_SOUND)), 1001),
+            (riff(fmt(), *[chunk(b"data", SECOND_OF_SOUND), chunk(b"junk", b"x")] * 3), 3000),
+            (riff(fmt(), chunk(b"data", SECOND_OF_SOUND, size=0)), 1000),
+        ),
         *((flac(44_100), 1000), (flac(66_151), 1501), (flac(1 << 35, 1), (1 << 35) * 1000)),
         *((opus(48_000 + 312), 1000), (opus(96_000, 0), 2000), (vorbis(22_050 * 3), 3000)),
         *(
@@ -130,6 +171,19 @@ def test_the_length_is_that_of_the_header(file: bytes, length: int) -> None:
             mp3(b"\xff\xfd\x90\x00"),
         ),
         *(mp3(b"\xff\xeb\x90\x00"), mp3(FIRST, 32, b"Xing\0\0\0\x01" + bytes(4))),
+        # Forged to look short: formats that contradict one another or themselves, and what is compressed.
+        *(
+            riff(*formats, chunk(b"data", SECOND_OF_SOUND))
+            for formats in (
+                (fmt(), fmt(rate=4_000_000_000)),
+                (fmt(rate=700_000), fmt()),
+                *((fmt(rate=4_000_000_000),), (fmt(block=32_000),), (fmt(channels=0),), (fmt(bits=20),)),
+                *((fmt(3, bits=16),), (fmt(0x55),), (fmt(0xFFFE),), (extended(0xFFFE),)),
+                *((extended(0x55),), (extended(6),), (extended(7),), (extended(1, bytes(14)),)),
+            )
+        ),
+        riff(fmt(), chunk(b"data", SECOND_OF_SOUND), fmt(rate=16_000)),
+        riff(chunk(b"data", SECOND_OF_SOUND)),
         # Shorter than 512 kbit/s would be.
         *(flac(44_100 // 2), opus(24_000), mp4(600), mp3(FIRST, 32, b"Xing\0\0\0\x01" + (10).to_bytes(4))),
         struct.pack(">I4s4sI4s", 12, b"ftyp", b"M4A ", 2, b"free"),  # a box that would never end
@@ -158,3 +212,33 @@ def test_no_file_does_harm(file: bytes, changes: list[tuple[int, int]], size: in
             changed[at] = value
     length = milliseconds(bytes(changed))
     assert length is None or length > 0
+
+
+SAMPLES = st.binary(max_size=300)
+FORMATS = st.builds(
+    fmt,
+    st.sampled_from([1, 3, 6, 7, 0x55, 0xFFFE]),
+    st.integers(0, 8),
+    st.integers(0, 2**31),
+    bits=st.just(16),
+)
+CHUNKS = st.one_of(
+    SAMPLES.map(lambda samples: chunk(b"data", samples)),
+    SAMPLES.map(lambda samples: chunk(b"LIST", samples)),
+    FORMATS,
+)
+
+
+@given(
+    st.lists(CHUNKS, max_size=4),
+    st.sampled_from([8_000, 48_000]),
+    st.lists(SAMPLES, min_size=1, max_size=4),
+    st.lists(CHUNKS, max_size=4),
+)
+def test_nothing_around_its_samples_makes_a_wave_shorter(
+    before: list[bytes], rate: int, samples: list[bytes], after: list[bytes]
+) -> None:
+    file = riff(*before, fmt(rate=rate), *(chunk(b"data", one) for one in samples), *after)
+    least = -(-sum(map(len, samples)) * 1000 // (rate * 2))
+    length = milliseconds(file)
+    assert length is None or length >= least

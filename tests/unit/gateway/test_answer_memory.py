@@ -88,3 +88,24 @@ def test_who_is_cancelled_while_waiting_holds_up_nobody() -> None:
         assert memory.held == 0
 
     asyncio.run(scenario())
+
+
+def test_what_a_stream_holds_grows_and_shrinks() -> None:
+    async def scenario() -> None:
+        memory = AnswerMemory(LIMIT)
+        first, second = memory.room(), memory.room()
+        first.set(LIMIT + 1)
+        assert (memory.held, first.large) == (LIMIT + 1, True)
+        await first.admitted()  # beyond it, alone
+        second.set(LARGE_BYTES + 1)
+        waiting = asyncio.create_task(second.admitted())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        first.set(BLOCK)
+        await waiting
+        assert (memory.held, first.large) == (BLOCK + LARGE_BYTES + 1, False)
+        second.set(0)
+        first.release()
+        assert memory.held == 0
+
+    asyncio.run(scenario())
