@@ -22,15 +22,10 @@ _TYPES = {
         rf"(?:text/(?:plain|vtt|srt)|application/x-subrip){_PARAMETERS}", re.ASCII | re.IGNORECASE
     ),
 }
-# What an event stream begins with, up to its first data (see relay.formats.sse); somebody may have said
-# "data:", but not followed by JSON.
+# Of what an event stream begins with, see relay.formats.sse.
 _EVENT_BYTES = 1024
-_EVENTS = {
-    kind: re.compile(
-        rb"(?:\xef\xbb\xbf)?(?:(?:|:[^\r\n]*|(?:event|id|retry):[^\r\n]*)(?:\r\n|\r|\n))*data: ?" + data
-    )
-    for kind, data in {"sound": b"", "text": rb"(?:[{\[]|[\r\n])"}.items()
-}
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BEFORE_DATA = (b":", b"event:", b"id:", b"retry:")
 
 
 class BytesAnswer(WholeAnswer):
@@ -63,5 +58,17 @@ def refuse_others(body: bytes, kind: str) -> None:
     small = len(body) <= MAX_ERROR_BYTES
     if small and body.lstrip()[:1] in (b"{", b"[") and loads(body) is not NOT_JSON:
         raise BadAnswer(f"the answer is JSON, and no {kind}")
-    if _EVENTS[kind].match(body[:_EVENT_BYTES]):
+    if _begins_as_events(body[:_EVENT_BYTES], kind):
         raise BadAnswer(f"the answer is an event stream, and no {kind}")
+
+
+def _begins_as_events(begin: bytes, kind: str) -> bool:
+    *lines, rest = _LINE_END.split(begin.removeprefix(b"\xef\xbb\xbf"))
+    for line in (*lines, rest):
+        if line.startswith(b"data:"):
+            data = line.removeprefix(b"data:").removeprefix(b" ")
+            # Somebody may have said "data:", but not followed by JSON.
+            return kind == "sound" or data[:1] in (b"{", b"[") or (not data and bool(lines))
+        if line and not line.startswith(_BEFORE_DATA):
+            return False
+    return False
