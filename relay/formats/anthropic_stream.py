@@ -94,7 +94,7 @@ class AnthropicMeter(EventMeter):
             return self._other_event(event, None)
         decoded = decode(payload)
         if decoded is None:
-            return self._read_broken(payload)
+            return self._not_json(payload)
         self.events += 1
         if self.done:
             self.usage = cumulated(self.usage, decoded.usage)
@@ -102,11 +102,6 @@ class AnthropicMeter(EventMeter):
         if decoded.error or decoded.type == "error":
             return self._read_error(decoded, event, payload)
         return self._read_event(decoded, event, payload)
-
-    def _read_broken(self, payload: bytes) -> int:
-        if not self.finished:
-            self.broken = f"what came is not JSON: {payload[:40]!r}"
-        return DROP
 
     def _read_event(self, decoded: StreamEvent, event: bytes, payload: bytes) -> int:
         texts: list[str] = []
@@ -158,10 +153,7 @@ class AnthropicMeter(EventMeter):
 
     def _other_event(self, event: bytes, payload: bytes | None) -> int:
         """A ping, a comment, or an event that is unknown here."""
-        if self.done or not sse.is_utf8(event):
-            return DROP
-        self._clean(event, payload)
-        return KEEP if self._keeping else PASS
+        return DROP if self.done else super()._other_event(event, payload)
 
 
 def _is_stop(payload: bytes | None) -> bool:

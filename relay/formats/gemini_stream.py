@@ -87,9 +87,7 @@ class GeminiMeter(EventMeter):
             return self._other_event(event, None)
         value = loads(payload)
         if value is NOT_JSON:
-            if not self.finished:
-                self.broken = f"what came is not JSON: {payload[:40]!r}"
-            return DROP
+            return self._not_json(payload)
         self.events += 1
         if not isinstance(value, dict):
             return self._other_event(event, payload)
@@ -138,10 +136,3 @@ class GeminiMeter(EventMeter):
         self._keeping = False
         self._clean(event, payload)
         return PASS
-
-    def _other_event(self, event: bytes, payload: bytes | None) -> int:
-        """A comment, or data that is no answer."""
-        if not sse.is_utf8(event):
-            return DROP
-        self._clean(event, payload)
-        return KEEP if self._keeping else PASS

@@ -119,6 +119,19 @@ class EventMeter:
         self._kept_bytes = 0
         return kept
 
+    def _not_json(self, payload: bytes) -> int:
+        """What breaks a stream, unless it is whole already."""
+        if not self.finished:
+            self.broken = f"what came is not JSON: {payload[:40]!r}"
+        return DROP
+
+    def _other_event(self, event: bytes, payload: bytes | None) -> int:
+        """A comment, or an event that is unknown here: it passes, cleaned."""
+        if not sse.is_utf8(event):
+            return DROP
+        self._clean(event, payload)
+        return KEEP if self._keeping else PASS
+
     def _clean(self, event: bytes, payload: bytes | None) -> None:
         before = event if payload is None else payload
         after = self._redact(before)

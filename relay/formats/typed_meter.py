@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from relay.formats import sse
-from relay.formats.stream_meter import DROP, KEEP, PASS, EventMeter
+from relay.formats.stream_meter import DROP, KEEP, EventMeter
 from relay.formats.typed_event import TypedEvent
 
 
@@ -76,7 +76,7 @@ class TypedMeter(EventMeter):
             return self._read_done()
         decoded = self._decode(payload)
         if decoded is None:
-            return self._read_broken(payload)
+            return self._not_json(payload)
         self.events += 1
         if self.done:
             return DROP
@@ -87,14 +87,6 @@ class TypedMeter(EventMeter):
     def _read_done(self) -> int:
         return KEEP if self.done else DROP
 
-    def _read_broken(self, payload: bytes) -> int:
-        if not self.finished:
-            self.broken = f"what came is not JSON: {payload[:40]!r}"
-        return DROP
-
     def _other_event(self, event: bytes, payload: bytes | None) -> int:
         """A comment, or an event that is unknown here."""
-        if self.done or not sse.is_utf8(event):
-            return DROP
-        self._clean(event, payload)
-        return KEEP if self._keeping else PASS
+        return DROP if self.done else super()._other_event(event, payload)
