@@ -50,7 +50,7 @@ HELP = {
     "relay_bans_applied": "Whether the kernel drops what is on the list (1) or could not be told to (0).",
     "relay_bans_timestamp_seconds": "When the list and the kernel were last compared.",
 }
-PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 10
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 10.0, 10
 LONGEST_REASON = 200
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Where nobody else changes packets yet, and before connections are known: open ones are cut, too.
@@ -370,12 +370,26 @@ def keep(options: argparse.Namespace) -> None:
         )
         threading.Thread(target=webhook.serve_forever, daemon=True).start()
     while True:
-        began = time.monotonic()
+        before = processor_seconds()
         keeper.look(load_rules(options.rules))
         if options.once:
             return
-        # Of a long list a look takes a second: the host has other work.
-        time.sleep(max(PAUSE_SECONDS, PAUSE_FACTOR * (time.monotonic() - began)))
+        time.sleep(pause(processor_seconds() - before))
+
+
+def processor_seconds() -> float:
+    """What this program and the commands that it ran have used so far."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def pause(used: float) -> float:
+    """Seconds until the next look, after one that used `used` seconds of a processor.
+
+    A look at a long list takes a second of it, and the host has other work. Time that was spent waiting
+    does not count: on a host under attack everything waits, and there bans are needed soonest.
+    """
+    return min(LONGEST_PAUSE_SECONDS, max(PAUSE_SECONDS, PAUSE_FACTOR * used))
 
 
 def load_rules(path: Path) -> Rules:

@@ -50,6 +50,21 @@ def test_what_is_refused(program: ModuleType, text: str, seconds: int, why: str)
     assert refused.value.why == why
 
 
+@pytest.mark.parametrize(("used", "seconds"), [(0.0, 2.0), (0.19, 2.0), (0.5, 5.0), (3.0, 10.0)])
+def test_a_long_list_is_looked_at_less_often(program: ModuleType, used: float, seconds: float) -> None:
+    assert program.pause(used) == seconds
+
+
+def test_a_look_that_waited_is_followed_by_the_next_as_soon(program: ModuleType) -> None:
+    """As on a host that is overloaded: the command takes its time, and no processor."""
+    before = program.processor_seconds()
+    subprocess.run(["sleep", "0.5"], check=True)
+    assert program.pause(program.processor_seconds() - before) == program.PAUSE_SECONDS
+    before = program.processor_seconds()
+    subprocess.run(["timeout", "0.5", "sh", "-c", "while :; do :; done"], check=False)
+    assert program.pause(program.processor_seconds() - before) > program.PAUSE_SECONDS
+
+
 @pytest.mark.parametrize(
     "text", ["", "example.com", "203.0.113.7/24", "1.2.3", "203.0.113.7; rm -rf /", "01.2.3.4"]
 )
