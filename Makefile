@@ -9,10 +9,10 @@ DEPLOYS := $(PY) -m deploys
 unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge bench-streams boards logs-away fuzz mutation waf-regression tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge bench-streams bench-observability boards logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  ENV=production chooses another inventory for plan, apply, verify, secrets and backup…;"
 	@echo "  LIMIT='edge db1' restricts plan, apply and verify to groups or hosts."
 
@@ -127,6 +127,9 @@ bench-edge: .venv/ready tools ## Print what the edge costs: CPU a request with a
 
 bench-streams: .venv/ready tools ## Print what 1,000 streams at once cost a relay on one core: memory, delay of events
 	@$(PY) -m tests.bench.streams_bench
+
+bench-observability: .venv/ready ## On the sandbox that `make up` built: what watching it costs, memory and CPU, SECONDS=300
+	@$(PY) -m tests.bench.observability_bench --units $(addprefix --seconds ,$(SECONDS))
 
 mutation: .venv/ready ## Change the code of money, failover and limits; fail on changes that no test notices
 	@rm -rf mutants
