@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra.api.command import FileUploadCommand, StringCommand
@@ -78,9 +79,11 @@ def place(*files: ConfigFile) -> Callable[[], bool]:
     return _write_all(files, "Write")
 
 
-def _write_all(files: Sequence[ConfigFile], verb: str) -> Callable[[], bool]:
-    paths = [file.path for file in files]
-    written = [write(name=f"{verb} {file.path}", file=file, paths=paths) for file in host.loop(files)]
+def _write_all(
+    files: Sequence[ConfigFile], verb: str, label: str = "", read: Sequence[str] = ()
+) -> Callable[[], bool]:
+    asked = {"paths": [file.path for file in files], "label": label, "read": read}
+    written = [write(name=f"{verb} {file.path}", file=file, asked=asked) for file in host.loop(files)]
     return fleet.changed(*written)
 
 
@@ -136,6 +139,10 @@ class Configuration:
         named = [file for file in tls_files() if any(file.path in own.text for own in self.files)]
         return [*self.files, *self.reads, *named]
 
+    def paths_read(self) -> list[str]:
+        """The files that the unit reads on the current host."""
+        return [file.path for file in self.read()]
+
     def digest(self) -> str:
         """What the record says when all of it is loaded."""
         whole = hashlib.sha256()
@@ -145,7 +152,7 @@ class Configuration:
 
     def write(self) -> Callable[[], bool]:
         """Puts the files in place; tells whether that changes one."""
-        return _write_all(self.files, f"{self.name}: write")
+        return _write_all(self.files, f"{self.name}: write", self.name, self.paths_read())
 
     def load(self, written: Callable[[], bool], *, serial: bool = False) -> OperationMeta:
         """Makes the unit use what it has not loaded; on one host after the other where `serial`."""
@@ -164,28 +171,44 @@ class Configuration:
             systemd.service(name=f"Run {self.unit}", service=self.unit, running=True, enabled=True)
 
 
-class FileStates(FactBase[dict[str, str]]):
-    """``mode owner group sha256`` of several files, by path; one question for a whole set."""
+class SetState(FactBase[dict[str, str]]):
+    """``mode owner group sha256`` of several files, by path; one question for a whole set.
 
-    def command(self, paths: Sequence[str]) -> str:
-        listed = " ".join(shlex.quote(path) for path in paths)
-        return (
-            f"for f in {listed}; do [ ! -f $f ] || "
-            'echo "$f $(stat -c "%a %U %G" $f) $(sha256sum < $f | cut -d " " -f 1)"; done'
-        )
+    With a `label`, "digest" is that of the set as it was last loaded, unless a file of `read` has changed
+    since.
+    """
+
+    def command(self, paths: Sequence[str], label: str = "", read: Sequence[str] = ()) -> str:
+        listed = _words(paths)
+        states = f'stat -c "state %n %a %U %G" {listed} 2>/dev/null; sha256sum {listed} 2>/dev/null'
+        if not label:
+            return f"{states}; true"
+        record = f"{LOADED}/{label}/digest"
+        changed = f"find {_words(read)} -newer {record} 2>/dev/null"
+        return f'{states}; [ ! -e {record} ] || [ -n "$({changed})" ] || echo "digest $(cat {record})"'
 
     @staticmethod
     def default() -> dict[str, str]:
         return {}
 
     def process(self, output: list[str]) -> dict[str, str]:
-        return {path: state for path, _, state in (line.partition(" ") for line in output)}
+        states, found = {}, {}
+        for line in output:
+            word, _, rest = line.strip().partition(" ")
+            if word == "state":
+                path, _, states[path] = rest.partition(" ")
+            elif word == "digest":
+                found[word] = rest.strip()
+            elif (path := rest.strip()) in states:
+                found[path] = f"{states[path]} {word}"
+        return found
 
 
 @operation()
-def write(file: ConfigFile, paths: Sequence[str]) -> Commands:
-    """Puts one file of the set `paths` in place, in one step and never readable by others on the way."""
-    if host.get_fact(FileStates, paths=paths).get(file.path) == file.state:
+def write(file: ConfigFile, asked: Mapping[str, Any]) -> Commands:
+    """Puts one file in place, in one step and never readable by others on the way; `asked` are the arguments
+    of `SetState` for the set that it belongs to."""
+    if host.get_fact(SetState, **asked).get(file.path) == file.state:
         host.noop(f"{file.path} is in place")
         return
     new = f"{file.path}.new"
@@ -194,31 +217,15 @@ def write(file: ConfigFile, paths: Sequence[str]) -> Commands:
     yield StringCommand("mv", new, file.path)
 
 
-class LoadedDigest(FactBase[str]):
-    """Digest of the set that was last loaded; empty when one of `paths` has changed since then."""
-
-    def command(self, label: str, paths: Sequence[str]) -> str:
-        record = f"{LOADED}/{label}/digest"
-        changed = f"find {_words(paths)} -newer {record} 2>/dev/null"
-        return f'[ ! -e {record} ] || [ -n "$({changed})" ] || cat {record}'
-
-    @staticmethod
-    def default() -> str:
-        return ""
-
-    def process(self, output: list[str]) -> str:
-        return "".join(output).strip()
-
-
 @operation()
 def load(configuration: Configuration, written: Callable[[], bool]) -> Commands:
     """Tests the files and loads them, when one was written or the record says that they are not loaded."""
-    paths = [file.path for file in configuration.read()]
-    found = host.get_fact(LoadedDigest, label=configuration.name, paths=paths)
-    if not written() and found == configuration.digest():
+    read = configuration.paths_read()
+    found = host.get_fact(SetState, paths=configuration.paths, label=configuration.name, read=read)
+    if not written() and found.get("digest") == configuration.digest():
         host.noop(f"{configuration.unit} has loaded {configuration.name}")
         return
-    yield StringCommand(_load_script(configuration, paths))
+    yield StringCommand(_load_script(configuration, read))
 
 
 def _load_script(configuration: Configuration, paths: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ each sentence, so that another version is tried by running it:
 - `should_raise_failed_hosts` is asked when a host failed; false lets the others go on.
 - An operation's `_timeout` bounds each of its commands and may be set after it was prepared.
 - Callbacks are called on the instance that was added, although the base class declares them static.
+- The facts of systemd's units ask for one property each, `state_key`, and find it in a longer answer.
 - An operation's global arguments are the fields of one class, and each is looked for in the host's data, for
   which all its groups' are merged; one dictionary, merged once in the same order, holds the same.
 """
@@ -48,6 +49,7 @@ from pyinfra.api.operation import OperationMeta
 from pyinfra.api.operations import run_ops
 from pyinfra.api.state import BaseStateCallback, State, StateHostMeta, StateStage
 from pyinfra.context import ctx_config, ctx_host, ctx_state, state
+from pyinfra.facts.systemd import SystemdEnabled, SystemdStatus
 
 # Global arguments of an operation that change what a fact's command sees.
 _FACT_CONTEXT = ("_sudo", "_sudo_user", "_su_user", "_env", "_chdir")
@@ -280,6 +282,24 @@ def run_shell(host: Host, command: str, seconds: int = 0) -> tuple[bool, str]:
     return ok, output.output
 
 
+class UnitStates(SystemdStatus):
+    """What `SystemdStatus` and `SystemdEnabled` say of units, by one question."""
+
+    @staticmethod
+    def default() -> dict[type, dict[str, bool]]:  # type: ignore[override]
+        return {SystemdStatus: {}, SystemdEnabled: {}}
+
+    def command(  # type: ignore[override]
+        self, services: list[str], machine: str | None = None, user_name: str | None = None
+    ) -> StringCommand:
+        one = super().command(machine=machine, user_name=user_name, services=services)
+        return StringCommand(one, "--property", SystemdEnabled.state_key)
+
+    def process(self, output: Iterable[str]) -> dict[type, dict[str, bool]]:  # type: ignore[override]
+        lines = list(output)
+        return {fact: fact().process(lines) for fact in (SystemdStatus, SystemdEnabled)}
+
+
 @dataclass
 class FactMemory:
     """Remembers facts while nothing is executed, since nothing changes then."""
@@ -299,6 +319,9 @@ class FactMemory:
     def _ask(self, host: Host, get_fact: Callable[..., Any], fact: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.is_executing:
             return get_fact(fact, *args, **kwargs)
+        if fact in (SystemdStatus, SystemdEnabled) and kwargs.get("services") and not kwargs.get("user_mode"):
+            given = {name: value for name, value in kwargs.items() if value}
+            return self._ask(host, get_fact, UnitStates, **given)[fact]
         arguments: Mapping[str, Any] = host.current_op_global_arguments or {}
         context = {name: arguments.get(name) for name in _FACT_CONTEXT}
         key = repr((host.name, fact.__module__, fact.__qualname__, args, sorted(kwargs.items()), context))

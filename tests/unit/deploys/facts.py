@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from deploys.lib import config_files
 
 Responses = dict[Any, Any]
 
@@ -25,6 +28,19 @@ def existing(path: str, text: str, mode: str = "-rw-r--r--") -> Responses:
         _stat(path): _status(path, mode),
         _stat(path.rpartition("/")[0]): _status(path.rpartition("/")[0], "drwxr-xr-x"),
     }
+
+
+def in_place(states: Mapping[str, str], digests: Mapping[str, str] | None = None) -> Responses:
+    """Files are there in these states (`ConfigFile.state`), and what sets of them were last loaded as."""
+    lines = []
+    for path, state in states.items():
+        attributes, _, digest = state.rpartition(" ")
+        lines += [f"state {path} {attributes}", f"{digest}  {path}"]
+    records = {
+        re.compile(rf"cat {config_files.LOADED}/{re.escape(name)}/digest"): [*lines, f"digest {digest}"]
+        for name, digest in (digests or {}).items()
+    }
+    return records | {"state %n": lines}
 
 
 def directory(path: str) -> Responses:

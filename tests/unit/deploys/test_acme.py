@@ -20,6 +20,7 @@ from deploys import roles
 from deploys.lib import edge_names
 from deploys.lib.config_files import ConfigFile
 from deploys.roles import acme, edge
+from tests.unit.deploys.facts import in_place
 from tests.unit.deploys.scripts import load
 
 BY_ACME = {"edge_certificate": "acme", "edge_acme_contact": "operations@relay.example"}
@@ -68,13 +69,13 @@ def test_the_first_edge_of_the_run_does_not_wait(
 
 def test_certificates_are_looked_after_when_they_or_their_files_changed(fake_role: Any) -> None:
     first = fake_role(acme.acme, "edge1", data=BY_ACME)
-    listed = [f"{path} {state(path, text)}" for path, text in first.files.items()]
-    there = {"sha256sum <": listed, f"[ -x {acme.PROGRAM} ]": "yes"}
+    listed = {path: state(path, text) for path, text in first.files.items()}
+    there = in_place(listed) | {f"[ -x {acme.PROGRAM} ]": "yes"}
     asks = f"{acme.PROGRAM} renew --now"
     assert asks not in fake_role(acme.acme, "edge1", there, data=BY_ACME).commands
     missing = there | {f"[ -x {acme.PROGRAM} ]": ""}
     assert asks in fake_role(acme.acme, "edge1", missing, data=BY_ACME).commands
-    others = there | {"sha256sum <": listed[1:]}
+    others = there | in_place(dict(list(listed.items())[1:]))
     assert asks in fake_role(acme.acme, "edge1", others, data=BY_ACME).commands
 
 

@@ -16,7 +16,8 @@ from jinja2 import UndefinedError
 from pyinfra.api.deploy import deploy
 
 from deploys.lib import config_files
-from deploys.lib.config_files import ConfigFile, Configuration, LoadedDigest, render
+from deploys.lib.config_files import ConfigFile, Configuration, SetState, render
+from tests.unit.deploys.facts import Responses, in_place
 
 # A start that is later than whatever a test writes.
 LATER = "2100-01-01 00:00:00 UTC"
@@ -29,16 +30,13 @@ def thing() -> None:
     THING.keep(run=False)
 
 
-@pytest.fixture
-def settled(sandbox_inventory: Any) -> dict[str, Any]:
-    """Answers of a host on which everything is in place and loaded."""
+def host(digest: str = "", **states: str) -> Responses:
+    """Answers of a host on which everything is in place and loaded, but for what is given."""
     whole = hashlib.sha256()
     for file in CONFIG:
         whole.update(f"{file.path}\0{file.text}\0".encode())
-    return {
-        "sha256sum": [f"{file.path} {file.state}" for file in CONFIG],
-        "thing/digest": whole.hexdigest(),
-    }
+    there = {file.path: file.state for file in CONFIG} | states
+    return in_place(there, {"thing": digest or whole.hexdigest()})
 
 
 def test_files_are_written_then_tested_then_loaded(fake_role: Any) -> None:
@@ -56,17 +54,14 @@ def test_a_secret_file_is_closed_before_its_content_arrives(fake_role: Any) -> N
     )
 
 
-def test_what_is_in_place_and_loaded_stays(fake_role: Any, settled: Any) -> None:
-    assert fake_role(thing, "edge1", responses=settled).changes == []
+def test_what_is_in_place_and_loaded_stays(fake_role: Any) -> None:
+    assert fake_role(thing, "edge1", responses=host()).changes == []
 
 
 @pytest.mark.parametrize("wrong", ["644 root root 0000", "666 root root {sha}", "644 deploy root {sha}"])
-def test_one_file_that_differs_is_written_and_all_are_tested(
-    fake_role: Any, settled: Any, wrong: str
-) -> None:
-    answers = dict(settled)
+def test_one_file_that_differs_is_written_and_all_are_tested(fake_role: Any, wrong: str) -> None:
     sha = CONFIG[0].state.rpartition(" ")[2]
-    answers["sha256sum"][0] = f"{CONFIG[0].path} {wrong.format(sha=sha)}"
+    answers = host(**{CONFIG[0].path: wrong.format(sha=sha)})
     changes = fake_role(thing, "edge1", responses=answers).changes
     assert [change.partition("thing: ")[2].split(" (")[0] for change in changes] == [
         "write /etc/thing/a.conf",
@@ -74,10 +69,9 @@ def test_one_file_that_differs_is_written_and_all_are_tested(
     ]
 
 
-def test_an_interrupted_run_is_finished_by_the_next(fake_role: Any, settled: Any) -> None:
+def test_an_interrupted_run_is_finished_by_the_next(fake_role: Any) -> None:
     """Files are in place, but the program never loaded them."""
-    answers = settled | {"thing/digest": "of an older set"}
-    changes = fake_role(thing, "edge1", responses=answers).changes
+    changes = fake_role(thing, "edge1", responses=host("of an older set")).changes
     assert len(changes) == 1
     assert "test, then reload thing" in changes[0]
 
@@ -118,12 +112,15 @@ class Host:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def loaded(self) -> str:
-        command = LoadedDigest().command("thing", [str(self.live)])
+    def state(self) -> dict[str, str]:
+        paths = [str(self.live), str(self.live.with_name("absent")), str(self.live.parent)]
+        command = SetState().command(paths, "thing", paths[:1])
         command = command.replace(config_files.LOADED, f"{self.root}/loaded")
-        return subprocess.run(
-            ["sh", "-c", command], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        return SetState().process(done.stdout.splitlines())
+
+    def loaded(self) -> str:
+        return self.state().get("digest", "")
 
 
 @pytest.fixture
@@ -158,6 +155,17 @@ def test_a_failed_reload_is_tried_again(machine: Host) -> None:
     machine.live.write_text("good\n")
     assert machine.load(action="exit 1").returncode == 1
     assert machine.loaded() == ""
+
+
+def test_a_set_is_told_by_one_question(machine: Host) -> None:
+    """What is absent, or no file, has no state."""
+    machine.live.write_text("good\n")
+    machine.live.chmod(0o640)
+    owner = f"{machine.live.owner()} {machine.live.group()}"
+    told = {str(machine.live): f"640 {owner} {hashlib.sha256(b'good' + bytes([10])).hexdigest()}"}
+    assert machine.state() == told
+    machine.load()
+    assert machine.state() == told | {"digest": machine.loaded()}
 
 
 def test_a_file_that_changed_since_it_was_loaded_is_not_loaded(machine: Host) -> None:

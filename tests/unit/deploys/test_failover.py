@@ -14,7 +14,7 @@ from pyinfra.api.inventory import Inventory
 from deploys.lib import config_files, fleet
 from deploys.lib.config_files import Configuration
 from deploys.roles import failover
-from tests.unit.deploys.facts import LINUX, directory, existing, running
+from tests.unit.deploys.facts import LINUX, directory, existing, in_place, running
 
 OFF = {"fast_failover": False}
 UNIT = f"/etc/systemd/system/{failover.UNIT}"
@@ -84,35 +84,34 @@ def test_what_is_installed_starts(fake_role: Any, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def settled(fake_role: Any, monkeypatch: pytest.MonkeyPatch, sandbox_inventory: Inventory) -> dict[Any, Any]:
-    """What a host answers after an apply."""
-    kept: list[tuple[str, list[Any]]] = []
+def settled(
+    fake_role: Any, monkeypatch: pytest.MonkeyPatch, sandbox_inventory: Inventory
+) -> tuple[dict[str, str], dict[str, str]]:
+    """After an apply: files → states, and the name of their set → its digest."""
+    kept: list[tuple[str, str, list[Any]]] = []
     load = Configuration.load
 
     def recorded(self: Configuration, *arguments: Any, **options: Any) -> Any:
-        kept.append((self.digest(), [*self.files, *config_files.tls_files()]))
+        kept.append((self.name, self.digest(), [*self.files, *config_files.tls_files()]))
         return load(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Configuration, "load", recorded)
         fake_role(failover.failover, "db2", responses=LINUX)
-    ((digest, files),) = kept
-    return (
-        LINUX
-        | running(failover.UNIT)
-        | {
-            "sha256sum <": [f"{file.path} {file.state}" for file in files],
-            re.compile(f"cat {config_files.LOADED}/.*/digest"): digest,
-        }
-    )
+    ((name, digest, files),) = kept
+    return {file.path: file.state for file in files}, {name: digest}
+
+
+def answers(settled: tuple[dict[str, str], dict[str, str]]) -> dict[Any, Any]:
+    return LINUX | running(failover.UNIT) | in_place(*settled)
 
 
 def restarts(outcome: Any) -> list[str]:
     return [name for name in outcome.changes if "test, then restart" in name]
 
 
-def test_an_unchanged_watcher_is_not_restarted(fake_role: Any, settled: dict[Any, Any]) -> None:
-    outcome = fake_role(failover.failover, "db2", responses=settled)
+def test_an_unchanged_watcher_is_not_restarted(fake_role: Any, settled: Any) -> None:
+    outcome = fake_role(failover.failover, "db2", responses=answers(settled))
     assert restarts(outcome) == []
     assert [line for line in outcome.commands if "systemctl restart" in line] == []
 
@@ -121,14 +120,12 @@ def test_an_unchanged_watcher_is_not_restarted(fake_role: Any, settled: dict[Any
     "changed", ["rules.py", "etcd.py", "host.py", "__main__.py", failover.PROGRAM, UNIT, failover.PATRONI]
 )
 def test_each_file_that_changes_restarts_it_once_after_a_test(
-    fake_role: Any, settled: dict[Any, Any], changed: str
+    fake_role: Any, settled: Any, changed: str
 ) -> None:
-    states = [
-        re.sub(r" \d+ .*", " 644 root root 0", line) if line.split()[0].endswith(changed) else line
-        for line in settled["sha256sum <"]
-    ]
-    assert states != settled["sha256sum <"]
-    outcome = fake_role(failover.failover, "db2", responses=settled | {"sha256sum <": states})
+    before, digests = settled
+    states = {p: "644 root root 0" if p.endswith(changed) else state for p, state in before.items()}
+    assert states != before
+    outcome = fake_role(failover.failover, "db2", responses=answers((states, digests)))
     assert len(restarts(outcome)) == 1
     (script,) = [line for line in outcome.commands if "systemctl restart" in line]
     assert script.index(f"{failover.PROGRAM} --help") < script.index("systemctl restart")

@@ -10,7 +10,7 @@ import pytest
 from deploys.lib import fleet
 from deploys.lib.config_files import ConfigFile
 from deploys.roles import objectstore
-from tests.unit.deploys.facts import LINUX, running
+from tests.unit.deploys.facts import LINUX, in_place, running
 
 RUNNING = LINUX | running("seaweedfs.service")
 TOOL = "/usr/local/sbin/relay-bucket"
@@ -75,11 +75,11 @@ def test_a_new_store_gets_its_bucket(outcome: Any) -> None:
 def test_a_missing_bucket_is_drift(fake_role: Any, missing: list[str]) -> None:
     files = fake_role(objectstore.objectstore, "vault1", responses=LINUX).files
     modes = {TOOL: "755", "/usr/local/sbin/relay-backups": "755", "/etc/seaweedfs/bucket.json": "600"}
-    states = [
-        f"{path} {ConfigFile(path, text, mode=modes.get(path, '644')).state}"
+    states = {
+        path: ConfigFile(path, text, mode=modes.get(path, "644")).state
         for path, text in files.items()
         if path.startswith("/usr/local") or path in modes
-    ]
-    present = RUNNING | {"sha256sum <": states, "relay-bucket check": missing}
+    }
+    present = RUNNING | in_place(states) | {"relay-bucket check": missing}
     commands = fake_role(objectstore.objectstore, "vault1", responses=present).commands
     assert ("relay-bucket apply" in commands) is bool(missing)

@@ -13,7 +13,7 @@ import yaml
 from deploys.lib import fleet, patroni
 from deploys.lib.fleet import REPOSITORY
 from deploys.roles import postgres
-from tests.unit.deploys.facts import LINUX, existing, running
+from tests.unit.deploys.facts import LINUX, existing, in_place, running
 
 REQUIREMENTS = REPOSITORY / "templates/postgres/requirements.txt"
 UNIT = REPOSITORY / "templates/postgres/patroni.service"
@@ -140,9 +140,9 @@ def test_a_restart_that_an_interrupted_deploy_left_out_is_made_up_for(fake_role:
     outcome = fake_role(postgres.postgres, "db2", responses=RUNNING)
     program = next(line for line in outcome.commands if f"touch {postgres.STALE}" in line)
     digest = program.split("echo ")[-1].split()[0]
-    record = {re.compile("cat /var/lib/relay/loaded/patroni-program/digest"): digest}
     state = f"644 root root {hashlib.sha256(UNIT.read_bytes()).hexdigest()}"
-    loaded = RUNNING | record | {"sha256sum < $f": [f"/etc/systemd/system/patroni.service {state}"]}
+    states = {"/etc/systemd/system/patroni.service": state}
+    loaded = RUNNING | in_place(states, {"patroni-program": digest})
     left = {postgres.STALE: "user=root group=root mode=-rw-r--r-- atime=1 mtime=1 ctime=1 size=0 'x'"}
     restarts = ("relay-patroni restart-replica", "relay-patroni restart-rest")
     commands = fake_role(postgres.postgres, "db2", responses=loaded).commands

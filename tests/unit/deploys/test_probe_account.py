@@ -10,7 +10,7 @@ import pytest
 from deploys.lib import fleet
 from deploys.lib.config_files import ConfigFile
 from deploys.roles import probe_account
-from tests.unit.deploys.facts import LINUX
+from tests.unit.deploys.facts import LINUX, in_place
 
 APPLY = "relay-probe-account apply"
 SERVING = LINUX | {"docker ps --quiet": ["0123456789ab"]}
@@ -21,8 +21,8 @@ ROLE = probe_account.probe_account
 def test_it_is_made_where_something_is_missing(fake_role: Any, differences: list[str]) -> None:
     modes = {probe_account.TOOL: "755", probe_account.SETTINGS: "600"}
     files = fake_role(ROLE, "app1", responses=SERVING).files
-    states = [f"{path} {ConfigFile(path, text, modes[path]).state}" for path, text in files.items()]
-    there = SERVING | {"sha256sum <": states, "relay-probe-account check": differences}
+    states = {path: ConfigFile(path, text, modes[path]).state for path, text in files.items()}
+    there = SERVING | in_place(states) | {"relay-probe-account check": differences}
     assert (APPLY in fake_role(ROLE, "app1", responses=there).commands) is bool(differences)
 
 

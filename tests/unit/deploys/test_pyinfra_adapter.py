@@ -26,6 +26,7 @@ from pyinfra.api.operation import operation
 from pyinfra.api.state import State
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_inventory
+from pyinfra.facts.systemd import SystemdEnabled, SystemdStatus
 from pyinfra.operations import files, server
 from pyinfra.operations.util import any_changed
 
@@ -137,6 +138,33 @@ def test_a_remembered_fact_cannot_be_changed_by_who_asked(state: State) -> None:
         first: list[str] = host.get_fact(_List)
         first.append("changed")
         assert host.get_fact(_List) == []
+
+
+def test_both_facts_of_a_unit_are_one_question(state: State) -> None:
+    """And say what each of them says of its own answer."""
+    lines = ["Id=a.service", "UnitFileState=enabled", "SubState=dead", "", "Id=b.timer", "SubState=waiting"]
+    with prepared(state, lambda: None) as (host, _):
+        connector: Any = host.connector
+        connector.data["fake_responses"] = {"UnitFileState": lines}
+        memory = FactMemory(state)
+        memory.attach()
+        with pyinfra_adapter.preparing(state, host):
+            asked = len(commands(host))
+            units = ["a.service", "b.timer"]
+            running = host.get_fact(SystemdStatus, services=units, machine=None, user_mode=False)
+            enabled = host.get_fact(SystemdEnabled, services=units)
+    assert running == {"a.service": False, "b.timer": True}
+    assert enabled == {"a.service": True}
+    (question,) = commands(host)[asked:]
+    assert "--property SubState a.service b.timer --property UnitFileState" in question
+
+
+def test_where_a_unit_is_unknown_both_facts_are_empty(state: State) -> None:
+    memory = FactMemory(state)
+    memory.attach()
+    with prepared(state, lambda: None) as (host, _), pyinfra_adapter.preparing(state, host):
+        assert host.get_fact(SystemdStatus, services=["a.service"]) == {}
+        assert host.get_fact(SystemdEnabled, services=["a.service"]) == {}
 
 
 class _List(FactBase[list[str]]):

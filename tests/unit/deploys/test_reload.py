@@ -15,7 +15,7 @@ from deploys import roles
 from deploys.lib import config_files, fleet, pki
 from deploys.lib.config_files import ConfigFile, Configuration
 from deploys.roles.bans import ALERTS_PORT
-from tests.unit.deploys.facts import LINUX, running
+from tests.unit.deploys.facts import LINUX, in_place, running
 
 # Every set of files that holds or names the host's certificate or the fleet's CA.
 CERTIFIED = {
@@ -54,12 +54,8 @@ class Applied:
         """Facts of the host, where files `drifted` and the records of sets `forgotten` are amiss."""
         states = self.files | dict.fromkeys(drifted, "644 root root 0")
         records = self.digests | dict.fromkeys(forgotten, "an older one")
-        known = {
-            re.compile(rf"cat {config_files.LOADED}/{re.escape(name)}/digest"): digest
-            for name, digest in records.items()
-        }
         units = {key: line for name in self.sets.values() for key, line in running(_unit(name)).items()}
-        return LINUX | known | units | {"sha256sum <": [f"{path} {state}" for path, state in states.items()]}
+        return LINUX | units | in_place(states, records)
 
 
 def _unit(configuration: Configuration) -> str:
