@@ -16,11 +16,10 @@ import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from io import StringIO
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pyinfra.api.command import FileUploadCommand, StringCommand
+from pyinfra.api.command import StringCommand
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import OperationMeta, operation
 from pyinfra.context import host
@@ -28,7 +27,7 @@ from pyinfra.operations import systemd
 
 from deploys.lib import fleet, pki
 
-Commands = Generator[StringCommand | FileUploadCommand, None, None]
+Commands = Generator[StringCommand, None, None]
 
 LOADED = "/var/lib/relay/loaded"
 TLS = "/etc/relay/tls"
@@ -171,6 +170,16 @@ class Configuration:
             systemd.service(name=f"Run {self.unit}", service=self.unit, running=True, enabled=True)
 
 
+def _write_script(file: ConfigFile) -> str:
+    """Shell commands that make the file of their standard input, by as many bytes as it has: pyinfra ends it
+    with a line feed. Whatever fails, the rest of it is read, since who sends it would fail otherwise."""
+    path, new = shlex.quote(file.path), shlex.quote(f"{file.path}.new")
+    return (
+        f"install -D -o root -g {file.group} -m {file.mode} /dev/null {new} && "
+        f"head -c {len(file.text.encode())} > {new} && mv {new} {path} || ! cat > /dev/null"
+    )
+
+
 class SetState(FactBase[dict[str, str]]):
     """``mode owner group sha256`` of several files, by path; one question for a whole set.
 
@@ -211,10 +220,8 @@ def write(file: ConfigFile, asked: Mapping[str, Any]) -> Commands:
     if host.get_fact(SetState, **asked).get(file.path) == file.state:
         host.noop(f"{file.path} is in place")
         return
-    new = f"{file.path}.new"
-    yield StringCommand("install", "-D", "-o", "root", "-g", file.group, "-m", file.mode, "/dev/null", new)
-    yield FileUploadCommand(StringIO(file.text), new, remote_temp_filename=host.get_temp_filename(new))
-    yield StringCommand("mv", new, file.path)
+    # Its text comes by standard input: a command's words may be read by other users, and are logged.
+    yield StringCommand(_write_script(file), _stdin=file.text)
 
 
 @operation()

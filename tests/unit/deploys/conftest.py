@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,8 @@ from deploys.lib import secrets as vault
 from deploys.run import environment
 
 ROOT = Path(__file__).resolve().parents[3]
+# How deploys.lib.config_files writes a file.
+WRITTEN = re.compile(r"head -c \d+ > \S+ && mv \S+ (\S+) ")
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Outcome:
 
 
 FakeRole = Callable[..., Outcome]
+RUN = FakeConnector.run_shell_command
 
 
 @pytest.fixture(scope="session")
@@ -153,11 +157,18 @@ def _record_files(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
             outcome.files[path.removesuffix(".new")] = content.read().decode(errors="replace")
         return True
 
+    def run_shell_command(self: Any, command: Any, *words: Any, **options: Any) -> Any:
+        if written := WRITTEN.search(str(command)):
+            outcome.files[written[1]] = options["_stdin"]
+        return RUN(self, command, *words, **options)
+
     monkeypatch.setattr(FakeConnector, "put_file", put_file)
+    monkeypatch.setattr(FakeConnector, "run_shell_command", run_shell_command)
 
 
 def _collect(state: State, target: Any, outcome: Outcome) -> None:
-    outcome.commands = list(target.connector.executed_commands)
+    for line in target.connector.executed_commands:
+        outcome.commands += re.split(r" && | \|\| ", line) if WRITTEN.search(line) else [line]
     for op_hash in target.op_hash_order:
         name = ", ".join(sorted(state.get_op_meta(op_hash).names))
         outcome.operations.append(name)

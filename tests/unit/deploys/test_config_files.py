@@ -54,6 +54,30 @@ def test_a_secret_file_is_closed_before_its_content_arrives(fake_role: Any) -> N
     )
 
 
+@pytest.mark.parametrize("text", ["a\n", "no end", "", "ä\n\n", "x" * 300_000 + "\n", "-e \\n $HOME `id`"])
+def test_a_file_is_written_to_the_byte(tmp_path: Path, text: str) -> None:
+    """pyinfra sends a line feed more where a text has none at its end."""
+    file = ConfigFile(str(tmp_path / "new directory" / "a.conf"), text, mode="600")
+    assert written(file, f"{text}\n").returncode == 0
+    path = Path(file.path)
+    assert path.read_text() == text
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["a.conf"]
+
+
+def test_what_cannot_be_written_is_read_to_the_end_and_an_error(tmp_path: Path) -> None:
+    """Who sends a text to a program that has ended fails otherwise than by its exit code."""
+    (tmp_path / "file").write_text("in the way")
+    done = written(ConfigFile(str(tmp_path / "file" / "a.conf"), "text"), "x" * 3_000_000)
+    assert done.returncode != 0
+    assert "file" in done.stderr
+
+
+def written(file: ConfigFile, given: str) -> subprocess.CompletedProcess[str]:
+    script = config_files._write_script(file).replace("-o root -g root ", "")
+    return subprocess.run(["sh", "-c", script], input=given, capture_output=True, text=True, check=False)
+
+
 def test_what_is_in_place_and_loaded_stays(fake_role: Any) -> None:
     assert fake_role(thing, "edge1", responses=host()).changes == []
 
