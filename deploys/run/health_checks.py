@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
+import gevent
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 
@@ -30,8 +31,12 @@ def wait(
     hosts = hosts[:1] if role.first_only else hosts
     hosts = [host for host in hosts if host.name not in away] if role.wanted() else []
     start = time.monotonic()
-    for host in hosts[:1] if check.first else hosts:
-        _wait(role, check, host, hosts, shell, start)
+    asked = hosts[:1] if check.first else hosts
+    jobs = [gevent.spawn(shell, host, check.command) for host in asked]
+    gevent.joinall(jobs)
+    for host, job in zip(asked, jobs, strict=True):
+        if not job.get()[0]:
+            _wait(role, check, host, hosts, shell, start)
     return time.monotonic() - start
 
 

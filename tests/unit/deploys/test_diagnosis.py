@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gevent.event import Event
+from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
@@ -110,6 +112,21 @@ def test_a_unit_that_crashes_again_and_again_is_not_waited_for(
     patient = HealthCheck("it serves", "false", units=("b.service",), seconds=3600)
     with pytest.raises(DeployError, match="started again 9 times"):
         health_checks.wait(Role("example", "db"), patient, sandbox_inventory, shell)
+
+
+def test_hosts_are_asked_side_by_side_and_who_is_not_well_again(sandbox_inventory: Inventory) -> None:
+    asked: list[str] = []
+    all_asked = Event()
+
+    def shell(host: Host, command: str) -> tuple[bool, str]:
+        first = host.name not in asked
+        asked.append(host.name)
+        if len(asked) == 3:
+            all_asked.set()
+        return all_asked.wait(5) and not (first and host.name == "db2"), ""
+
+    health_checks.wait(Role("example", "db"), HealthCheck("it serves", "check"), sandbox_inventory, shell)
+    assert sorted(asked) == ["db1", "db2", "db2", "db3"]
 
 
 @pytest.mark.parametrize("name", [role.name for role in roles.table() if role.health_checks])
