@@ -17,6 +17,7 @@ ANY = "*"  # in settings that name models or origins: all others
 Network = IPv4Network | IPv6Network
 UnknownFields = Literal["pass", "drop", "refuse"]
 OutputLimitField = Literal["max_completion_tokens", "max_tokens"]
+TranscriptFormat = Literal["verbose_json", "json", "as_asked"]
 
 
 Choice = TypeVar("Choice", bound=str)

@@ -17,7 +17,7 @@ from relay.pricing.errors import FieldError
 from relay.pricing.units import NANO, decimal
 from relay.routing.channels import FORMATS
 from relay.routing.key_cipher import KeyCipher
-from relay.settings import OutputLimitField, SettingError, UnknownFields
+from relay.settings import OutputLimitField, SettingError, TranscriptFormat, UnknownFields
 from relay.store import channels
 
 CREATE = (
@@ -211,6 +211,13 @@ def _add_habits(parser: argparse.ArgumentParser, creating: bool) -> None:
         help="what the provider calls the most tokens of an answer; usual: max_completion_tokens for the"
         " providers openai and azure, max_tokens for others" + usual,
     )
+    parser.add_argument(
+        "--transcript-format",
+        choices=(*get_args(TranscriptFormat), USUAL),
+        help="what it is asked for where a customer wants a transcript as text, srt or vtt, which tell no"
+        " usage: verbose_json; json, which has no times, so that srt and vtt stay; or just that (as_asked);"
+        " usual: verbose_json for models that it calls whisper, json for others" + usual,
+    )
 
 
 async def _create(connection: AsyncConnection, options: argparse.Namespace) -> dict[str, Any]:
@@ -244,7 +251,7 @@ def _columns(options: argparse.Namespace) -> dict[str, Any]:
     """The columns that the options say."""
     named = ("provider", "format", "base_url", "priority", "weight")
     columns = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
-    for name in ("unknown_fields", "output_limit_field"):
+    for name in ("unknown_fields", "output_limit_field", "transcript_format"):
         chosen = getattr(options, name)
         if chosen is not None:
             columns[name] = "" if chosen == USUAL else chosen

@@ -30,7 +30,11 @@ class MediaRequest(PassedRequest):
     def native(self, model: str, profile: Profile) -> bytes:
         """See Request."""
         if self.form is not None:
-            return self.form.written(model, self.unknown, profile.unknown_fields)
+            asked = self.asked_as(model, profile)
+            changed = {"response_format": asked} if asked else {}
+            left_out = frozenset(self.left_out(asked))
+            policy = profile.unknown_fields
+            return self.form.written(model, self.unknown, policy, changed=changed, left_out=left_out)
         # super() does not work in a dataclass with slots
         return PassedRequest.native(self, model, profile)
 
@@ -44,12 +48,22 @@ class MediaRequest(PassedRequest):
             return api
         return replace(api, PROVIDER=openai.Sending(api.PROVIDER, self.form.content_type))
 
-    @abstractmethod
-    def metered(self, api: PassedApi) -> PassedApi:
-        """``api`` as a provider's answers to this request, which priced() gave, are metered."""
+    def asked_as(self, model: str, profile: Profile) -> str:
+        """The ``response_format`` that a provider, which calls the model ``model``, is asked for in place of
+        the customer's, which tells no usage. Empty: it is asked for that."""
+        return ""
+
+    def left_out(self, asked: str) -> tuple[str, ...]:
+        """Fields that a provider is not sent which is ``asked`` so, see asked_as()."""
+        return ()
 
     @abstractmethod
-    def as_events(self, body: bytes) -> bytes:
+    def metered(self, api: PassedApi, asked: str = "") -> PassedApi:
+        """``api`` as answers to this request, which priced() gave, are metered that a provider makes which
+        was ``asked`` so."""
+
+    @abstractmethod
+    def as_events(self, body: bytes, asked: str = "") -> bytes:
         """A whole answer, which came where a stream was asked for, as events; raises ErrorAnswer, and
         BadAnswer. Some providers pass over ``stream`` where a model has none, OpenAI's for whisper-1."""
 

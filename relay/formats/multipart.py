@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -30,6 +31,7 @@ MAX_NAME_BYTES = 200
 MAX_HEADERS, MAX_HEADER_BYTES = 4, 2048
 _UNNAMEABLE = re.compile(r'[\x00-\x1f\x7f"\\]')
 _TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(?:;[ !#-~]{1,100})?", re.ASCII)
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _PLAIN_ENCODINGS = frozenset({b"", b"binary", b"8bit", b"7bit"})
 
 
@@ -117,18 +119,28 @@ class Form:
         texts = [part for part in self.parts if part.filename is None]
         return encode({part.name: str(part.content, "utf-8", "replace") for part in texts})
 
-    def written(self, model: str, unknown: frozenset[str], policy: UnknownFields) -> bytes:
+    def written(
+        self,
+        model: str,
+        unknown: frozenset[str],
+        policy: UnknownFields,
+        *,
+        changed: Mapping[str, str] = NOTHING,
+        left_out: frozenset[str] = frozenset(),
+    ) -> bytes:
         """The form for a provider that calls the model ``model``, without ``unknown`` fields where the policy
-        is to drop them; raises ApiError 400 where it is to refuse them."""
+        is to drop them; raises ApiError 400 where it is to refuse them. ``changed``: texts in the place of
+        those that came; ``left_out``: names of other fields that it is not sent."""
         if unknown and policy == "refuse":
             name = min(unknown)[:SHOWN]
             raise bad_request(name, f"Unrecognized request argument supplied: {name}", "unknown_parameter")
-        left_out = unknown if policy == "drop" else frozenset()
+        left_out = left_out | unknown if policy == "drop" else left_out
+        texts = {**changed, "model": model}
         pieces: list[bytes | memoryview] = []
         opening = f"--{self.boundary}\r\n".encode()
         for part in self.parts:
             if part.name not in left_out:
-                content = model.encode() if part.name == "model" else part.content
+                content = texts[part.name].encode() if part.name in texts else part.content
                 pieces += opening, part.head(), content, b"\r\n"
         return b"".join([*pieces, f"--{self.boundary}--\r\n".encode()])
 

@@ -78,7 +78,7 @@ class ImageRequest(MediaRequest):
         prompt = ("text", "image") if self.images else ("text",)
         return MaxUsage(self.input_bound, self.max_output, prompt, ("image", "text"))
 
-    def metered(self, api: PassedApi) -> PassedApi:
+    def metered(self, api: PassedApi, asked: str = "") -> PassedApi:
         """See MediaRequest."""
         usage_format = METERS_FORMAT if self.by_piece else USAGE_FORMAT
         return replace(
@@ -88,7 +88,7 @@ class ImageRequest(MediaRequest):
             meter=partial(ImageMeter, request=self),
         )
 
-    def as_events(self, body: bytes) -> bytes:
+    def as_events(self, body: bytes, asked: str = "") -> bytes:
         """See MediaRequest: an event for each image, the last one of which tells the usage."""
         read_images(body, request=self)
         value = loads(body)

@@ -43,12 +43,12 @@ class SpeechRequest(MediaRequest):
         """See Request."""
         return MaxUsage(others={"char": self.characters})
 
-    def metered(self, api: PassedApi) -> PassedApi:
+    def metered(self, api: PassedApi, asked: str = "") -> PassedApi:
         """See MediaRequest."""
         read_whole = partial(read_sound, request=self)
         return replace(api, read_whole=read_whole, meter=partial(SpeechMeter, request=self))
 
-    def as_events(self, body: bytes) -> bytes:
+    def as_events(self, body: bytes, asked: str = "") -> bytes:
         """See MediaRequest: the sound in one event, and the end."""
         read_sound(body, request=self)
         sound = base64.b64encode(body).decode()

@@ -1,9 +1,11 @@
 """``POST /v1/audio/transcriptions``, ``/v1/audio/translations``: what a sound says, the latter in English.
 
 The form is passed on, and paid by the duration where the model's price has the meter ``ms``, else by tokens.
+Plain text (``response_format`` text, srt, vtt) has no place for usage: a provider that can is asked for JSON
+in its place (see Profile.transcript_format), of which the text is made here.
+
 Where a provider tells neither, or what cannot be, the file decides: its header (relay.formats.sound_length),
-else its size, see USUAL_BYTES_A_SECOND. So it does where the answer is plain text (``response_format`` text,
-srt, vtt), which has no place for usage. Customers write these headers: a file is not taken for shorter than
+else its size, see USUAL_BYTES_A_SECOND. Customers write these headers: a file is not taken for shorter than
 its subtitles, nor than what is said in it takes, see CHARACTERS_A_SECOND.
 Protocol: https://platform.openai.com/docs/api-reference/audio
 """
@@ -26,11 +28,13 @@ from relay.formats.passed import PassedApi
 from relay.formats.sound_length import milliseconds
 from relay.formats.text_estimate import split_text, text_estimate
 from relay.formats.transcript_text import SHAPES, Transcript, read_text, transcript_of
+from relay.formats.written_transcript import last_end, write
 from relay.pricing.bound import MaxUsage
 from relay.pricing.errors import FieldError
 from relay.pricing.tariff import Admission
 from relay.pricing.usage import METERS_FORMAT, normalise
 from relay.providers import openai
+from relay.providers.profiles import Profile
 from relay.settings import Settings
 
 # Speech takes 6 kbit/s at least, in the thriftiest format that is in use (Opus): so long a file can last.
@@ -46,6 +50,8 @@ MAX_TEXT_TOKENS = 16_384
 USAGE_FORMAT = "audio"
 DONE = "transcript.text.done"
 _BOTH = frozenset({"file", "model", "prompt", "response_format", "stream", "temperature"})
+# Of verbose_json alone: words have no place in plain text, and without segments there are no subtitles.
+_GRANULARITIES = frozenset({"timestamp_granularities", "timestamp_granularities[]"})
 _TRANSCRIPTION = _BOTH | {
     *("chunking_strategy", "include[]", "known_speaker_names[]", "known_speaker_references[]", "language"),
     "timestamp_granularities[]",
@@ -56,9 +62,9 @@ _TRANSCRIPTION = _BOTH | {
 class TranscriptionRequest(MediaRequest):
     """A request for the text of a file of so many ``file_bytes``. ``by_duration``: whether it is paid so.
 
-    ``shape``: of SHAPES, where a whole answer is plain text, else empty: it is JSON. ``usual``: the
-    milliseconds that the file is taken for when nobody tells them. ``least``: those that it has at least,
-    by the text of the answer that is read.
+    ``shape``: of SHAPES, where the customer wants plain text, else empty: JSON. ``usual``: the milliseconds
+    that the file is taken for when nobody tells them. ``least``: those that it has at least, by the answer
+    that is read.
     """
 
     OUTPUT_FIELD: ClassVar[str | None] = ""
@@ -79,27 +85,49 @@ class TranscriptionRequest(MediaRequest):
             return MaxUsage(others={"ms": self.longest})
         return MaxUsage(self.input_bound, self.max_output, ("audio", "text"))
 
-    def metered(self, api: PassedApi) -> PassedApi:
+    def asked_as(self, model: str, profile: Profile) -> str:
         """See MediaRequest."""
+        known = profile.transcript_format(model)
+        if not self.shape or known == "as_asked" or (known == "json" and self.shape != "text"):
+            return ""
+        return known
+
+    def left_out(self, asked: str) -> tuple[str, ...]:
+        """See MediaRequest."""
+        names = self.form.names if asked and self.form is not None else frozenset()
+        return tuple(sorted(_GRANULARITIES & names))
+
+    def metered(self, api: PassedApi, asked: str = "") -> PassedApi:
+        """See MediaRequest."""
+        plain = bool(self.shape) and not asked
         return replace(
             self.reached(api),
             USAGE_FORMAT=METERS_FORMAT if self.by_duration else USAGE_FORMAT,
-            read_whole=partial(read_plain if self.shape else read_transcript, request=self),
+            read_whole=partial(read_plain if plain else read_transcript, request=self),
             meter=partial(TranscriptMeter, request=self),
-            BYTES="text" if self.shape else "",
+            BYTES="text" if plain else "",
+            write=self.written if asked else None,
         )
 
-    def as_events(self, body: bytes) -> bytes:
+    def written(self, body: bytes) -> bytes:
+        """An answer in JSON as the plain text that the customer wants; raises BadAnswer."""
+        return write(loads(body), self.shape)
+
+    def as_events(self, body: bytes, asked: str = "") -> bytes:
         """See MediaRequest."""
-        if self.shape:
+        if self.shape and not asked:
             return written(DONE, {"text": read_text(body, self.shape).whole})
         read_transcript(body, request=self)
-        return written(DONE, loads(body) | {"type": DONE})
+        value: dict[str, Any] = loads(body)
+        if asked:
+            told = {name: value[name] for name in ("usage", "duration") if name in value}
+            value = {"text": self.written(body).decode()} | told
+        return written(DONE, value)
 
-    def hear(self, characters: int, until: int = 0) -> None:
-        """An answer of so many characters was read, whose last time is ``until``, in milliseconds."""
+    def hear(self, characters: int, *until: int) -> None:
+        """An answer of so many characters was read; ``until``: the ends that it tells, in milliseconds."""
         said = min(characters * 1000 // CHARACTERS_A_SECOND, self.longest)
-        self.least = max(said, until if until <= self.longest else 0)
+        self.least = max(said, max((end for end in until if end <= self.longest), default=0))
 
     def counted_prompt(self, image_tokens: int) -> int:
         """See Request."""
@@ -186,14 +214,15 @@ def read_transcript(body: bytes, *, request: TranscriptionRequest) -> Measured:
     if not isinstance(text, str):
         raise BadAnswer("the answer has no text")
     told = usage if isinstance(usage, dict) and usage else None
-    request.hear(len(text))
+    duration = _duration(value, told)
+    request.hear(len(text), last_end(value), duration or 0)
     if not request.by_duration:
         return Measured(told, text_estimate(*split_text(text)))
-    return Measured(request.lasted(_duration(value, told), told))
+    return Measured(request.lasted(duration, told))
 
 
 def read_plain(body: bytes, *, request: TranscriptionRequest) -> Measured:
-    """An answer that is plain text, and tells no usage: it is counted as JSON is that tells none. Raises
+    """An answer that came as plain text, and tells no usage: it is counted as JSON is that tells none. Raises
     BadAnswer."""
     found = read_text(body, request.shape)
     request.hear(len(found.said), found.until)
@@ -212,7 +241,8 @@ class TranscriptMeter(MediaMeter):
         super().__init__(options)
         self._request = request
         self._request.least = 0  # what another channel said was not delivered
-        self._said = self._until = 0
+        self._said = 0
+        self._ends: tuple[int, ...] = ()  # that the last event tells
         self._beside: dict[str, Any] = {}  # what the last event tells beside the text
         self._deltas = False
 
@@ -226,16 +256,19 @@ class TranscriptMeter(MediaMeter):
         if isinstance(text, str) and text:
             self._said += len(text)
             self._add([text])
-        self._request.hear(self._said, self._until)
+        self._request.hear(self._said, *self._ends)
 
     def _read_whole(self, end: MediaEvent) -> str | None:
         """What is said in the last event, which has the whole text, and nothing else came before. It is
         counted as an answer is that is no stream."""
         self._beside = {"duration": end.duration}
+        told = end.usage if isinstance(end.usage, dict) else None
+        duration = _duration(self._beside, told) or 0
+        self._ends = (duration,)
         if not isinstance(end.text, str):
             return None
         found = _transcript(end.text, self._request.shape)
-        self._until = found.until
+        self._ends = (duration, found.until)
         return None if self.generating else found.said
 
     def _usage_of(self, told: dict[str, Any] | None) -> Any:

@@ -30,7 +30,8 @@ OPENAIS = frozenset({"openai", "openai-responses"})
 @dataclass(frozen=True, slots=True)
 class PassedApi:
     """An API beside those in which a model converses. See Metered. ``BYTES``: what its whole answers
-    are where they are no JSON, see relay.gateway.bytes_response."""
+    are where they are no JSON, see relay.gateway.bytes_response; ``write``: makes what the customer wants of
+    one that is JSON, which is plain text, and raises BadAnswer where it cannot. None: it passes as it is."""
 
     PROVIDER: Provider
     USAGE_FORMAT: str
@@ -38,6 +39,7 @@ class PassedApi:
     MODEL_FIELD: str = "model"
     meter: Callable[[MeterOptions], Meter] = openai_chat.meter
     BYTES: str = ""
+    write: Callable[[bytes], bytes] | None = None
 
 
 @dataclass(slots=True)

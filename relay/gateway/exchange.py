@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from relay.errors import ApiError, bad_request
-from relay.formats import gemini, gemini_embeddings, openai_embeddings
+from relay.formats import gemini, gemini_embeddings, openai_embeddings, written_transcript
 from relay.formats.answer import BadAnswer
 from relay.formats.conversation import Conversation, Untranslatable
 from relay.formats.embeddings import Embedder, EmbeddingRequest
@@ -122,6 +122,7 @@ class AskedRequest:
             self._settings,
             output_limit=channel.output_limit_field,
             unknown_fields=channel.unknown_fields,
+            transcripts=channel.transcript_format,
         )
 
     def translated(self, channel: Channel, body: bytes) -> bytes:
@@ -134,16 +135,20 @@ class AskedRequest:
         return Shown(request.model, request.include_usage, int(time.time()), request.repeated())
 
     def whole_answer(
-        self, call: Call, theirs: Metered, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
+        self, call: Call, channel: Channel, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
     ) -> Answer:
         """What will read an answer that is not streamed; see JsonAnswer."""
-        return JsonAnswer(call, theirs.read_whole, shape, redact)
+        return JsonAnswer(call, self.theirs(channel).read_whole, shape, redact)
 
     def streamed_answer(
-        self, call: Call, meter: Meter, error_event: Callable[[ApiError], bytes]
+        self, call: Call, channel: Channel, meter: Meter, error_event: Callable[[ApiError], bytes]
     ) -> StreamAnswer:
         """What will read an answer as events."""
         return StreamAnswer(call, meter, error_event)
+
+    def left_out(self, channel: Channel) -> tuple[str, ...]:
+        """Fields that do not pass to a channel of the same format."""
+        return ()
 
     @property
     def max_event_bytes(self) -> int:
@@ -197,32 +202,39 @@ class AskedMedia(PassedOn):
         super().__init__(settings, format, request, passed, api)
         self._media = request
 
-    def theirs(self, channel: Channel) -> Metered:
+    def theirs(self, channel: Channel) -> PassedApi:
         """See AskedRequest."""
-        return self._media.metered(self._api)
+        return self._media.metered(self._api, self._asked_as(channel))
 
     def whole_answer(
-        self, call: Call, theirs: Metered, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
+        self, call: Call, channel: Channel, shape: Callable[[bytes], bytes], redact: Callable[[bytes], bytes]
     ) -> Answer:
         """See AskedRequest."""
-        if self._kind:
-            return BytesAnswer(call, theirs.read_whole, self._kind)
-        return super().whole_answer(call, theirs, shape, redact)
+        api = self.theirs(channel)
+        if api.BYTES:
+            return BytesAnswer(call, api.read_whole, api.BYTES)
+        if api.write is not None:
+            return JsonAnswer(call, api.read_whole, api.write, redact, written_transcript.TYPE)
+        return super().whole_answer(call, channel, shape, redact)
 
     def streamed_answer(
-        self, call: Call, meter: Meter, error_event: Callable[[ApiError], bytes]
+        self, call: Call, channel: Channel, meter: Meter, error_event: Callable[[ApiError], bytes]
     ) -> StreamAnswer:
         """See AskedRequest."""
-        return MediaStreamAnswer(call, meter, error_event, self._media.as_events, self._kind)
+        as_events = partial(self._media.as_events, asked=self._asked_as(channel))
+        return MediaStreamAnswer(call, meter, error_event, as_events, self.theirs(channel).BYTES)
+
+    def left_out(self, channel: Channel) -> tuple[str, ...]:
+        """See AskedRequest."""
+        return self._media.left_out(self._asked_as(channel))
 
     @property
     def max_event_bytes(self) -> int:
         """See AskedRequest: an event may hold an image."""
         return max(self._settings.max_event_bytes, self._settings.max_answer_bytes)
 
-    @property
-    def _kind(self) -> str:
-        return self._media.metered(self._api).BYTES
+    def _asked_as(self, channel: Channel) -> str:
+        return self._media.asked_as(channel.provider_model(self.request.model), self.profile(channel))
 
 
 # By a channel's format: those whose providers turn texts into vectors.
@@ -298,7 +310,7 @@ class ChannelExchange:
     def _body(self, model: str) -> bytes:
         asked, call = self._asked, self._call
         if self._same:
-            call.left_out = ()
+            call.left_out = asked.left_out(self._channel)
             return asked.request.native(model, asked.profile(self._channel))
         written = asked.written(self._channel)
         if isinstance(written, ApiError):
@@ -312,13 +324,13 @@ class ChannelExchange:
 
     def answer(self) -> Answer:
         """See Exchange."""
-        call, asked, theirs = self._call, self._asked, self._theirs
+        call, asked, theirs, channel = self._call, self._asked, self._theirs, self._channel
         request = asked.request
         mapped = self._channel.provider_model(request.model) != request.model
         model = request.model if mapped and self._same else None
         redact = partial(redact_data, clean=partial(clean, channel=self._channel, model=request.model))
         if not request.stream:
-            return asked.whole_answer(call, theirs, self._shape(model), redact)
+            return asked.whole_answer(call, channel, self._shape(model), redact)
         meter = theirs.meter(
             MeterOptions(
                 keep_usage_chunk=request.include_usage or not self._same,
@@ -331,7 +343,7 @@ class ChannelExchange:
         if not self._same:
             decoder = FORMATS[self._channel.format].decoder()
             meter = TranslatedMeter(meter, decoder, asked.format.encoder(asked.shown()))
-        return asked.streamed_answer(call, meter, self._error_event)
+        return asked.streamed_answer(call, channel, meter, self._error_event)
 
     def _error_event(self, error: ApiError) -> bytes:
         return self._asked.error_event(error, str(self._call.request_id))

@@ -10,6 +10,8 @@ from relay.formats.format import Whole
 from relay.gateway.call import Call
 from relay.providers.transport import Reply
 
+JSON = b"application/json"
+
 
 async def received(call: Call, reply: Reply) -> bytes:
     """The provider's whole body, in the memory that answers share."""
@@ -22,7 +24,7 @@ class WholeAnswer:
     ``read_whole``: of the provider's format.
     """
 
-    _type = b"application/json"
+    _type = JSON
 
     def __init__(self, call: Call, read_whole: Callable[[bytes], Whole]) -> None:
         self._call, self._read_whole = call, read_whole

@@ -21,7 +21,7 @@ from relay.routing.breaker import Breaker
 from relay.routing.budgets import ChannelBudgets
 from relay.routing.key_cipher import KeyCipher
 from relay.routing.order import EXPLORE, Affinity, Latencies, Route, Routes, arrange, at_random
-from relay.settings import OutputLimitField, SettingError, UnknownFields
+from relay.settings import OutputLimitField, SettingError, TranscriptFormat, UnknownFields
 from relay.store import channels as store
 from relay.store.changes import Changes
 from relay.store.routes import list_routes
@@ -52,8 +52,9 @@ class Channel:
     """What serves models at a provider. A higher ``priority`` goes first; ``weight`` shares among equals.
 
     ``provider``: whose bill it is, for cost prices and metrics; ``format``: one of FORMATS; ``keys``: at
-    least one. ``unknown_fields``, ``output_limit_field``: see Profile; None: as usual. ``rpm``, ``tpm``,
-    ``concurrency``: requests and tokens a minute, requests at a time, of all replicas; None: no limit.
+    least one. ``unknown_fields``, ``output_limit_field``, ``transcript_format``: see Profile; None: as usual.
+    ``rpm``, ``tpm``, ``concurrency``: requests and tokens a minute, requests at a time, of all replicas;
+    None: no limit.
     """
 
     id: int
@@ -68,6 +69,7 @@ class Channel:
     format: str = FORMATS[0]
     unknown_fields: UnknownFields | None = None
     output_limit_field: OutputLimitField | None = None
+    transcript_format: TranscriptFormat | None = None
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
@@ -302,6 +304,7 @@ class ChannelTable:
             format=row["format"],
             unknown_fields=row["unknown_fields"] or None,
             output_limit_field=row["output_limit_field"] or None,
+            transcript_format=row["transcript_format"] or None,
             rpm=row["rpm"],
             tpm=row["tpm"],
             concurrency=row["concurrency"],

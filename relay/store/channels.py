@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 _PUBLIC = (  # not the keys, but for their names
     "id, name, provider, format, base_url, models, model_map, priority, weight, rpm, tpm, concurrency,"
-    " unknown_fields, output_limit_field, status, created_at, array[key_name]"
+    " unknown_fields, output_limit_field, transcript_format, status, created_at, array[key_name]"
     " || array(select k.name from channel_keys k where k.channel_id = channels.id order by k.id) as keys"
 )
 _SEALED = (
@@ -38,6 +38,7 @@ WRITABLE = (
     "concurrency",
     "unknown_fields",
     "output_limit_field",
+    "transcript_format",
     "status",
 )
 Row = dict[str, Any]

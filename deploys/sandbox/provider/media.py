@@ -15,8 +15,9 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from . import media_events, openai_words
+from . import media_events, openai_words, subtitles
 from .answers import count
 from .books import Served, now
 from .checking import BadRequest, anything, decimal, flag, matching, one_of, record, text, whole
@@ -272,10 +273,10 @@ def uploads(body: JSON, *names: str) -> list[Upload]:
     return [one for one in listed if isinstance(one, Upload)]
 
 
-def transcription(body: JSON, control: Control) -> Made:
+def transcription(body: JSON, control: Control, *, task: str = "transcribe") -> Made:
     """The answer of /v1/audio/transcriptions and /v1/audio/translations; raises BadRequest.
 
-    A second of sound is BYTES_A_SECOND of its file. ``gpt-…`` tells tokens and writes no subtitles, any other
+    A second of sound is BYTES_A_SECOND of its file. ``gpt-…`` tells tokens and writes no times, any other
     model tells the duration; ``whisper-…`` passes over ``stream``, as OpenAI's whisper-1 does.
     """
     HEARD(WORDING, {name: value for name, value in body.items() if not isinstance(value, Upload)}, ())
@@ -287,9 +288,11 @@ def transcription(body: JSON, control: Control) -> Made:
     text = control.text or f"{len(file)} bytes: {hashlib.sha256(file).hexdigest()}"
     by_tokens = body["model"].startswith("gpt-")
     shape = body.get("response_format") or "json"
-    if by_tokens and shape in ("srt", "vtt"):
+    if by_tokens and shape in ("srt", "vtt", "verbose_json"):
         message = f"response_format '{shape}' is not compatible with model '{body['model']}'."
+        message += " Use 'json' or 'text' instead."
         raise BadRequest(message, param="response_format", code="unsupported_value")
+    wanted = granularities(body, shape)
     prompt, output = 10 * math.ceil(seconds), count(text)
     usage = heard_usage(prompt, output) if by_tokens else {"type": "duration", "seconds": math.ceil(seconds)}
     usage = control.usage or usage
@@ -298,7 +301,7 @@ def transcription(body: JSON, control: Control) -> Made:
     return Made(
         model=body["model"],
         content_type=b"text/plain; charset=utf-8" if shape in TEXTS else b"application/json",
-        body=transcript(text, seconds, shape, told),
+        body=transcript(text, seconds, shape, told, wanted, task),
         usage=usage,
         prompt=prompt if by_tokens else 0,
         output=output if by_tokens else 0,
@@ -307,19 +310,37 @@ def transcription(body: JSON, control: Control) -> Made:
     )
 
 
-def transcript(text: str, seconds: float, shape: str, told: JSON | None) -> bytes:
-    """A transcript of this shape, in subtitles as one; plain text has no place for usage."""
+def granularities(body: JSON, shape: str) -> list[str]:
+    """Which times are wanted, of segments and of words; raises BadRequest."""
+    name = "timestamp_granularities[]"
+    given = body.get(name, [])
+    listed = given if isinstance(given, list) else [given]
+    if listed and shape != "verbose_json":
+        raise BadRequest(f"'{name}' needs response_format 'verbose_json'.", param=name, code="invalid_value")
+    for one in listed:
+        if one not in ("segment", "word"):
+            raise WORDING.wrong_value((name,), ("segment", "word"), one)
+    return listed or ["segment"]
+
+
+def transcript(
+    text: str,
+    seconds: float,
+    shape: str,
+    told: JSON | None,
+    wanted: list[str] | None = None,
+    task: str = "transcribe",
+) -> bytes:
+    """A transcript of this shape; plain text has no place for usage. ``wanted``: see granularities()."""
     if shape in TEXTS:
-        if shape == "text":
-            return text.encode() + b"\n"
-        ms = math.ceil(seconds * 1000)
-        clock = f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
-        if shape == "vtt":
-            return f"WEBVTT\n\n00:00.000 --> {clock}\n{text}\n\n".encode()
-        return f"1\n00:00:00,000 --> {clock.replace('.', ',')}\n{text}\n\n".encode()
+        return subtitles.WRITTEN[shape](text, seconds).encode()
     answer: JSON = {"text": text}
     if shape == "verbose_json":
-        answer |= {"task": "transcribe", "language": "english", "duration": seconds, "segments": []}
+        answer = {"task": task, "language": "english", "duration": seconds} | answer
+        if wanted is None or "segment" in wanted:
+            answer["segments"] = subtitles.segments(text, seconds)
+        if wanted is not None and "word" in wanted:
+            answer["words"] = subtitles.words(text, seconds)
     return json.dumps(answer if told is None else answer | {"usage": told}).encode()
 
 
@@ -339,5 +360,6 @@ MAKING: dict[str, tuple[str, Callable[[JSON, Control], Made]]] = {
     "/v1/images/generations": ("prompt", images),
     "/v1/images/edits": ("prompt", edits),
     "/v1/audio/speech": ("input", speech),
-    **dict.fromkeys(("/v1/audio/transcriptions", "/v1/audio/translations"), ("prompt", transcription)),
+    "/v1/audio/transcriptions": ("prompt", transcription),
+    "/v1/audio/translations": ("prompt", partial(transcription, task="translate")),
 }
