@@ -125,9 +125,9 @@ class TranscriptionRequest(MediaRequest):
         return written(DONE, value)
 
     def hear(self, characters: int, *until: int) -> None:
-        """An answer of so many characters was read; ``until``: the ends that it tells, in milliseconds."""
+        """So many characters of the answer were read; ``until``: the ends that it tells, in milliseconds."""
         said = min(characters * 1000 // CHARACTERS_A_SECOND, self.longest)
-        self.least = max(said, max((end for end in until if end <= self.longest), default=0))
+        self.least = max(self.least, said, *(end for end in until if end <= self.longest))
 
     def counted_prompt(self, image_tokens: int) -> int:
         """See Request."""
@@ -215,6 +215,7 @@ def read_transcript(body: bytes, *, request: TranscriptionRequest) -> Measured:
         raise BadAnswer("the answer has no text")
     told = usage if isinstance(usage, dict) and usage else None
     duration = _duration(value, told)
+    request.least = 0
     request.hear(len(text), last_end(value), duration or 0)
     if not request.by_duration:
         return Measured(told, text_estimate(*split_text(text)))
@@ -225,6 +226,7 @@ def read_plain(body: bytes, *, request: TranscriptionRequest) -> Measured:
     """An answer that came as plain text, and tells no usage: it is counted as JSON is that tells none. Raises
     BadAnswer."""
     found = read_text(body, request.shape)
+    request.least = 0
     request.hear(len(found.said), found.until)
     if not request.by_duration:
         return Measured(None, text_estimate(*split_text(found.said)))

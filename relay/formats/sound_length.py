@@ -1,14 +1,17 @@
 """How long a sound is, by the header of its file.
 
 Formats: WAVE (Microsoft's Multimedia Programming Interface 1.0), FLAC (RFC 9639), Ogg (RFC 3533) with Opus
-(RFC 7845) or Vorbis, MP4 (ISO 14496-12), MP3 (ISO 11172-3; counts of frames as LAME and VBRI write them).
+(RFC 7845) or Vorbis, MP4 (ISO 14496-12), MP3 (ISO 11172-3; counts of frames as LAME and VBRI write them),
+WebM and Matroska (RFC 9559, in elements as RFC 8794 has them).
 Whoever sends a file may write into its header what it likes: only a length is taken that its size can have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
+from math import isfinite
 from struct import Struct, error
 
 # The highest rate of what is compressed, 512 kbit/s: a file is at least as long as at that.
@@ -29,6 +32,17 @@ _BITRATES = (
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _RATES = (44_100, 48_000, 32_000)
+# Elements of Matroska.
+_EBML, _SEGMENT, _INFO, _CLUSTER = (
+    bytes.fromhex(one) for one in ("1a45dfa3", "18538067", "1549a966", "1f43b675")
+)
+_SCALE, _DURATION = b"\x2a\xd7\xb1", b"\x44\x89"
+_TIMESTAMP, _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = b"\xe7", b"\xa3", b"\xa0", b"\xa1"
+_USUAL_SCALE = 1_000_000  # nanoseconds of a tick
+_MOST_WIDTH = 8  # bytes of a number
+_FLOATS = {4: Struct(">f"), 8: Struct(">d")}
+# In which the last cluster begins: it has 32 s at most, of which a block has 20 ms or more.
+_WEBM_TAIL, _CLUSTERS, _BLOCKS = 4 << 20, 8, 5_000
 
 Bytes = bytes | memoryview
 
@@ -157,10 +171,97 @@ def _frames(begin: bytes, side: int) -> int | None:
     return None
 
 
+def _webm(file: Bytes) -> Fraction | None:
+    """By its header, which what is recorded live does not have, or its last block where that comes later:
+    decoders go by the blocks."""
+    _, begin, size = _element(file, 0)
+    kind, at, _ = _element(file, begin + (size or 0))
+    scale, ticks = _USUAL_SCALE, Fraction()
+    for _ in range(_MAX_PARTS):
+        if kind != _SEGMENT or at >= len(file):
+            break
+        name, begin, size = _element(file, at)
+        if name == _CLUSTER or size is None:
+            break
+        if name == _INFO:
+            scale, ticks = _info(file[begin : begin + size])
+        at = begin + size
+    return max(ticks, Fraction(_last_block(bytes(file[-_WEBM_TAIL:])))) * scale / 10**9
+
+
+def _info(file: Bytes) -> tuple[int, Fraction]:
+    """(nanoseconds of a tick, ticks that the whole lasts, or 0)."""
+    scale, ticks, at = _USUAL_SCALE, Fraction(), 0
+    for _ in range(_MAX_PARTS):
+        if at >= len(file):
+            break
+        name, begin, size = _element(file, at)
+        if size is None:
+            break
+        content = file[begin : begin + size]
+        if name == _SCALE and size <= _MOST_WIDTH:
+            scale = int.from_bytes(content)
+        elif name == _DURATION and size in _FLOATS:
+            (told,) = _FLOATS[size].unpack(content)
+            ticks = Fraction(told) if isfinite(told) else ticks
+        at = begin + size
+    return scale, ticks
+
+
+def _last_block(tail: bytes) -> int:
+    """The tick at which the last block begins, or 0."""
+    at = len(tail)
+    for _ in range(_CLUSTERS):
+        at = tail.rfind(_CLUSTER, 0, at)
+        if at < 0:
+            break
+        try:
+            _, begin, size = _element(tail, at)
+            name, inner, width = _element(tail, begin)
+        except IndexError:
+            continue
+        if name == _TIMESTAMP and width and width <= _MOST_WIDTH:  # else these bytes are of something else
+            end = len(tail) if size is None else begin + size
+            return int.from_bytes(tail[inner : inner + width]) + _last_within(tail[:end], inner + width)
+    return 0
+
+
+def _last_within(cluster: bytes, at: int) -> int:
+    """Of the blocks from ``at`` on: when the last one begins, in ticks from the cluster's own."""
+    last = 0
+    with suppress(IndexError):  # the file may be cut
+        for _ in range(_BLOCKS):
+            name, begin, size = _element(cluster, at)
+            at = begin + (size or 0)
+            if name == _BLOCK_GROUP:
+                name, begin, _ = _element(cluster, begin)
+            if name in (_SIMPLE_BLOCK, _BLOCK):
+                _, told = _number(cluster, begin)  # after that of the track
+                last = max(last, int.from_bytes(cluster[told : told + 2], signed=True))
+    return last
+
+
+def _element(file: Bytes, at: int) -> tuple[bytes, int, int | None]:
+    """(its name, where its content begins, the size of that, None: to the end); raises IndexError."""
+    _, begin = _number(file, at)
+    size, content = _number(file, begin)
+    unknown = (1 << 7 * (content - begin)) - 1
+    return bytes(file[at:begin]), content, None if size == unknown else size
+
+
+def _number(file: Bytes, at: int) -> tuple[int, int]:
+    """(a number that begins with its own width, where it ends); raises IndexError."""
+    width = 9 - file[at].bit_length()
+    if width > 8 or at + width > len(file):
+        raise IndexError(at)
+    return int.from_bytes(file[at : at + width]) & ((1 << 7 * width) - 1), at + width
+
+
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Bytes], Fraction | None]], ...] = (
     (lambda begin: begin[:4] == b"RIFF" and begin[8:] == b"WAVE", _wave),
     (lambda begin: begin[:4] == b"fLaC", _flac),
     (lambda begin: begin[:4] == b"OggS", _ogg),
     (lambda begin: begin[4:8] == b"ftyp", _mp4),
+    (lambda begin: begin[:4] == _EBML, _webm),
     (lambda begin: begin[:3] == b"ID3" or begin[:1] == b"\xff", _mp3),
 )

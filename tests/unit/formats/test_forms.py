@@ -18,10 +18,11 @@ from relay.errors import ApiError
 from relay.formats import openai_image_edits, openai_transcriptions
 from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.multipart import MAX_PARTS, MAX_TEXT_BYTES, Form, form_of
+from relay.formats.written_transcript import write
 from relay.pricing.errors import Unpriced
 from relay.pricing.plausibility import billed_usage
 from relay.pricing.tariff import Admission
-from relay.providers.profiles import Profile
+from relay.providers.profiles import Profile, profile_of
 from relay.settings import Settings
 from tests.unit.formats.test_media import priced
 from tests.unit.formats.test_sound_length import flac, opus, wav
@@ -252,8 +253,9 @@ TOKENS = {
         (TOKENS, {"in_text": 4, "in_audio": 10, "out_text": 45}),
         *(
             (usage, {"in_audio": 3, "out_text": 2})
-            for usage in (None, {}, {"seconds": 3}, {"input_tokens": -1})
+            for usage in (None, {}, {"seconds": 9}, {"input_tokens": -1})
         ),
+        ({"seconds": 3}, {"in_audio": 30, "out_text": 2}),
         (TOKENS | {"output_tokens": 99_999}, {"in_audio": 3, "out_text": 2}),
         (TOKENS | {"input_tokens": 99_999}, {"in_audio": 3, "out_text": 2}),
     ],
@@ -384,6 +386,134 @@ def test_no_answer_costs_more_than_was_held(answer: bytes, shape: str) -> None:
         billed(
             transcription(response_format=shape), openai_transcriptions.TRANSCRIPTIONS, priced(ms=3), answer
         )
+
+
+# ---------------------------------------------------------------------- JSON in the place of plain text
+
+WHISPER, OURS = "whisper-1", "gpt-4o-transcribe"
+ASKED = [
+    *((None, WHISPER, shape, "verbose_json") for shape in ("text", "srt", "vtt")),
+    *((None, "Systran/faster-WHISPER-large", "srt", "verbose_json"), (None, OURS, "text", "json")),
+    *((None, model, shape, "") for model in (OURS, "theirs") for shape in ("srt", "vtt")),
+    *((known, WHISPER, shape, "") for known in ("as_asked", "json") for shape in ("srt", "vtt")),
+    *(
+        ("as_asked", OURS, "text", ""),
+        ("json", WHISPER, "text", "json"),
+        ("verbose_json", OURS, "vtt", "verbose_json"),
+    ),
+    *(
+        (None, model, shape, "")
+        for model in (WHISPER, OURS)
+        for shape in ("", "json", "verbose_json", "diarized_json")
+    ),
+]
+
+
+@pytest.mark.parametrize(("known", "model", "shape", "asked"), ASKED)
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_provider_is_asked_for_what_tells_usage(
+    known: Any, model: str, shape: str, asked: str, stream: str
+) -> None:
+    wanted = {"response_format": shape} if shape else {}
+    granularities = [("timestamp_granularities[]", one) for one in ("word", "segment")]
+    request = transcription(*granularities, stream=stream, **wanted)
+    profile = profile_of("openai", SETTINGS, transcripts=known)
+    assert request.asked_as(model, profile) == asked
+    read = provider_forms.read(request.form.content_type.encode(), request.native(model, profile))  # type: ignore[union-attr]
+    assert read.get("response_format", "") == (asked or shape)
+    assert read["model"] == model
+    assert ("timestamp_granularities[]" in read, request.left_out(asked)) == (
+        (False, ("timestamp_granularities[]",)) if asked else (True, ())
+    )
+
+
+SEGMENTS = [{"start": 0, "end": 1.5, "text": " Hi, there."}, {"start": 2, "end": 2.25, "text": " Bye."}]
+VERBOSE: dict[str, Any] = {"text": "Hi, there. Bye.", "segments": SEGMENTS}
+
+
+def billed_asked(
+    shape: str, admission: Admission, answer: dict[str, Any], asked: str = "verbose_json"
+) -> tuple[bytes, Mapping[str, int]]:
+    """(what the customer gets, meters) of an answer in JSON."""
+    request = transcription(response_format=shape).priced(admission)
+    api = request.metered(openai_transcriptions.TRANSCRIPTIONS, asked)
+    body = json.dumps(answer).encode()
+    whole, bound = api.read_whole(body), request.bound(admission)
+    made = billed_usage(
+        *(admission, bound, {}, api.USAGE_FORMAT, whole.usage),
+        *(lambda: request.counted_prompt(0), whole.estimate),
+    )
+    assert (api.BYTES, api.write is None) == ("", False)
+    assert admission.charge(made.meters).amount <= bound.amount
+    return api.write(body), made.meters  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("shape", ["text", "srt", "vtt"])
+@pytest.mark.parametrize(
+    ("told", "ms"),
+    [
+        *(
+            ({"duration": 2.3}, 2300),
+            ({"duration": "2.3", "usage": {"type": "duration", "seconds": 3}}, 3000),
+        ),
+        # Nobody tells, or what cannot be: not shorter than its last segment.
+        *(({}, 2250), ({"duration": 1e6}, 2250), ({"usage": {"seconds": 0}, "duration": -1}, 2250)),
+    ],
+    ids=str,
+)
+def test_plain_text_of_json_is_paid_by_the_duration_that_is_told(
+    shape: str, told: dict[str, Any], ms: int
+) -> None:
+    written, meters = billed_asked(shape, priced(ms=3), VERBOSE | told)
+    assert written == write(VERBOSE, shape)
+    assert meters == {"ms": ms}
+    assert billed_asked(shape, priced(in_audio=2, out_text=3), VERBOSE | told)[1] == {
+        "in_audio": -(-ms // 100),
+        "out_text": 4,
+    }
+
+
+def test_plain_text_of_json_is_paid_by_the_tokens_that_are_told() -> None:
+    price = priced(in_text=1, in_audio=2, out_text=3)
+    answer = {"text": "Hi, there.", "usage": TOKENS}
+    assert billed_asked("text", price, answer, "json") == (
+        b"Hi, there.\n",
+        {"in_text": 4, "in_audio": 10, "out_text": 45},
+    )
+    impossible = {"text": "Hi, there.", "usage": TOKENS | {"input_tokens": 99_999}}
+    assert billed_asked("text", price, impossible, "json")[1] == {"in_audio": 4, "out_text": 3}
+
+
+@pytest.mark.parametrize("file", [FORGED, wav(0.001)], ids=["opus", "wav"])
+def test_a_forged_header_makes_no_plain_text_cheaper(file: bytes) -> None:
+    for shape in ("text", "srt", "vtt"):
+        fields = (("file", ("a", file, "audio/ogg")), MODEL, ("response_format", shape))
+        request = transcribed(sent(*fields), SETTINGS).priced(priced(ms=3))
+        ms = min(20_000, request.longest)
+        api = request.metered(openai_transcriptions.TRANSCRIPTIONS, "verbose_json")
+        answer = api.read_whole(json.dumps(VERBOSE | {"duration": ms / 1000}).encode())
+        assert answer.usage["meters"] == {"ms": ms}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        *((b"", BadAnswer), (b"Hi.", BadAnswer), (SRT % b"00,100", BadAnswer), (b'{"text": 5}', BadAnswer)),
+        *(
+            (b"{}", ErrorAnswer),
+            (b'{"error": "no", "text": "x"}', ErrorAnswer),
+            (b'{"text": "x"}', BadAnswer),
+        ),
+        (b'{"text": "x", "segments": [{"start": 0, "text": "x"}]}', BadAnswer),
+    ],
+)
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_what_is_no_json_to_write_subtitles_of(answer: bytes, error: type[Exception], stream: str) -> None:
+    request = transcription(response_format="srt", stream=stream).priced(priced(ms=3))
+    api = request.metered(openai_transcriptions.TRANSLATIONS, "verbose_json")
+    read = (api.read_whole, api.write) if stream == "false" else (request.as_events,)
+    with pytest.raises(error):
+        [one(answer, *["verbose_json"] * (stream == "true")) for one in read]  # type: ignore[operator,misc]
 
 
 # ---------------------------------------------------------------------- edits

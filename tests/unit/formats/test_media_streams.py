@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +17,19 @@ from relay.formats.format import Meter, MeterOptions
 from relay.formats.media import MediaRequest
 from relay.formats.passed import PassedApi
 from relay.formats.stream_meter import MAX_KEPT_BYTES
+from relay.formats.written_transcript import write
 from relay.pricing.plausibility import billed_usage
 from relay.pricing.tariff import Admission
-from tests.unit.formats.test_forms import SOUND, SRT, USUAL, VTT, edit, transcription
+from tests.unit.formats.test_forms import (
+    SOUND,
+    SRT,
+    USUAL,
+    VERBOSE,
+    VTT,
+    billed_asked,
+    edit,
+    transcription,
+)
 from tests.unit.formats.test_forms import billed as billed_whole
 from tests.unit.formats.test_media import images, priced, speech
 
@@ -105,11 +115,17 @@ def fed(meter: Meter, data: bytes, cuts: Iterable[int] = ()) -> bytes:
 
 
 def billed(
-    name: str, admission: Admission, stream: bytes, *, broken: bool = False, **more: str
+    name: str,
+    admission: Admission,
+    stream: bytes | Callable[[MediaRequest], bytes],
+    *,
+    broken: bool = False,
+    **more: str,
 ) -> Mapping[str, int]:
-    """The meters of a stream; checks that they cost no more than was held."""
+    """The meters of a stream, or one that is made for its request; checks that they cost no more than was
+    held."""
     request, meter, usage_format = metering(name, admission, **more)
-    meter.feed(stream)
+    meter.feed(stream if isinstance(stream, bytes) else stream(request))
     meter.end()
     assert meter.complete != broken
     told = not broken or meter.finished or meter.usage_is_last
@@ -396,6 +412,13 @@ def test_whole_answers_become_events() -> None:
     assert json.loads(theirs.partition(b"data: ")[2])["type"] == "transcript.text.done"
     plain = transcription(stream="true", response_format="srt").as_events(b"\n")
     assert json.loads(plain.partition(b"data: ")[2])["text"] == "\n"
+    asked = transcription(stream="true", response_format="vtt").as_events(
+        json.dumps(VERBOSE).encode(), "json"
+    )
+    assert json.loads(asked.partition(b"data: ")[2]) == {
+        "type": "transcript.text.done",
+        "text": write(VERBOSE, "vtt").decode(),
+    }
 
     drawn = images(stream=True, n=2).priced(priced(image=3))
     answer = {"created": 5, "data": [{"b64_json": "AA"}, {}, {"url": "u", "type": "theirs"}], "usage": DRAWN}
@@ -434,6 +457,29 @@ def test_a_whole_answer_costs_as_much_in_an_event_as_without_a_stream(
         transcription(response_format=shape), openai_transcriptions.TRANSCRIPTIONS, admission, answer
     )
     assert billed("transcript", admission, request.as_events(answer), response_format=shape) == meters
+
+
+@pytest.mark.parametrize("shape", ["text", "srt", "vtt"])
+@pytest.mark.parametrize(
+    "told", [{"duration": 2.3}, {"usage": {"seconds": 3}}, {"usage": HEARD}, {}], ids=str
+)
+@pytest.mark.parametrize("admission", [priced(ms=3), TOKENS], ids=["by duration", "by tokens"])
+def test_plain_text_made_of_json_costs_as_much_in_an_event(
+    shape: str, told: dict[str, Any], admission: Admission
+) -> None:
+    answer, made = VERBOSE | told, []
+
+    def events(request: MediaRequest) -> bytes:
+        made.append(request.as_events(json.dumps(answer).encode(), "verbose_json"))
+        return made[0]
+
+    in_event = dict(billed("transcript", admission, events, response_format=shape))
+    written, whole = billed_asked(shape, admission, answer)
+    meters = dict(whole)
+    assert json.loads(made[0].partition(b"data: ")[2])["text"].encode() == written
+    if told != {"usage": HEARD} and "out_text" in meters:  # counted, of subtitles with their line feeds
+        assert in_event.pop("out_text") >= meters.pop("out_text")
+    assert in_event == meters
 
 
 def test_a_transcript_that_is_in_another_shape_than_was_asked_for_is_charged() -> None:

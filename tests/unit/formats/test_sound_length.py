@@ -98,6 +98,34 @@ def mp3(head: bytes, side: int = 0, tag: bytes = b"", *, size: int = BYTES, id3:
     return named + frame + bytes(size - len(frame))
 
 
+def element(name: str, content: bytes, *, unknown: bool = False) -> bytes:
+    """Of Matroska; its name in hexadecimal digits. ``unknown``: it does not tell its size."""
+    size = b"\x01" + b"\xff" * 7 if unknown else struct.pack(">Q", len(content) | 1 << 56)
+    return bytes.fromhex(name) + size + content
+
+
+def info(duration: float | None, scale: int | None = None, form: str = ">d") -> bytes:
+    scaled = b"" if scale is None else element("2ad7b1", scale.to_bytes(4))
+    lasting = b"" if duration is None else element("4489", struct.pack(form, duration))
+    return element("1549a966", scaled + lasting)
+
+
+def block(ticks: int, *, size: int = 0, group: bool = False) -> bytes:
+    content = b"\x81" + struct.pack(">hB", ticks, 0) + bytes(size)
+    return element("a0", element("a1", content)) if group else element("a3", content)
+
+
+def cluster(ticks: int, *blocks: bytes, unknown: bool = False) -> bytes:
+    return element("1f43b675", element("e7", ticks.to_bytes(3)) + b"".join(blocks), unknown=unknown)
+
+
+def webm(*parts: bytes, unknown: bool = False) -> bytes:
+    return element("1a45dfa3", element("4282", b"webm")) + element(
+        "18538067", b"".join(parts), unknown=unknown
+    )
+
+
+SOUNDS = cluster(0, block(0, size=BYTES), block(20))
 FIRST, SECOND = b"\xff\xfb\x90\x00", b"\xff\xf3\x90\xc0"  # 128 kbit/s, 44.1 kHz, stereo; 80, 22.05, mono
 XING = b"Xing\0\0\0\x01" + (383).to_bytes(4)
 
@@ -137,6 +165,24 @@ XING = b"Xing\0\0\0\x01" + (383).to_bytes(4)
             (mp3(SECOND), 4000),
             (mp3(b"\xff\xe3\x90\x00"), 4000),
         ),
+        *(
+            (webm(info(2500), SOUNDS), 2500),
+            (webm(element("ec", bytes(99)), info(2500.0, form=">f"), SOUNDS, unknown=True), 2500),
+            (webm(info(50, 50_000_000), SOUNDS), 2500),
+            (webm(info(2500.25), SOUNDS), 2501),
+        ),
+        # As browsers record: neither sizes nor a duration. Forged to look short: decoders go by the blocks.
+        *(
+            (
+                webm(info(None), SOUNDS, cluster(5_000, block(0), block(960), unknown=True), unknown=True),
+                5960,
+            ),
+            (webm(info(2500), SOUNDS, cluster(70_000, block(-5), block(40, group=True))), 70_040),
+            (webm(info(700), SOUNDS, cluster(3_000)), 3000),
+            (webm(info(None), SOUNDS, cluster(3_000, block(20), block(40, size=300)))[:-290], 3040),
+            (webm(info(None), SOUNDS, cluster(3_000, block(7)), bytes.fromhex("1f43b675") + b"x" * 50), 3007),
+            (webm(info(float("nan")), SOUNDS, cluster(3_000)), 3000),
+        ),
         *((mp3(FIRST, 32, XING), 10_005), (mp3(SECOND, 9, XING), 10_005)),
         (mp3(FIRST, 32, b"VBRI" + bytes(10) + (383).to_bytes(4)), 10_005),
     ],
@@ -163,6 +209,17 @@ def test_the_length_is_that_of_the_header(file: bytes, length: int) -> None:
             mp4(0),
             mp4(5, 0),
             box(b"ftyp", b"M4A ") + box(b"moov", b""),
+        ),
+        *(
+            webm(info(0), SOUNDS[:0]),
+            webm(info(600), SOUNDS),
+            webm(info(2500, 0), SOUNDS),
+            webm(info(-1)),
+            webm(info(float("inf")), bytes(9)),
+            webm(info(2500))[:30],
+            webm(info(2500), SOUNDS).replace(b"\x18\x53\x80\x67", b"\x18\x53\x80\x68")[: BYTES // 2],
+            b"\x1a\x45\xdf\xa3" + bytes(50),
+            b"\x1a\x45\xdf\xa3",
         ),
         *(
             mp3(b"\xff\xfb\xf0\x00"),
@@ -197,11 +254,19 @@ def test_a_file_of_a_million_parts_takes_no_time() -> None:
     began = time.process_time()
     assert milliseconds(b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 10**6) is None
     assert milliseconds(box(b"ftyp", b"M4A ") + box(b"free", b"") * 10**6) is None
+    assert milliseconds(webm(element("ec", b"") * 10**6)) is None
+    assert milliseconds(webm(info(None), cluster(1, *[block(1)] * 10**6))) is None
+    assert milliseconds(webm(info(None), cluster(0)[:4] * 10**6)) is None
     assert time.process_time() - began < 1
 
 
 @given(
-    st.sampled_from([wav(0.1), flac(9), opus(9), vorbis(9), mp4(9), mp4(9, version=1), mp3(FIRST, 32, XING)]),
+    st.sampled_from(
+        [
+            *(wav(0.1), flac(9), opus(9), vorbis(9), mp4(9), mp4(9, version=1), mp3(FIRST, 32, XING)),
+            webm(info(9, 1), cluster(9, block(9), block(9, group=True))),
+        ]
+    ),
     st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=20),
     st.integers(0, 1000),
 )

@@ -103,6 +103,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "concurrency": None,
         "unknown_fields": None,
         "output_limit_field": None,
+        "transcript_format": "",
         "status": "enabled",
     } | changes
 
@@ -169,6 +170,7 @@ def test_a_channel_is_what_its_row_says(monkeypatch: pytest.MonkeyPatch) -> None
         sealed_keys=[sealed("a", "key-a"), sealed("b", "key-b")],
         unknown_fields="drop",
         output_limit_field="max_tokens",
+        transcript_format="json",
         format="another",
     )
     monkeypatch.setattr(routing, "FORMATS", ("openai", "another"))
@@ -187,6 +189,7 @@ def test_a_channel_is_what_its_row_says(monkeypatch: pytest.MonkeyPatch) -> None
         format="another",
         unknown_fields="drop",
         output_limit_field="max_tokens",
+        transcript_format="json",
         rpm=60,
         tpm=9_000,
         concurrency=4,
@@ -194,7 +197,7 @@ def test_a_channel_is_what_its_row_says(monkeypatch: pytest.MonkeyPatch) -> None
     assert (shown.provider_model("n"), shown.provider_model("m")) == ("theirs", "m")
     assert table.only("n") is shown
     other = table.only("o")
-    assert (other.unknown_fields, other.output_limit_field) == (None, None)
+    assert (other.unknown_fields, other.output_limit_field, other.transcript_format) == (None, None, None)
 
 
 def test_models_of_enabled_channels_are_served_and_the_others_known(monkeypatch: pytest.MonkeyPatch) -> None:
