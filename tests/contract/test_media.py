@@ -19,9 +19,10 @@ from deploys.sandbox.provider import media
 from tests.contract.conftest import Database
 from tests.contract.fuzz.raw_provider import Answer, Received, json_answer, running_raw_provider
 from tests.contract.relay_rig import PROVIDER_KEY, Customer, Provider, Relay, Replica, eventually
+from tests.unit.formats.test_sound_length import flac
 
 PIECE, IN, OUT, CHARACTER = 40_000_000, 5_000, 40_000, 15_000  # nano-dollars a unit
-MILLISECOND, HEARD, WRITTEN = 100, 6_000, 10_000
+MILLISECOND, HEARD, WRITTEN, SPOKEN = 100, 6_000, 10_000, 12_000
 TOKENS = ("--in-text", "5/1M", "--rate", "out_image=40/1M")
 PRICES = {
     "pieces": ("--rate", "image=0.04/1"),
@@ -30,8 +31,10 @@ PRICES = {
     "bounded": TOKENS,
     "calls": ("--rate", "call=0.001/1"),
     "voice": ("--rate", "char=15/1M"),
+    "spoken": ("--in-text", "5/1M", "--rate", "out_audio=12/1M"),
     "seconds": ("--rate", "ms=0.1/1M"),
     "whole": ("--rate", "ms=0.1/1M"),
+    "plain": ("--rate", "ms=0.1/1M"),
     "heard": ("--rate", "in_audio=6/1M", "--in-text", "2.5/1M", "--out-text", "10/1M"),
     "text": ("--in-text", "5/1M"),
     "crossing": ("--rate", "image=0.04/1", "--rate", "char=15/1M", "--rate", "ms=0.1/1M"),
@@ -46,7 +49,8 @@ HEARD_TEXT = f"{len(SOUND)} bytes: {hashlib.sha256(SOUND).hexdigest()}"
 @dataclass
 class Stage:
     """Models of PRICES; ``crossing`` is on a raw provider first, which sends ``odd``, and then on the fake
-    one; ``claude`` has a channel of Anthropic's format alone."""
+    one; ``claude`` has a channel of Anthropic's format alone, ``plain`` one that is asked for plain text
+    where customers are."""
 
     relay: Relay
     replica: Replica
@@ -72,8 +76,10 @@ def stage(
     relay = Relay(module_database, tmp_path_factory.mktemp("relay"), settings)
     with running_raw_provider(lambda received: made.choose(received)) as raw:
         named = {"heard": "gpt-theirs", "whole": "whisper-theirs"}  # who tell tokens, and stream nothing
-        models = ",".join(f"{model}={named.get(model, 'theirs')}" for model in PRICES if model != "claude")
+        others = {"claude", "plain"}
+        models = ",".join(f"{model}={named.get(model, 'theirs')}" for model in PRICES if model not in others)
         relay.channel(provider.url, models, "ours")
+        relay.channel(provider.url, "plain=whisper-theirs", "plain", "--transcript-format", "as_asked")
         relay.channel(raw.removesuffix("/v1"), "crossing=theirs", "odd", "--priority", "10")
         relay.command(
             *("channel", "create", "--name", "theirs", "--provider", "anthropic", "--format", "anthropic"),
@@ -117,6 +123,13 @@ def translate(customer: Customer, model: str = "seconds", **more: Any) -> Any:
     return customer.sdk.audio.translations.with_raw_response.create(
         model=model, file=("a.mp3", SOUND), **more
     )
+
+
+def at_the_provider(stage: Stage, customer: Customer) -> Customer:
+    """The same, who asks the provider itself."""
+    other = copy(customer)
+    other.sdk = openai.OpenAI(base_url=f"{stage.provider.url}/v1", api_key=PROVIDER_KEY, max_retries=0)
+    return other
 
 
 def post(customer: Customer, path: str, body: Any = None, **more: Any) -> requests.Response:
@@ -227,6 +240,15 @@ def test_sounds_pass_with_their_type_and_cost_what_the_provider_books(
     assert customer.record()["meters"] == {"char": len(SAID) + len("Slowly 🐢.")}
 
 
+def test_a_sound_that_comes_whole_is_counted_where_tokens_are_paid(customer: Customer) -> None:
+    assert speak(customer, "spoken", response_format="wav").parse().content == media.sound(SAID, "wav")
+    record = customer.record()
+    # 20 samples a character, of 24,000 a second; 20 tokens a second.
+    assert record["meters"] == {"in_text": 8, "out_audio": -(-len(SAID) * 20 * 20 // 24_000)}
+    assert record["abort_rule"] == "bill what was delivered"
+    assert customer.spent() == 8 * IN + record["meters"]["out_audio"] * SPOKEN
+
+
 def test_a_large_sound_passes_whole(stage: Stage, customer: Customer) -> None:
     stage.provider.control(media_bytes=20 << 20)
     assert speak(customer).parse().content == media.sound(SAID, "mp3", 20 << 20)
@@ -281,6 +303,10 @@ def test_the_duration_beside_the_text_is_paid_where_no_usage_is_told(
     stage.provider.control(omit_usage=True)
     raw = transcribe(customer, response_format="verbose_json", timestamp_granularities=["word", "segment"])
     assert customer.record()["meters"] == {"ms": booked(stage, raw)["ms"]}
+    answer = json.loads(raw.content)
+    assert " ".join(one["word"] for one in answer["words"]) == HEARD_TEXT
+    assert "".join(one["text"] for one in answer["segments"]) == f" {HEARD_TEXT}"
+    assert answer["segments"][-1]["end"] == answer["words"][-1]["end"] == round(answer["duration"], 2)
 
 
 @pytest.mark.parametrize("told", [None, {"type": "duration", "seconds": 10**6}], ids=["none", "impossible"])
@@ -463,37 +489,95 @@ VLLM = b"".join(
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 @pytest.mark.parametrize("shape", media.TEXTS)
 @pytest.mark.parametrize("make", [transcribe, translate])
-def test_transcripts_as_plain_text_by_the_duration(
+def test_transcripts_that_come_as_plain_text_by_the_duration(
     stage: Stage, customer: Customer, make: Any, shape: str
 ) -> None:
-    raw = make(customer, response_format=shape)
+    raw = make(customer, "plain", response_format=shape)
     assert raw.headers["content-type"] == "text/plain; charset=utf-8"
     assert raw.content == media.transcript(HEARD_TEXT, len(SOUND) / media.BYTES_A_SECOND, shape, None)
     assert raw.parse() == raw.text  # the SDK gives the text as it came
-    usual, bill = -(-len(SOUND) // 16), booked(stage, raw)
+    last = round(len(SOUND) / media.BYTES_A_SECOND, 2) * 1000
     record = customer.record()
-    assert record["meters"] == {"ms": usual if shape == "text" else bill["ms"]}
+    assert record["meters"] == {"ms": -(-len(SOUND) // 16) if shape == "text" else last}
     assert record["charge"] == customer.spent() == record["meters"]["ms"] * MILLISECOND
 
 
-def test_a_transcript_as_plain_text_by_tokens(stage: Stage, customer: Customer) -> None:
+LONG = "Hello, 東京! Here --> there, 5 < 6. " + "And so on and on and on. " * 9
+MAKES = {"transcription": transcribe, "translation": translate}
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+@pytest.mark.parametrize("shape", media.TEXTS)
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("said", [HEARD_TEXT, LONG.strip()], ids=["short", "long"])
+def test_plain_text_is_the_providers_own_and_paid_by_the_duration_that_it_books(
+    stage: Stage, customer: Customer, make: str, shape: str, said: str
+) -> None:
+    stage.provider.control(text=said)
+    raw = MAKES[make](customer, "whole", response_format=shape)
+    theirs = MAKES[make](at_the_provider(stage, customer), "whisper-theirs", response_format=shape)
+    assert raw.content == theirs.content
+    assert raw.headers["content-type"] == theirs.headers["content-type"]
+    assert raw.parse() == raw.text
+    record, bill = customer.record(), booked(stage, raw)
+    assert (record["meters"], record["abort_rule"]) == ({"ms": bill["seconds"] * 1000}, None)
+    assert record["charge"] == customer.spent() == bill["seconds"] * 1000 * MILLISECOND
+
+
+@pytest.mark.parametrize("shape", ["text", "srt"])
+def test_a_forged_header_makes_no_plain_text_cheaper(stage: Stage, customer: Customer, shape: str) -> None:
+    forged = flac(44_100)  # one second, of ten
+    raw = transcribe(customer, "whole", file=("a.flac", forged), response_format=shape)
+    bill = booked(stage, raw)
+    assert bill["seconds"] > 10
+    assert customer.record()["meters"] == {"ms": bill["seconds"] * 1000}
+
+
+def test_plain_text_is_the_providers_own_and_paid_by_the_tokens_that_it_books(
+    stage: Stage, customer: Customer
+) -> None:
     raw = transcribe(customer, "heard", response_format="text")
-    assert raw.text == f"{HEARD_TEXT}\n"
+    theirs = transcribe(at_the_provider(stage, customer), "gpt-theirs", response_format="text")
+    assert raw.content == theirs.content == f"{HEARD_TEXT}\n".encode()
+    assert raw.headers["content-type"] == theirs.headers["content-type"]
+    bill, record = booked(stage, raw), customer.record()
+    assert record["meters"] == {"in_audio": bill["input"], "out_text": bill["output"]}
+    assert record["charge"] == customer.spent() == bill["input"] * HEARD + bill["output"] * WRITTEN
+    assert record["abort_rule"] is None
+
+
+def test_usage_of_plain_text_that_cannot_be_is_not_believed(stage: Stage, customer: Customer) -> None:
+    stage.provider.control(told_usage={"type": "tokens", "input_tokens": 10**6, "output_tokens": 5})
+    transcribe(customer, "heard", response_format="text")
     # Counted: 128 kbit/s, 10 tokens a second, and a token for four characters.
-    meters = {"in_audio": -(-len(SOUND) * 10 // 16_000), "out_text": booked(stage, raw)["output"]}
-    record = customer.record()
-    assert record["meters"] == meters
-    assert record["abort_rule"] == "bill what was delivered"
+    meters = {"in_audio": -(-len(SOUND) * 10 // 16_000), "out_text": -(-len(HEARD_TEXT) // 4)}
+    assert customer.record()["meters"] == meters
 
 
+@pytest.mark.parametrize("shape", ["srt", "vtt"])
+def test_subtitles_that_a_model_does_not_have_are_refused_as_the_provider_does(
+    stage: Stage, customer: Customer, shape: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="Use 'json' or 'text' instead") as caught:
+        transcribe(customer, "heard", response_format=shape)
+    assert (caught.value.param, customer.spent()) == ("response_format", 0)
+
+
+def test_times_of_words_have_no_place_in_plain_text(stage: Stage, customer: Customer) -> None:
+    raw = transcribe(customer, "whole", response_format="srt", timestamp_granularities=["word"])
+    assert raw.headers["x-relay-left-out"] == "timestamp_granularities[]"
+    assert raw.content == media.transcript(HEARD_TEXT, len(SOUND) / media.BYTES_A_SECOND, "srt", None)
+
+
+@pytest.mark.parametrize("model", ["seconds", "whole", "plain"])
 @pytest.mark.parametrize("shape", ["srt", "vtt", "text"])
 @pytest.mark.parametrize("fault", ["html", "empty", "object", "null", "cut"])
 def test_what_is_no_plain_text_costs_nothing(
-    stage: Stage, customer: Customer, shape: str, fault: str
+    stage: Stage, customer: Customer, model: str, shape: str, fault: str
 ) -> None:
     stage.provider.control(instead=fault)
     with pytest.raises(openai.APIStatusError) as caught:
-        transcribe(customer, response_format=shape)
+        transcribe(customer, model, response_format=shape)
     assert (caught.value.status_code, customer.spent()) == (502, 0)
 
 
@@ -549,6 +633,7 @@ STREAMS = {
     "images_by_tokens": Streamed(draw, "tokens", {"in_text": 5 + 1, "out_image": 1056}),
     "edits": Streamed(redraw, "pieces", {"image": 1}),
     "speech": Streamed(speak_events, "voice", {"char": len(SAID)}),
+    "speech_by_tokens": Streamed(speak_events, "spoken", {"in_text": 8, "out_audio": 1}),
     "transcripts": Streamed(listen, "seconds", {"ms": LENGTH}),
     "transcripts_by_tokens": Streamed(listen, "heard", {"in_audio": 65, "out_text": 2}),
 }
@@ -590,12 +675,14 @@ def test_streams_pass_untouched_and_cost_what_the_provider_books(
         "images": {"image": bill.get("images")},
         "edits": {"image": bill.get("images")},
         "speech": {"char": bill.get("characters")},
+        "speech_by_tokens": {"in_text": bill["input"], "out_audio": bill["output"]},
         "images_by_tokens": {"in_text": bill["input"], "out_image": bill["output"]},
         "transcripts": {"ms": bill.get("seconds", 0) * 1000},
         "transcripts_by_tokens": {"in_audio": bill["input"], "out_text": bill["output"]},
     }[name]
     counted = {
         "images_by_tokens": api.begun,
+        "speech_by_tokens": api.begun,
         "transcripts": api.begun,
         "transcripts_by_tokens": {"in_audio": 65, "out_text": bill["output"]},
     }
@@ -752,8 +839,8 @@ def test_a_stream_that_a_model_does_not_have_is_one_event(stage: Stage, customer
     (only,) = list(stream)
     assert only.type == "transcript.text.done"
     assert only.text == HEARD_TEXT
-    paid = sorted(record["meters"]["ms"] for record in stage.relay.usage(customer.account))
-    assert paid == sorted({booked(stage, raw)["ms"], 26_000})
+    paid = [record["meters"]["ms"] for record in stage.relay.usage(customer.account)]
+    assert paid == [booked(stage, raw)["seconds"] * 1000] * 2
 
 
 @pytest.mark.parametrize("shape", ["verbose_json", "srt", "vtt"])

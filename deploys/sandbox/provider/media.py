@@ -214,22 +214,24 @@ def speech(body: JSON, control: Control) -> Made:
     characters = len(said) + len(body.get("instructions") or "")
     kind = body.get("response_format") or "mp3"
     made, stream = sound(said, kind, control.media_bytes), None
+    usage = control.usage or spoken_usage(said, made)
     if body.get("stream_format") == "sse":
-        told = None if control.omit_usage else control.told_usage or spoken_usage(said, made)
-        stream = media_events.speech(made, told)
+        stream = media_events.speech(made, None if control.omit_usage else control.told_usage or usage)
     return Made(
         stream=stream,
         model=body["model"],
         content_type=TYPES[kind],
         body=made,
-        usage={"characters": characters},
+        usage=usage | {"characters": characters},
+        prompt=figure(usage, "input_tokens"),
+        output=figure(usage, "output_tokens"),
         pieces={"characters": characters},
     )
 
 
 def spoken_usage(said: str, made: bytes) -> JSON:
-    """Usage in the shape of a stream of sound."""
-    prompt, output = count(said), -(-len(made) // 1000)
+    """Usage in the shape of a stream of sound, each part of which is a token."""
+    prompt, output = count(said), -(-len(made) // media_events.SOUND_BYTES)
     return {"input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output}
 
 

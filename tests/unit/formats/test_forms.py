@@ -484,6 +484,17 @@ def test_plain_text_of_json_is_paid_by_the_tokens_that_are_told() -> None:
     assert billed_asked("text", price, impossible, "json")[1] == {"in_audio": 4, "out_text": 3}
 
 
+def subtitles_of(answer: bytes, stream: str) -> bytes:
+    """What a customer gets who wants subtitles."""
+    request = transcription(response_format="srt", stream=stream).priced(priced(ms=3))
+    if request.stream:
+        return request.as_events(answer, "verbose_json")
+    api = request.metered(openai_transcriptions.TRANSLATIONS, "verbose_json")
+    api.read_whole(answer)
+    assert api.write is not None
+    return api.write(answer)
+
+
 @pytest.mark.parametrize("file", [FORGED, wav(0.001)], ids=["opus", "wav"])
 def test_a_forged_header_makes_no_plain_text_cheaper(file: bytes) -> None:
     for shape in ("text", "srt", "vtt"):
@@ -509,11 +520,8 @@ def test_a_forged_header_makes_no_plain_text_cheaper(file: bytes) -> None:
 )
 @pytest.mark.parametrize("stream", ["true", "false"])
 def test_what_is_no_json_to_write_subtitles_of(answer: bytes, error: type[Exception], stream: str) -> None:
-    request = transcription(response_format="srt", stream=stream).priced(priced(ms=3))
-    api = request.metered(openai_transcriptions.TRANSLATIONS, "verbose_json")
-    read = (api.read_whole, api.write) if stream == "false" else (request.as_events,)
     with pytest.raises(error):
-        [one(answer, *["verbose_json"] * (stream == "true")) for one in read]  # type: ignore[operator,misc]
+        subtitles_of(answer, stream)
 
 
 # ---------------------------------------------------------------------- edits

@@ -24,6 +24,7 @@ from relay.pricing.plausibility import billed_usage
 from relay.pricing.tariff import Admission, PriceVersion, Tariff
 from relay.providers.profiles import Profile
 from relay.settings import Settings
+from tests.unit.formats.test_sound_length import FIRST, mp3, opus, wav
 
 SETTINGS = Settings.read({"RELAY_MODEL_MAX_OUTPUT": "known=1000,*=64"})
 PASS = Profile("max_tokens", "pass")
@@ -197,6 +198,59 @@ def test_speech_is_paid_by_its_characters(text: str, instructions: str | None) -
     whole = request.metered(openai_speech.API).read_whole(b"ID3")
     assert whole.usage["meters"] == {"char": count}
     assert request.priced(priced(char=3)).bound(priced(char=3)).amount == 3 * count
+
+
+@pytest.mark.parametrize(
+    ("rates", "most"),
+    [
+        *(({"char": 7}, {"char": 3}), ({"char": 7, "in_text": 1, "out_audio": 2}, {"char": 3})),
+        *(({"call": 7}, {"char": 3}), ({"free": True}, {"char": 3}), ({"in_text": 1}, {"char": 3})),
+        *(({"in_text": 1, "out_audio": 2}, {}), ({"in_text": 1, "out_text": 2}, {}), ({"out_audio": 2}, {})),
+    ],
+    ids=str,
+)
+def test_speech_is_measured_by_what_the_price_has(rates: Mapping[str, Any], most: Mapping[str, int]) -> None:
+    bound = speech().priced(priced(**rates)).max_usage()
+    assert bound.others == most
+    assert (bound.input_units > 0, bound.max_output) == ((False, 0) if most else (True, 1_000))
+    assert (bound.prompt, bound.answer) == (("text",), ("text",) if most else ("audio",))
+
+
+def test_the_tokens_of_a_sound_are_bound_by_its_text_or_its_model() -> None:
+    assert speech(input="x" * 300, instructions="y" * 200).max_output == 5_000
+    assert speech(model="known", input="x" * 500).max_output == 1_000
+
+
+@pytest.mark.parametrize("admission", [priced(in_text=1), priced(image=1), priced()])
+def test_speech_without_a_price_is_refused_by_the_meter(admission: Admission) -> None:
+    with pytest.raises(Unpriced, match="char"):
+        speech().priced(admission).bound(admission)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sound", "tokens"),
+    [
+        *(("wav", wav(1.51), 31), (None, mp3(FIRST), 50), ("opus", opus(48_000 * 2 + 312), 40)),
+        *(
+            (None, b"x" * 20_001, 21),
+            ("pcm", b"x" * 48_000, 20),
+            ("aac", b"x" * 16_000, 20),
+            ("new", b"x", 1),
+        ),
+        (None, b"x" * 10**7, 1_000),
+    ],
+)
+def test_by_tokens_a_whole_sound_is_counted_by_its_length(kind: Any, sound: bytes, tokens: int) -> None:
+    admission = priced(in_text=1, out_audio=2)
+    request = speech(input="x" * 12, response_format=kind).priced(admission)
+    bound, api = request.bound(admission), request.metered(openai_speech.API)
+    whole = api.read_whole(sound)
+    made = billed_usage(
+        *(admission, bound, {}, api.USAGE_FORMAT, whole.usage),
+        *(lambda: request.counted_prompt(0), whole.estimate),
+    )
+    assert (made.meters, made.counted) == ({"in_text": 3, "out_audio": tokens}, True)
+    assert admission.charge(made.meters).amount <= bound.amount
 
 
 def test_half_of_an_emoji_is_one_character() -> None:

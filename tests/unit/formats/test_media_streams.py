@@ -52,6 +52,7 @@ SEGMENT = sse("transcript.text.segment", id="s", start=0, end=1.5, speaker="A", 
 WRITTEN = sse("transcript.text.done", text=SAID, usage=HEARD)
 UNTOLD = sse("transcript.text.done", text=SAID)
 PART = sse("speech.audio.delta", audio="SUQz")
+HALF = sse("speech.audio.delta", audio="SUQz" * 2_500)
 SPOKEN = sse("speech.audio.done", usage={"input_tokens": 3, "output_tokens": 9, "total_tokens": 12})
 PREVIEW = sse("image_generation.partial_image", b64_json="AAAA", partial_image_index=0)
 URL = sse("image_generation.completed", url="u")
@@ -281,6 +282,19 @@ def test_the_models_name_is_the_customers() -> None:
         ),
         ("speech", priced(char=3), PART + SPOKEN, {"char": 3}),
         ("speech", priced(char=3), PART + sse("speech.audio.done"), {"char": 3}),
+        ("speech", TOKENS, PART + SPOKEN, {"in_text": 3, "out_audio": 9}),
+        *(
+            ("speech", TOKENS, PART + sse("speech.audio.done", **told), {"in_text": 1, "out_audio": 1})
+            for told in (
+                {},
+                {"usage": {"input_tokens": 3, "output_tokens": 0}},
+                {"usage": {"input_tokens": 3, "output_tokens": 1_065}},
+                {"usage": {"input_tokens": 30_000, "output_tokens": 9}},
+                {"usage": {"input_tokens": 3, "output_tokens": "many"}},
+            )
+        ),
+        # 15,000 bytes are 0.75 s of MP3.
+        ("speech", TOKENS, HALF + HALF + sse("speech.audio.done"), {"in_text": 1, "out_audio": 15}),
         ("image", priced(image=3), PREVIEW + DRAWING, {"image": 1}),
         ("image", priced(image=3), DRAWING + DRAWING, {"image": 1}),
         ("image", TOKENS, PREVIEW + DRAWING, {"in_text": 4, "out_image": 500}),
@@ -314,6 +328,8 @@ def test_a_whole_stream_is_billed(
         ("transcript", priced(ms=3), PING + sse("transcript.text.delta", delta=""), {}),
         ("speech", priced(char=3), PART + PART, {"char": 3}),
         ("speech", priced(char=3), PING, {}),
+        ("speech", TOKENS, HALF, {"in_text": 1, "out_audio": 8}),
+        ("speech", TOKENS, PING, {}),
         ("image", priced(image=3), PREVIEW + PREVIEW, {"image": 1}),
         ("image", TOKENS, PREVIEW + PREVIEW, {"in_text": 1, "out_image": 1056}),
         ("image", priced(image=3), PING, {}),

@@ -137,6 +137,9 @@ def test_the_sandboxs_provider_writes_the_same(said: str, seconds: float) -> Non
         assert write(answer, shape) == media.transcript(said, seconds, shape, None)
 
 
+UNTIMES: list[Any] = [None, [], float("inf"), -0.1]
+
+
 @pytest.mark.parametrize(
     "segments",
     [
@@ -145,7 +148,7 @@ def test_the_sandboxs_provider_writes_the_same(said: str, seconds: float) -> Non
             [{"start": start, "end": 1, "text": "x"}]
             for start in (None, "0", True, -1, 1e99, float("nan"), 10**400)
         ),
-        *([{"start": 0, "end": end, "text": "x"}] for end in (None, [], float("inf"), -0.1)),
+        *([{"start": 0, "end": ended, "text": "x"}] for ended in UNTIMES),
         [{"start": 0, "end": 1, "text": "x"}, {"start": 1, "end": 2, "text": 5}],
     ],
 )
