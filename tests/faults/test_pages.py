@@ -33,8 +33,8 @@ WATCHED_SECONDS = 120
 GROUP_WAIT = 15
 QUIET_WITHIN = 1200
 POLL_SECONDS = 3
-# That the watcher acted is told for half an hour.
-LASTING = {"FailoverWatchActed"}
+# What acted by itself is told for half an hour.
+LASTING = {"FailoverWatchActed", "PostgresDiskHandedOver", "PostgresFailedOver"}
 ALERTS = "curl -sf 'http://127.0.0.1:9093/api/v2/alerts?active=true&silenced=false&inhibited=false'"
 SHORT_DAYS = 5
 TLS = "/etc/relay/tls"
