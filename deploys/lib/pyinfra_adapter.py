@@ -18,12 +18,17 @@ each sentence, so that another version is tried by running it:
 - The facts of systemd's units ask for one property each, `state_key`, and find it in a longer answer.
 - An operation's global arguments are the fields of one class, and each is looked for in the host's data, for
   which all its groups' are merged; one dictionary, merged once in the same order, holds the same.
+- They are gathered by one function, which asks the host for nothing but its data and its deploy's arguments.
+- In a command line's run an operation's place is told by the lines of the functions that called it.
+- A fact's arguments are bound to its `command` as a call binds them, the fact itself among them.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import importlib
+import inspect
 import runpy
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,14 +36,14 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import gevent
 import pyinfra
 from gevent.lock import BoundedSemaphore
 from paramiko import SSHClient, SSHException, Transport
-from pyinfra.api import arguments
+from pyinfra.api import arguments, facts, util
 from pyinfra.api.command import StringCommand
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -60,6 +65,54 @@ _connecting: WeakKeyDictionary[Host, BoundedSemaphore] = WeakKeyDictionary()
 
 # pyinfra reads the hints of the class of global arguments for every operation of every host.
 arguments.all_global_arguments = functools.cache(arguments.all_global_arguments)
+_pop_global_arguments = arguments.pop_global_arguments
+
+
+class _Asked(NamedTuple):
+    """What of a host is looked at for global arguments."""
+
+    data: HostData | None
+    current_deploy_kwargs: Any
+
+
+def _pop_quickly(state: State, host: Host, kwargs: dict[str, Any]) -> Any:
+    """An operation's global arguments. Nearly no host's data gives any, and the current host is found once:
+    pyinfra looks it up, and its data through, for each of the forty."""
+    host = ctx_host.get() if host is ctx_host.context else host
+    data: HostData | None = host.data
+    if isinstance(data, _MergedData) and not data.gives_arguments():
+        data = None
+    return _pop_global_arguments(state, _Asked(data, host.current_deploy_kwargs), kwargs)  # type: ignore[arg-type]
+
+
+def _bound(command: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What inspect.getcallargs answers, without taking the function apart for each fact that is asked for."""
+    own = getattr(command, "__self__", None)
+    found = _signature(getattr(command, "__func__", command)).bind(
+        *(() if own is None else (own,)), *args, **kwargs
+    )
+    found.apply_defaults()
+    return dict(found.arguments)
+
+
+def _operation_order(state: State) -> list[int]:
+    """The lines of our functions that call an operation, outermost first. pyinfra's own function reads the
+    source around each of them, too, which takes milliseconds for every operation of every host."""
+    lines: list[int] = []
+    frame = inspect.currentframe()
+    while frame := frame and frame.f_back:
+        if not frame.f_code.co_filename.startswith(util.PYINFRA_INSTALL_DIR):
+            lines.append(frame.f_lineno)
+    return [state.current_op_file_number, *reversed(lines)]
+
+
+_signature = functools.cache(inspect.signature)
+# The package has functions of the same names as these two modules.
+_deploy, _operation = (importlib.import_module(f"pyinfra.api.{name}") for name in ("deploy", "operation"))
+for _module in (_deploy, facts, _operation):
+    _module.pop_global_arguments = _pop_quickly  # type: ignore[attr-defined]
+facts.getcallargs = _bound  # type: ignore[attr-defined]
+_operation.get_operation_order_from_stack = _operation_order  # type: ignore[attr-defined]
 
 
 def is_executing() -> bool:
@@ -116,12 +169,25 @@ def merge_data(inventory: Inventory) -> None:
 class _MergedData(HostData):
     """Says quickly that nobody gave a global argument."""
 
+    def gives_arguments(self) -> bool:
+        """Whether one of the sources has a global argument."""
+        own, _, of_deploy = self.datas
+        return bool(self._merged_gives or _gives(own) or _gives(of_deploy()))
+
+    @functools.cached_property
+    def _merged_gives(self) -> bool:
+        return _gives(self.datas[1])
+
     def __getattr__(self, key: str) -> Any:
         own, merged, of_deploy = self.datas
         for data in (own, merged, of_deploy()):
             if key in data:
                 return copy.copy(data[key])
         raise AttributeError(key if key.startswith("_") else f"host {self.host} has no data {key!r}")
+
+
+def _gives(data: Mapping[str, Any]) -> bool:
+    return not arguments.all_argument_meta.keys().isdisjoint(data)
 
 
 @contextmanager

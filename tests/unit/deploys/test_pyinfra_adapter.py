@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
+from inspect import getcallargs
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import gevent
 import pyinfra
 import pytest
+from pyinfra import context
 from pyinfra.api import arguments
 from pyinfra.api.command import StringCommand
 from pyinfra.api.deploy import deploy
@@ -24,8 +27,9 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import operation
 from pyinfra.api.state import State
+from pyinfra.api.util import get_operation_order_from_stack
 from pyinfra.connectors.fake import FakeConnector
-from pyinfra.context import ctx_inventory
+from pyinfra.context import ctx_host, ctx_inventory
 from pyinfra.facts.systemd import SystemdEnabled, SystemdStatus
 from pyinfra.operations import files, server
 from pyinfra.operations.util import any_changed
@@ -461,3 +465,78 @@ def test_what_a_host_gave_cannot_be_changed_by_who_asked(state: State) -> None:
 
 def test_global_arguments_are_those_of_the_class() -> None:
     assert arguments.all_global_arguments() == list(get_type_hints(arguments.AllArguments).items())
+
+
+@pytest.mark.parametrize(
+    ("given", "deploys"),
+    [
+        ({}, {}),
+        ({"_sudo_user": "own", "_retries": 3}, {}),
+        ({}, {"_sudo_user": "of the deploy"}),
+        ({"edge": 1}, {"name": "x"}),
+    ],
+)
+def test_global_arguments_are_gathered_as_pyinfra_does(
+    state: State, given: dict[str, Any], deploys: dict[str, Any]
+) -> None:
+    """From the host's data, the deploy's, its arguments and the call's, by a host and by the current one."""
+    (host, other) = state.inventory
+    host.data.override_datas.update(given)
+    host.current_deploy_data = deploys
+    host.current_deploy_kwargs = cast(Any, {"_env": {"A": "deploy"}})
+    call = {"_sudo": False, "src": "x"}
+    ours, theirs = dict(call), dict(call)
+    expected = arguments.pop_global_arguments(state, host, theirs)
+    assert pyinfra_adapter._pop_quickly(state, host, ours) == expected
+    assert ours == theirs == {"src": "x"}
+    assert (expected[0]["_env"], expected[1]) == ({"A": "deploy"}, ["_sudo"])
+    assert expected[0]["_sudo_user"] == (given | deploys).get("_sudo_user")
+    with ctx_host.use(host):
+        assert pyinfra_adapter._pop_quickly(state, context.host, dict(call)) == expected
+    assert pyinfra_adapter._pop_quickly(state, other, {}) == arguments.pop_global_arguments(state, other, {})
+
+
+def test_arguments_of_facts_are_bound_as_pyinfra_does() -> None:
+    class Asked:
+        def command(self, path: str, deep: bool = False, *more: str, command: str = "x") -> str:
+            return path
+
+        @staticmethod
+        def free(path: str, **more: str) -> str:
+            return path
+
+    one = Asked()
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (one.command, ("a",), {}),
+        (one.command, ("a", True, "b"), {"command": "y"}),
+        (one.command, (), {"path": "a"}),
+        (one.free, ("a",), {"b": "c"}),
+    ]
+    for function, words, named in calls:
+        assert pyinfra_adapter._bound(function, *words, **named) == getcallargs(function, *words, **named)
+    with pytest.raises(TypeError, match="path"):
+        pyinfra_adapter._bound(one.command)
+
+
+def test_an_operations_place_is_the_one_that_pyinfra_finds(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyinfra, "is_cli", True)
+    state.current_op_file_number = 7
+
+    def places() -> list[list[int]]:
+        return [ask(state) for ask in (pyinfra_adapter._operation_order, get_operation_order_from_stack)]
+
+    ours, theirs = places()
+    assert ours == theirs
+    assert (ours[0], len(ours) > 3) == (7, True)
+    assert places()[0] != ours, "another line"
+
+
+def test_pyinfra_asks_the_adapter() -> None:
+    for name in ("deploy", "facts", "operation"):
+        module = importlib.import_module(f"pyinfra.api.{name}")
+        assert module.pop_global_arguments is pyinfra_adapter._pop_quickly
+    assert importlib.import_module("pyinfra.api.facts").getcallargs is pyinfra_adapter._bound
+    placing = importlib.import_module("pyinfra.api.operation").get_operation_order_from_stack
+    assert placing is pyinfra_adapter._operation_order
