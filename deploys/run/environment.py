@@ -82,7 +82,7 @@ def _valid(inventory: Inventory) -> str:
 
 
 def _groups(path: Path) -> dict[str, list[Any]]:
-    values = _run(path)
+    values = _run(path, path.read_text())
     return {
         name: value for name, value in values.items() if isinstance(value, list) and not name.startswith("_")
     }
@@ -93,17 +93,17 @@ def _host_name(entry: Any) -> str:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    values = _run(path)
-    imported = _imported(path.read_text())
+    source = path.read_text()
+    values, imported = _run(path, source), _imported(source)
     return {
         name: value for name, value in values.items() if not name.startswith("__") and name not in imported
     }
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: Path, source: str) -> dict[str, Any]:
     """What a file defines when it is run. Tests load environments a thousand times: it is compiled once."""
     values: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    exec(_compiled(path.read_text(), str(path)), values)  # noqa: S102
+    exec(_compiled(source, str(path)), values)  # noqa: S102
     return values
 
 

@@ -178,10 +178,10 @@ def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="relay-releases", description=__doc__, formatter_class=layout)
-    commands = parser.add_subparsers(dest="command", required=True)
+    found = argparse.ArgumentParser(prog="relay-releases", description=__doc__, formatter_class=layout)
+    commands = found.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="print history and holder as JSON")
     commands.add_parser("record", help="append a line from standard input")
     for name, text in (("put", "keep a stack file"), ("get", "print a stack file")):
@@ -191,7 +191,11 @@ def main(words: Sequence[str] | None = None) -> int:
     command.add_argument("--numbers", default="", help="releases whose stack files stay")
     command.add_argument("--images", default="", help="digests that stay")
     command.add_argument("--tags", default="", help="tags that stay")
-    options = parser.parse_args(words)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(words)
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
     if options.command == "show":
         show()

@@ -26,6 +26,7 @@ from deploys.lib.errors import DeployError
 from deploys.run import cli, environment, host_keys, inventory_file, lock, releases, remote
 from deploys.run.node import arrival, facts, removal
 from deploys.run.node.records import FILE, Records
+from tests.unit.deploys.scripts import OneByOne
 
 REAL_RUN = subprocess.run
 INVENTORY = '''"""Hosts as an operator writes them."""
@@ -237,6 +238,7 @@ def model(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mod
     for name in APPS:
         made.machines[name].past.append("a swarm (active)")
     monkeypatch.setattr(subprocess, "run", made.run)
+    monkeypatch.setattr("deploys.run.remote.ThreadPoolExecutor", OneByOne)
     for module in (arrival, removal):
         monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(arrival, "DOWN_SECONDS", 0.1)

@@ -18,7 +18,7 @@ from deploys.lib import fleet as fleet_facts
 from deploys.lib.errors import DeployError
 from deploys.roles import relay
 from deploys.run import canary, cli, release, releases
-from tests.unit.deploys.scripts import load
+from tests.unit.deploys.scripts import OneByOne, load
 
 NAME = "ops1.sandbox.test:5000/relay"
 APPS = {"172.30.77.21": "app1", "172.30.77.22": "app2", "172.30.77.23": "app3"}
@@ -188,6 +188,7 @@ def model(
     monkeypatch.setattr(keeper, "REGISTRY", tmp_path / "registry")
     found = Model(keeper, stack)
     monkeypatch.setattr("deploys.run.remote.subprocess.run", found.run)
+    monkeypatch.setattr("deploys.run.remote.ThreadPoolExecutor", OneByOne)
     monkeypatch.setattr("deploys.lib.fleet.state_directory", lambda: tmp_path)
     store = fleet_facts.store()
     monkeypatch.setattr("deploys.lib.fleet.store", lambda: store)

@@ -1,14 +1,13 @@
 """The worked charges, computed apart from this implementation, through the command that customers use."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from relay.pricing.quote import quote_entry
+from tests.contract.commands import run_here
 
 VECTORS = Path(__file__).with_name("pricing-vectors.json")
 ENTRIES: list[dict[str, Any]] = json.loads(VECTORS.read_text(encoding="utf-8"))["vectors"]
@@ -33,9 +32,7 @@ def test_usage_leads_to_the_same_meters(entry: dict[str, Any]) -> None:
 def _quote(document: Any, tmp_path: Path) -> tuple[int, list[dict[str, Any]]]:
     path = tmp_path / "vectors.json"
     path.write_text(json.dumps(document), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "relay", "quote", "--file", str(path)], capture_output=True, text=True
-    )
+    done = run_here({}, "quote", "--file", str(path))
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 

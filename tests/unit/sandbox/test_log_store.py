@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from deploys.sandbox import log_store
+from deploys.lib import fleet
+from deploys.run import environment
+from deploys.sandbox import log_store, settings
 from deploys.sandbox.settings import Sandbox
 
 GO = """#!/bin/sh
@@ -109,12 +109,6 @@ def test_another_version_is_built_anew(sandbox: Sandbox, go: Path) -> None:
 
 
 def test_the_roles_setting_is_where_it_is_put() -> None:
-    code = (
-        "from deploys.run import environment; from deploys.lib import fleet\n"
-        "from deploys.sandbox import log_store, settings\n"
-        "with environment.use('sandbox'):\n"
-        "    place = settings.load().cache / log_store.NAME / log_store.NAME\n"
-        "    assert fleet.setting('log_store_program') == str(place), place\n"
-    )
-    root = Path(__file__).resolve().parents[3]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    with environment.use("sandbox"):
+        place = settings.load().cache / log_store.NAME / log_store.NAME
+        assert fleet.setting("log_store_program") == str(place)
