@@ -63,13 +63,13 @@ lint: .venv/ready ## Style, formatting and strict types
 	@.venv/bin/lint-imports --no-logo
 
 unit: .venv/ready tools ## Tests without services (seconds), with fewer examples of what is generated
-	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick --timeout 300
+	@.venv/bin/pytest tests/unit -n 2 --dist worksteal --hypothesis-profile=quick --timeout 300
 
 coverage: .venv/ready tools ## The unit tests as CI runs them, and which lines they run
-	@.venv/bin/pytest tests/unit -n 2 --hypothesis-profile=quick --cov --cov-report=term --timeout 300
+	@.venv/bin/pytest tests/unit -n 2 --dist worksteal --hypothesis-profile=quick --cov --cov-report=term --timeout 300
 
 properties: .venv/ready tools ## The unit tests with all examples of what is generated (four times as long)
-	@.venv/bin/pytest tests/unit -n 2
+	@.venv/bin/pytest tests/unit -n 2 --dist worksteal
 
 # tests/contract/conftest.py says which files come first: the longest. They wait half of their time: three at once.
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
