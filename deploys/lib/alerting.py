@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def annotated(rules: str) -> str:
     return _RUNBOOK.sub(lines, rules)
 
 
+@cache
 def board_of() -> dict[str, str]:
     """The id of the first board, in order of their names, that links to an alert's page."""
     found: dict[str, str] = {}

@@ -29,7 +29,7 @@ class ClusterSettings(FactBase[Settings]):
         return {}
 
     def process(self, output: list[str]) -> Settings:
-        return yaml.safe_load("\n".join(output)) or {}
+        return yaml.load("\n".join(output), Loader=yaml.CSafeLoader) or {}
 
 
 class RestartPending(FactBase[bool]):

@@ -41,7 +41,7 @@ class WafException:
 def read(path: Path) -> list[WafException]:
     """The exceptions of a file. Raises DeployError, which names the entry, its field and the remedy."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeployError(f"{path}: cannot be read ({error}): it is a YAML list of exceptions") from None
     return parse(content, str(path))

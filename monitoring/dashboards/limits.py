@@ -34,7 +34,8 @@ class Limit:
 def alerts() -> dict[str, dict[str, Any]]:
     """Every alert rule by its name."""
     files = [path for path in sorted(RULES.glob("*.yml")) if not path.stem.endswith("_test")]
-    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    documents = [yaml.load(path.read_text(), Loader=yaml.CSafeLoader) for path in files]
+    groups = [group for document in documents for group in document["groups"]]
     return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
 
 

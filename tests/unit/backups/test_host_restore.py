@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from backups.host import __main__ as program
 from backups.host import restore
+from tests.documents import yaml_of
 
 PATRONI = """# Written by the deploy.
 scope: relay
@@ -82,7 +82,7 @@ def test_a_whole_restore_of_the_first_host_twice_over(host: Host) -> None:
         assert host.do("stop", ID, str(host.data)) == 0
         assert host.do("bootstrap", ID, str(host.data), "pgbackrest restore") == 0
         (host.data / "half").write_text("what a killed restore left")
-    settings = yaml.safe_load(host.settings.read_text())
+    settings = yaml_of(host.settings.read_text())
     assert settings["bootstrap"]["method"] == "pgbackrest"
     assert settings["bootstrap"]["pgbackrest"]["command"] == "pgbackrest restore"
     assert settings["bootstrap"]["dcs"] == {"ttl": 20}

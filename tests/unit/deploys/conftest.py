@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -124,6 +125,25 @@ def fake_role(
             run_ops(state)
         _collect(state, target, outcome)
         return outcome
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _plain_outcomes() -> dict[tuple[Any, str], Outcome]:
+    return {}
+
+
+@pytest.fixture
+def plain_role(fake_role: FakeRole, _plain_outcomes: dict[tuple[Any, str], Outcome]) -> FakeRole:
+    """``plain_role(edge.edge, "edge1")``: what a role does on a host that answers nothing, with the sandbox's
+    settings. It is run once, so it is not for tests that change anything before they ask."""
+
+    def run(role: Any, host_name: str) -> Outcome:
+        known = (role, host_name)
+        if known not in _plain_outcomes:
+            _plain_outcomes[known] = fake_role(role, host_name)
+        return copy.deepcopy(_plain_outcomes[known])
 
     return run
 

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-import yaml
 
 from deploys.lib import backup_files, fleet, object_store, pgbackrest
 from deploys.roles import backup, objectstore, postgres, retention
+from tests.documents import yaml_of
 from tests.unit.deploys.facts import LINUX
 
 
@@ -27,7 +27,7 @@ def written(fake_role: Any) -> Any:
 
 def test_postgres_archives_within_a_minute_and_drops_nothing(fake_role: Any) -> None:
     outcome = fake_role(postgres.postgres, "db2", responses=LINUX, data={"backup_archive_seconds": 45})
-    dynamic = yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])["bootstrap"]["dcs"]
+    dynamic = yaml_of(outcome.files["/etc/patroni/patroni.yml"])["bootstrap"]["dcs"]
     parameters = dynamic["postgresql"]["parameters"]
     assert parameters["archive_mode"] == "on"
     assert parameters["archive_command"] == "pgbackrest --stanza=relay archive-push %p"

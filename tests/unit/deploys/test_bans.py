@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any, cast
 
 import pytest
-import yaml
 
 from deploys.roles import bans, monitoring
 from deploys.run import cli
+from tests.documents import yaml_of
 from tests.unit.deploys.scripts import load
 
 
@@ -147,23 +147,23 @@ def test_what_may_be_banned_comes_from_the_inventory(fake_role: Any) -> None:
     load("bans/relay_bans.py").Rules(**rules)
 
 
-def test_only_the_edge_takes_alerts(fake_role: Any) -> None:
+def test_only_the_edge_takes_alerts(plain_role: Any) -> None:
     unit = f"/etc/systemd/system/{bans.UNIT}"
-    assert "--listen 0.0.0.0:9118 --token" in fake_role(bans.bans, "edge1").files[unit]
-    others = fake_role(bans.bans, "db1").files
+    assert "--listen 0.0.0.0:9118 --token" in plain_role(bans.bans, "edge1").files[unit]
+    others = plain_role(bans.bans, "db1").files
     assert "--listen" not in others[unit]
     assert bans.TOKEN not in others
 
 
-def test_the_list_is_nothing_that_an_apply_touches(fake_role: Any) -> None:
-    outcome = fake_role(bans.bans, "edge1")
+def test_the_list_is_nothing_that_an_apply_touches(plain_role: Any) -> None:
+    outcome = plain_role(bans.bans, "edge1")
     assert not [path for path in outcome.files if path.startswith("/var/lib/relay-bans")]
     assert not [line for line in outcome.commands if "nft flush" in line or "rm " in line]
 
 
-def test_alerts_that_ask_for_a_ban_go_to_every_edge(fake_role: Any) -> None:
-    text = fake_role(monitoring.alertmanager, "ops1").files["/etc/prometheus/alertmanager.yml"]
-    config = yaml.safe_load(text)
+def test_alerts_that_ask_for_a_ban_go_to_every_edge(plain_role: Any) -> None:
+    text = plain_role(monitoring.alertmanager, "ops1").files["/etc/prometheus/alertmanager.yml"]
+    config = yaml_of(text)
     (receiver,) = [one for one in config["receivers"] if one["name"] == "bans"]
     urls = [hook["url"] for hook in receiver["webhook_configs"]]
     assert urls == ["https://172.30.77.11:9118/", "https://172.30.77.12:9118/"]

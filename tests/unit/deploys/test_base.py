@@ -14,8 +14,8 @@ from deploys.roles import base
 from tests.unit.deploys.scripts import load
 
 
-def test_ssh_takes_keys_of_the_deploy_user_only(fake_role: Any) -> None:
-    settings = fake_role(base.base, "db1").files["/etc/ssh/sshd_config.d/10-relay.conf"].splitlines()
+def test_ssh_takes_keys_of_the_deploy_user_only(plain_role: Any) -> None:
+    settings = plain_role(base.base, "db1").files["/etc/ssh/sshd_config.d/10-relay.conf"].splitlines()
     assert {
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
@@ -25,21 +25,21 @@ def test_ssh_takes_keys_of_the_deploy_user_only(fake_role: Any) -> None:
     } <= set(settings)
 
 
-def test_names_of_all_hosts(fake_role: Any) -> None:
-    lines = fake_role(base.base, "db1").files["/etc/hosts"].splitlines()
+def test_names_of_all_hosts(plain_role: Any) -> None:
+    lines = plain_role(base.base, "db1").files["/etc/hosts"].splitlines()
     assert "172.30.77.11 edge1.sandbox.test edge1" in lines
     assert len([line for line in lines if line.startswith("172.30.77.")]) == 11
 
 
-def test_each_host_gets_its_own_certificate(fake_role: Any) -> None:
-    files = fake_role(base.base, "db1").files
+def test_each_host_gets_its_own_certificate(plain_role: Any) -> None:
+    files = plain_role(base.base, "db1").files
     assert files["/etc/relay/tls/ca.crt"] == fleet.secret("ca_trusted")
     assert files["/etc/relay/tls/host.crt"] == fleet.secret("tls_cert:db1")
     assert files["/etc/relay/tls/host.key"] == fleet.secret("tls_key:db1")
 
 
-def test_no_key_is_part_of_a_command_or_a_name(fake_role: Any) -> None:
-    outcome = fake_role(base.base, "db1")
+def test_no_key_is_part_of_a_command_or_a_name(plain_role: Any) -> None:
+    outcome = plain_role(base.base, "db1")
     shown = "\n".join([*outcome.commands, *outcome.operations])
     assert "PRIVATE KEY" not in shown
 
@@ -58,9 +58,9 @@ def test_security_updates_follow_the_setting(fake_role: Any, wanted: bool, switc
     )
 
 
-def test_lists_of_packages_are_fetched_only_where_there_are_none(fake_role: Any) -> None:
+def test_lists_of_packages_are_fetched_only_where_there_are_none(fake_role: Any, plain_role: Any) -> None:
     fetch = "apt-get -o Acquire::Retries=3 -qq update"
-    assert fetch in fake_role(base.base, "db1").commands
+    assert fetch in plain_role(base.base, "db1").commands
     assert fetch not in fake_role(base.base, "db1", responses={"_Packages": "yes"}).commands
 
 

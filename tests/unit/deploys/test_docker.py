@@ -35,16 +35,16 @@ def test_published_ports_are_for_edge_and_monitoring_only(sandbox_inventory: Inv
     ]
 
 
-def test_root_is_logged_in_to_the_registry(fake_role: Any) -> None:
-    outcome = fake_role(docker.docker, "app1")
+def test_root_is_logged_in_to_the_registry(plain_role: Any) -> None:
+    outcome = plain_role(docker.docker, "app1")
     logins = json.loads(outcome.files["/root/.docker/config.json"])["auths"]
     login = base64.b64decode(logins["ops1.sandbox.test:5000"]["auth"]).decode()
     assert login == f"relay:{fleet.secret('registry_password')}"
     assert outcome.files["/etc/docker/certs.d/ops1.sandbox.test:5000/ca.crt"] == fleet.secret("ca_trusted")
 
 
-def test_no_secret_is_part_of_a_command_or_a_name(fake_role: Any) -> None:
-    outcome = fake_role(docker.docker, "app1")
+def test_no_secret_is_part_of_a_command_or_a_name(plain_role: Any) -> None:
+    outcome = plain_role(docker.docker, "app1")
     shown = "\n".join([*outcome.commands, *outcome.operations])
     assert fleet.secret("registry_password") not in shown
 
@@ -64,14 +64,14 @@ def test_pools_do_not_overlap() -> None:
     assert not any(a.overlaps(b) for a in networks for b in networks if a is not b)
 
 
-def test_a_changed_engine_is_restarted_by_the_program_that_watches_the_swarm(fake_role: Any) -> None:
-    outcome = fake_role(docker.docker, "app1")
+def test_a_changed_engine_is_restarted_by_the_program_that_watches_the_swarm(plain_role: Any) -> None:
+    outcome = plain_role(docker.docker, "app1")
     (load,) = [line for line in outcome.commands if "mkdir -p /var/lib/relay/loaded/docker" in line]
     assert load.index(docker.VALIDATE) < load.index(docker.RESTART)
 
 
-def test_the_engine_is_measured(fake_role: Any) -> None:
-    outcome = fake_role(docker.docker, "app1")
+def test_the_engine_is_measured(plain_role: Any) -> None:
+    outcome = plain_role(docker.docker, "app1")
     assert json.loads(outcome.files["/etc/docker/daemon.json"])["metrics-addr"] == "0.0.0.0:9323"
 
 

@@ -97,8 +97,8 @@ def test_plan_names_what_is_drained(sandbox_inventory: Any) -> None:
     assert lines == ["edge1 does not say what is drained there", "edge2 does not say what is drained there"]
 
 
-def test_deploys_never_touch_what_is_drained(fake_role: Any) -> None:
-    outcome = fake_role(edge.edge, "edge1")
+def test_deploys_never_touch_what_is_drained(plain_role: Any) -> None:
+    outcome = plain_role(edge.edge, "edge1")
     assert not [path for path in outcome.files if path.startswith(edge.STATE)]
     unit = outcome.files["/etc/systemd/system/nginx.service.d/relay.conf"]
     assert unit.index(f"ExecReload={edge.TOOL} write") < unit.index("-s reload")

@@ -13,14 +13,14 @@ from deploys.roles import base, edge
 from tests.unit.deploys.facts import existing
 
 
-def test_every_app_host_is_an_upstream(fake_role: Any) -> None:
-    upstream = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/nodes.conf"]
+def test_every_app_host_is_an_upstream(plain_role: Any) -> None:
+    upstream = plain_role(edge.edge, "edge1").files["/etc/nginx/relay/nodes.conf"]
     for last in (21, 22, 23):
         assert f"server 172.30.77.{last}:8000 max_fails=2" in upstream
 
 
-def test_a_call_that_was_sent_is_never_repeated(fake_role: Any) -> None:
-    files = fake_role(edge.edge, "edge1").files
+def test_a_call_that_was_sent_is_never_repeated(plain_role: Any) -> None:
+    files = plain_role(edge.edge, "edge1").files
     # A challenge is no call.
     texts = [text for path, text in files.items() if not path.endswith("acme_challenge.conf")]
     directives = [line.strip() for text in texts for line in text.splitlines()]
@@ -43,8 +43,8 @@ def test_settings_reach_the_configuration(fake_role: Any) -> None:
     assert "proxy_read_timeout 14s" in files["/etc/nginx/relay/to_waf.conf"]
 
 
-def test_nginx_tests_its_configuration_before_the_reload(fake_role: Any) -> None:
-    commands = fake_role(edge.edge, "edge1").commands
+def test_nginx_tests_its_configuration_before_the_reload(plain_role: Any) -> None:
+    commands = plain_role(edge.edge, "edge1").commands
     reload = next(line for line in commands if "systemctl reload-or-restart nginx" in line)
     assert reload.index("nginx -t") < reload.index("systemctl reload-or-restart nginx")
 
@@ -132,8 +132,8 @@ def test_every_edge_answers_challenges_for_all(fake_role: Any) -> None:
     assert "include relay/server_peers.conf;" in files["/etc/nginx/nginx.conf"]
 
 
-def test_no_secret_in_the_names_of_operations(fake_role: Any) -> None:
-    operations = " ".join(fake_role(edge.edge, "edge1").operations)
+def test_no_secret_in_the_names_of_operations(plain_role: Any) -> None:
+    operations = " ".join(plain_role(edge.edge, "edge1").operations)
     assert "BEGIN" not in operations
 
 
@@ -144,20 +144,20 @@ def test_without_the_waf_nothing_of_it_is_installed(fake_role: Any) -> None:
     assert not [line for line in outcome.commands if "modsecurity" in line]
 
 
-def test_the_waf_only_detects_where_the_environment_says_so(fake_role: Any) -> None:
+def test_the_waf_only_detects_where_the_environment_says_so(fake_role: Any, plain_role: Any) -> None:
     path = "/etc/nginx/relay/waf/engine.conf"
-    assert "SecRuleEngine On\n" in fake_role(edge.edge, "edge1").files[path]
+    assert "SecRuleEngine On\n" in plain_role(edge.edge, "edge1").files[path]
     detecting = fake_role(edge.edge, "edge1", data={"edge_waf": "detect"}).files[path]
     assert "SecRuleEngine DetectionOnly\n" in detecting
 
 
-def test_exceptions_become_rules(fake_role: Any) -> None:
-    rules = fake_role(edge.edge, "edge1").files["/etc/nginx/relay/waf/exceptions.conf"]
+def test_exceptions_become_rules(plain_role: Any) -> None:
+    rules = plain_role(edge.edge, "edge1").files["/etc/nginx/relay/waf/exceptions.conf"]
     assert "ctl:ruleRemoveTargetByTag=OWASP_CRS;ARGS:prompt" in rules
 
 
-def test_what_the_waf_matched_is_for_root_alone(fake_role: Any) -> None:
-    outcome = fake_role(edge.edge, "edge1")
+def test_what_the_waf_matched_is_for_root_alone(plain_role: Any) -> None:
+    outcome = plain_role(edge.edge, "edge1")
     directories = outcome.files["/etc/tmpfiles.d/relay-edge.conf"]
     assert "d /run/relay-waf 0700 root root -" in directories
     assert "d /run/relay-edge 0750 root www-data -" in directories
@@ -176,9 +176,9 @@ def test_clients_are_cut_below_one_rate_and_beyond_the_longest_call(fake_role: A
     assert "include relay/slow_bodies.conf;" in files["/etc/nginx/relay/to_waf.conf"]
 
 
-def test_only_names_that_are_wanted_are_served(fake_role: Any) -> None:
+def test_only_names_that_are_wanted_are_served(fake_role: Any, plain_role: Any) -> None:
     main = "/etc/nginx/nginx.conf"
-    assert "server_console" not in fake_role(edge.edge, "edge1").files[main]
+    assert "server_console" not in plain_role(edge.edge, "edge1").files[main]
     wanted = {
         "edge_console": True,
         "edge_tools": {"wiki": "172.30.77.41:8000"},
@@ -215,9 +215,9 @@ def test_settings_that_nginx_would_misread_are_named(sandbox_inventory: Any, nam
     assert (value if name == "edge_waf_exceptions" else name) in problem
 
 
-def test_the_edges_share_an_address_where_one_is_set(fake_role: Any) -> None:
+def test_the_edges_share_an_address_where_one_is_set(fake_role: Any, plain_role: Any) -> None:
     path = "/etc/keepalived/keepalived.conf"
-    assert path not in fake_role(edge.edge, "edge1").files
+    assert path not in plain_role(edge.edge, "edge1").files
     data = {"edge_virtual_address": "172.30.77.10/24"}
     first, second = (fake_role(edge.edge, name, data=data) for name in ("edge1", "edge2"))
     assert "priority 200" in first.files[path]
@@ -231,7 +231,7 @@ def test_the_edges_share_an_address_where_one_is_set(fake_role: Any) -> None:
         "ufw allow proto vrrp from 172.30.77.11 to any",
         "ufw allow proto vrrp from 172.30.77.12 to any",
     ]
-    assert not [line for line in fake_role(base.base, "edge1").commands if "vrrp" in line]
+    assert not [line for line in plain_role(base.base, "edge1").commands if "vrrp" in line]
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_bodies_for_what_the_relay_refuses_are_not_kept(api: Server) -> None:
 
 def test_wherever_sdks_send_files_the_relay_is_asked(api: Server) -> None:
     """As a JSON call a form would be refused by the edge, whose reason would be a wrong one."""
-    sent = {f"/v1{path}" for text in sources("openai.resources") for path in _SENDS_A_FORM.findall(text)}
-    sent |= {path for text in sources("anthropic.resources") for path in _SENDS_A_FORM.findall(text)}
+    sent = {f"/v1{path}" for text in sources("openai", "resources") for path in _SENDS_A_FORM.findall(text)}
+    sent |= {path for text in sources("anthropic", "resources") for path in _SENDS_A_FORM.findall(text)}
     assert {"/v1/files", "/v1/audio/translations", "/v1/skills"} <= sent
     for path in map(filled, sent):
         assert path in FORMS or "discard_body" in api.body(path), path
@@ -101,9 +101,9 @@ def test_the_console_passes_nothing_of_the_api(fake_role: Any) -> None:
     assert [path for path in paths | not_offered.REASONS.keys() if console.passes(path)] == []
 
 
-def test_hsts_is_for_https_alone(fake_role: Any) -> None:
+def test_hsts_is_for_https_alone(plain_role: Any) -> None:
     """RFC 6797, section 7.2: not over plain HTTP, where health pages, redirects and errors come, too."""
-    files = fake_role(edge.edge, "edge1").files
+    files = plain_role(edge.edge, "edge1").files
     texts = {path: text for path, text in files.items() if path.startswith("/etc/nginx/")}
     values = [
         words

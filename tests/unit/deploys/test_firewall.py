@@ -62,9 +62,9 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
         ("provider1", _rules("tcp", (9443,), "any") | _rules("tcp", (14000,), *EDGE)),
     ],
 )
-def test_a_host_opens_what_its_roles_need_and_no_more(fake_role: Any, host: str, expected: set[str]) -> None:
+def test_a_host_opens_what_its_roles_need_and_no_more(plain_role: Any, host: str, expected: set[str]) -> None:
     everywhere = _rules("tcp", (22,), "any") | _rules("tcp", (9100, 9120), *OPS)
-    assert _allowed(fake_role(base.base, host)) == expected | everywhere
+    assert _allowed(plain_role(base.base, host)) == expected | everywhere
 
 
 def test_rules_that_are_there_are_left_alone(fake_role: Any) -> None:
@@ -72,8 +72,8 @@ def test_rules_that_are_there_are_left_alone(fake_role: Any) -> None:
     assert {rule for rule in opened if " 5432 " in rule} == _rules("tcp", (5432,), *DB, "22", "23", *OPS)
 
 
-def test_ssh_is_open_before_the_rest_is_closed(fake_role: Any) -> None:
-    commands = [line for line in fake_role(base.base, "db1").commands if line.startswith("ufw")]
+def test_ssh_is_open_before_the_rest_is_closed(plain_role: Any) -> None:
+    commands = [line for line in plain_role(base.base, "db1").commands if line.startswith("ufw")]
     assert commands[-3:] == ["ufw default deny incoming", "ufw default allow outgoing", "ufw --force enable"]
     assert "ufw allow proto tcp from any to any port 22" in commands
 

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from deploys import roles
 from deploys.lib import edge_names, fleet
 from deploys.lib import grafana as choice
 from deploys.roles import edge, grafana, monitoring
 from tests import boards
+from tests.documents import yaml_of
 from tests.unit.deploys.facts import LINUX
+from tests.unit.deploys.scripts import load, run_here
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / "templates/grafana/relay_grafana.py"
@@ -66,7 +67,7 @@ def ini(outcome: Any) -> configparser.RawConfigParser:
 
 
 def sources(outcome: Any) -> dict[str, dict[str, Any]]:
-    text = yaml.safe_load(outcome.files["/etc/grafana/provisioning/datasources/relay.yaml"])
+    text = yaml_of(outcome.files["/etc/grafana/provisioning/datasources/relay.yaml"])
     assert text["apiVersion"] == 1
     return {source["uid"]: source for source in text["datasources"]}
 
@@ -195,7 +196,7 @@ def test_provisioning_says_what_grafana_documents(outcome: Any, fake_role: Any) 
             assert set(source) <= SOURCE_KEYS
             assert source["access"] == "proxy"
             assert source["editable"] is False
-    text = yaml.safe_load(outcome.files["/etc/grafana/provisioning/dashboards/relay.yaml"])
+    text = yaml_of(outcome.files["/etc/grafana/provisioning/dashboards/relay.yaml"])
     assert set(text) == {"apiVersion", "providers"}
     (provider,) = text["providers"]
     assert set(provider) <= PROVIDER_KEYS
@@ -304,7 +305,7 @@ def test_without_operators_networks_it_has_no_name(outcome: Any, sandbox_invento
 def test_it_is_scraped_where_it_is(fake_role: Any) -> None:
     def jobs(**data: Any) -> dict[str, Any]:
         files = fake_role(monitoring.monitoring, "ops1", data=data).files
-        found = yaml.safe_load(files["/etc/prometheus/prometheus.yml"])["scrape_configs"]
+        found = yaml_of(files["/etc/prometheus/prometheus.yml"])["scrape_configs"]
         return {job["job_name"]: job["static_configs"][0] for job in found}
 
     assert jobs()["grafana"]["targets"] == ["127.0.0.1:3000"]
@@ -334,9 +335,7 @@ def lines(outcome: Any) -> list[str]:
 
 
 def ask(*words: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"}
-    command = [sys.executable, str(PROGRAM), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return run_here(load("grafana/relay_grafana.py"), *words, PATH=f"{path}:{os.environ['PATH']}")
 
 
 def test_a_key_that_the_installed_grafana_does_not_know_is_refused(
@@ -432,4 +431,5 @@ def test_the_administrators_password_becomes_the_one_of_the_file(
 
 
 def test_help_has_an_example() -> None:
-    assert "relay-grafana check" in ask("--help").stdout
+    done = subprocess.run([sys.executable, PROGRAM, "--help"], capture_output=True, text=True, check=True)
+    assert "relay-grafana check" in done.stdout

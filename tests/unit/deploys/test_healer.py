@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
 from deploys.lib import alerting, fleet
 from deploys.roles import healer, mend, monitoring
+from tests.documents import yaml_of
 from tests.unit.deploys.scripts import load
 
 UNIT = "prometheus-node-exporter.service"
@@ -393,7 +393,7 @@ def rules() -> list[dict[str, Any]]:
     return [
         rule
         for path in alerting.rule_files()
-        for group in yaml.safe_load(path.read_text())["groups"]
+        for group in yaml_of(path.read_text())["groups"]
         for rule in group["rules"]
         if "alert" in rule
     ]
@@ -421,9 +421,7 @@ def test_the_role_and_alertmanager_share_a_token(fake_role: Any, sandbox_invento
     token = files["/etc/relay/healer.token"].strip()
     assert json.loads(files["/etc/relay/healer.json"])["mode"] == "dry"
     assert "/usr/local/lib/relay/relay_webhook.py" in files
-    config = yaml.safe_load(
-        fake_role(monitoring.monitoring, "ops1").files["/etc/prometheus/alertmanager.yml"]
-    )
+    config = yaml_of(fake_role(monitoring.monitoring, "ops1").files["/etc/prometheus/alertmanager.yml"])
     (receiver,) = [one for one in config["receivers"] if one["name"] == "healer"]
     (webhook,) = receiver["webhook_configs"]
     assert webhook["url"] == "http://127.0.0.1:9119/"

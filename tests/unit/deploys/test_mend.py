@@ -331,8 +331,8 @@ def test_one_thing_at_a_time(done: Any, play: Play, tmp_path: Path) -> None:
     assert done("edge1", "reload-certificates") == ("done", "reloaded nginx")
 
 
-def test_the_role_writes_what_a_host_allows(fake_role: Any) -> None:
-    outcome = fake_role(mend.mend, "app1")
+def test_the_role_writes_what_a_host_allows(plain_role: Any) -> None:
+    outcome = plain_role(mend.mend, "app1")
     written = json.loads(outcome.files["/etc/relay/mend.json"])
     assert written["healers"] == ["ops1.sandbox.test"]
     # Some exporters listen on this one only.
@@ -340,7 +340,7 @@ def test_the_role_writes_what_a_host_allows(fake_role: Any) -> None:
     assert written["actions"]["replace-task"] == ["relay_relay"]
     socket = outcome.files["/etc/systemd/system/relay-mend.socket"]
     assert "ListenStream=172.30.77.21:9120" in socket
-    assert set(json.loads(fake_role(mend.mend, "db1").files["/etc/relay/mend.json"])["actions"]) == {
+    assert set(json.loads(plain_role(mend.mend, "db1").files["/etc/relay/mend.json"])["actions"]) == {
         "restart-unit"
     }
 

@@ -11,14 +11,14 @@ ROOT = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 TRUST = "/etc/relay/tls/edge-ca.crt"
 
 
-def test_names_lead_to_every_edge(fake_role: Any) -> None:
-    unit = fake_role(pebble.pebble, "provider1").files["/etc/systemd/system/pebble-names.service"]
+def test_names_lead_to_every_edge(plain_role: Any) -> None:
+    unit = plain_role(pebble.pebble, "provider1").files["/etc/systemd/system/pebble-names.service"]
     record = '{"host": "api.sandbox.test", "addresses": ["172.30.77.11", "172.30.77.12"]}'
     assert f"-d '{record}' http://127.0.0.1:8055/add-a" in unit
 
 
-def test_it_asks_the_edges_usual_ports_with_the_hosts_certificate(fake_role: Any) -> None:
-    files = fake_role(pebble.pebble, "provider1").files
+def test_it_asks_the_edges_usual_ports_with_the_hosts_certificate(plain_role: Any) -> None:
+    files = plain_role(pebble.pebble, "provider1").files
     told = json.loads(files[pebble.CONFIG])["pebble"]
     assert (told["httpPort"], told["certificate"]) == (80, "/etc/relay/tls/host.crt")
     assert told["managementListenAddress"].startswith("127.0.0.1:")

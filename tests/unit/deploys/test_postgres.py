@@ -8,11 +8,11 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 
 from deploys.lib import fleet, patroni
 from deploys.lib.fleet import REPOSITORY
 from deploys.roles import postgres
+from tests.documents import yaml_of
 from tests.unit.deploys.facts import LINUX, existing, in_place, running
 
 REQUIREMENTS = REPOSITORY / "templates/postgres/requirements.txt"
@@ -24,13 +24,13 @@ INSTALLED = existing("/opt/patroni/requirements.txt", REQUIREMENTS.read_text()) 
 
 
 @pytest.fixture
-def outcome(fake_role: Any) -> Any:
-    return fake_role(postgres.postgres, "db2")
+def outcome(plain_role: Any) -> Any:
+    return plain_role(postgres.postgres, "db2")
 
 
 @pytest.fixture
 def configuration(outcome: Any) -> Any:
-    return yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])
+    return yaml_of(outcome.files["/etc/patroni/patroni.yml"])
 
 
 def test_what_is_acknowledged_is_on_two_hosts(configuration: Any) -> None:
@@ -46,7 +46,7 @@ def test_replicas_are_built_from_what_the_setting_says(configuration: Any, fake_
     usual = configuration["postgresql"]
     assert {"create_replica_methods", "pgbackrest", "recovery_conf"} & usual.keys() == set()
     outcome = fake_role(postgres.postgres, "db2", data={"postgres_replicas_from": "repository"})
-    found = yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])["postgresql"]
+    found = yaml_of(outcome.files["/etc/patroni/patroni.yml"])["postgresql"]
     # In this order: what fails is followed by a copy of the primary.
     assert found["create_replica_methods"] == ["pgbackrest", "basebackup"]
     command = f"/usr/local/sbin/relay-backups replica {found['data_dir']}"
@@ -301,7 +301,7 @@ def test_a_watchdog_is_used_where_the_host_has_one(outcome: Any, configuration: 
 def test_a_watchdog_that_is_required_is_tested_before_patroni_must_have_it(fake_role: Any) -> None:
     def loads(mode: str) -> tuple[Any, str]:
         outcome = fake_role(postgres.postgres, "db2", responses=RUNNING, data={"postgres_watchdog": mode})
-        text = yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])
+        text = yaml_of(outcome.files["/etc/patroni/patroni.yml"])
         (load,) = [line for line in outcome.commands if "yaml.safe_load" in line]
         return text["watchdog"]["mode"], load
 
@@ -314,7 +314,7 @@ def test_a_watchdog_that_is_required_is_tested_before_patroni_must_have_it(fake_
 
 def test_without_a_watchdog_nothing_is_given_to_postgres(fake_role: Any) -> None:
     outcome = fake_role(postgres.postgres, "db2", responses=RUNNING, data={"postgres_watchdog": "off"})
-    assert yaml.safe_load(outcome.files["/etc/patroni/patroni.yml"])["watchdog"]["mode"] == "off"
+    assert yaml_of(outcome.files["/etc/patroni/patroni.yml"])["watchdog"]["mode"] == "off"
     assert postgres.WATCHDOG_RULES not in outcome.files
 
 

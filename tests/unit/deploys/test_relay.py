@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.inventory import Inventory
 
 from deploys.lib import fleet, relay_image
 from deploys.roles import edge, postgres, relay
+from tests.documents import yaml_of
 
 DIGEST = f"sha256:{'ab' * 32}"
 PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
@@ -25,7 +25,7 @@ PINNED = f"ops1.sandbox.test:5000/relay@{DIGEST}"
 @pytest.fixture
 def stack(sandbox_inventory: Inventory) -> dict[str, Any]:
     text, _ = relay.stack_file(PINNED, relay.stack_values())
-    return dict(yaml.safe_load(text))
+    return dict(yaml_of(text))
 
 
 def test_one_replica_a_node_pinned_by_digest(stack: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_the_relay_takes_the_fleets_settings(stack: dict[str, Any]) -> None:
 
 def test_a_fleet_without_a_provider_of_its_own(sandbox_inventory: Inventory) -> None:
     text, _ = relay.stack_file(PINNED, relay.stack_values() | {"named_hosts": []})
-    assert yaml.safe_load(text)["services"]["relay"]["extra_hosts"] == []
+    assert yaml_of(text)["services"]["relay"]["extra_hosts"] == []
 
 
 def test_clients_fail_over_within_seconds(sandbox_inventory: Inventory) -> None:
@@ -210,14 +210,14 @@ def test_a_kept_stack_file_becomes_the_one_that_apply_would_write(sandbox_invent
 
 def test_a_trial_takes_no_customer_and_no_node_of_others(sandbox_inventory: Inventory) -> None:
     text, _ = relay.stack_file(PINNED, {**relay.stack_values(), "trial": True})
-    service = yaml.safe_load(text)["services"]["relay"]
+    service = yaml_of(text)["services"]["relay"]
     assert "ports" not in service
     assert service["deploy"]["replicas"] == 1
     assert service["deploy"]["placement"]["constraints"] == [
         "node.labels.relay == true",
         "node.hostname == ${TRIAL_NODE}",
     ]
-    whole = yaml.safe_load(relay.stack_file(PINNED, relay.stack_values())[0])["services"]["relay"]
+    whole = yaml_of(relay.stack_file(PINNED, relay.stack_values())[0])["services"]["relay"]
     assert service["environment"] == whole["environment"]
     assert service["secrets"] == whole["secrets"]
 

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
@@ -17,6 +16,7 @@ from deploys.lib.role import HealthCheck, Opening, Probe, Role, Scrape, Size, Su
 from deploys.lib.secrets import Secret
 from deploys.roles import base, docker, monitoring
 from deploys.run import health_checks, stages, validate
+from tests.documents import yaml_of
 
 EXAMPLE = Role(
     "example",
@@ -109,7 +109,7 @@ def test_what_the_environment_does_without_is_nowhere(
 
 def test_it_is_scraped_and_probed(ran: list[str], fake_role: Any) -> None:
     text = fake_role(monitoring.monitoring, "ops1").files["/etc/prometheus/prometheus.yml"]
-    jobs = {job["job_name"]: job for job in yaml.safe_load(text)["scrape_configs"]}
+    jobs = {job["job_name"]: job for job in yaml_of(text)["scrape_configs"]}
     assert jobs["example"]["scheme"] == "https"
     assert jobs["example"]["static_configs"] == [
         {"targets": ["172.30.77.51:9999"], "labels": {"instance": "vault1", "group": "vault"}}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from deploys.run import canary, rollout
 from deploys.run.canary import QUERIES, TIMES, Limits, Sample, Snapshot, quantile, sample, worse
 from deploys.run.figures import Row
 from deploys.run.rollout import Bad, Look, Lost, Outcome, Pace, Rollout
+from tests.documents import yaml_of
 
 NODES = ("app1", "app2", "app3")
 PACE = Pace(bake=60, replica=100, patience=20, calls=50)
@@ -359,6 +359,6 @@ def test_a_version_is_never_worse_than_itself(calls: int, failed: int, own: floa
 
 def test_failures_are_those_that_the_alert_counts() -> None:
     root = Path(__file__).resolve().parents[3]
-    groups = yaml.safe_load((root / "monitoring/rules/relay.yml").read_text())["groups"]
+    groups = yaml_of((root / "monitoring/rules/relay.yml").read_text())["groups"]
     alerts = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
     assert f'outcome=~"{canary.FAILED}"' in alerts["RelayErrorRatioHigh"]

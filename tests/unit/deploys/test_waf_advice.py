@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from deploys.lib.errors import DeployError
 from deploys.lib.fleet import REPOSITORY
 from deploys.lib.waf_exceptions import OWN_RULES
 from deploys.roles.edge import CRS_RULES
+from tests.documents import yaml_of
 
 RULES = """
 # SecRule ARGS "@rx commented" "id:1,chain"
@@ -94,7 +94,7 @@ def test_what_is_printed_can_be_pasted(path: str, number: int, target: str, reas
     except DeployError:
         assert re.search(r'["\s\\\x00-\x1f]', unquote(path))
         return
-    pasted = waf_exceptions.parse(yaml.safe_load(text), "file")
+    pasted = waf_exceptions.parse(yaml_of(text), "file")
     assert [(one.rule, one.target, one.path) for one in pasted] == [
         (one.rule, one.target, one.path) for one in advice.exceptions
     ]

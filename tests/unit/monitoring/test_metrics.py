@@ -14,11 +14,12 @@ import yaml
 from relay.jobs.worker import Metrics as JobMetrics
 from relay.telemetry.metrics import LEDGER_ALERTS, Metrics
 from tests.boards import named_by_boards
+from tests.documents import yaml_of
 from tests.programs import run
 from tests.promql import family_of, metrics_in
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PLACES = yaml.safe_load((REPOSITORY / "monitoring/metrics.yml").read_text())
+PLACES = yaml_of((REPOSITORY / "monitoring/metrics.yml").read_text())
 # Programs of this repository whose metrics the node exporter passes on, and the queries of PostgreSQL's.
 WRITERS = [
     REPOSITORY / "templates/base/host_figures.py",
@@ -47,7 +48,7 @@ QUERIES = REPOSITORY / "templates/postgres/queries.yml"
 @cache
 def rules() -> list[dict[str, Any]]:
     files = [p for p in (REPOSITORY / "monitoring/rules").glob("*.yml") if not p.stem.endswith("_test")]
-    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    groups = [group for path in files for group in yaml_of(path.read_text())["groups"]]
     return [rule for group in groups for rule in group["rules"]]
 
 
@@ -71,7 +72,7 @@ def figures_of_this_repository() -> set[str]:
     """Metrics that its programs describe in their HELP, and that the queries define."""
     found = {
         f"{query}_{name}"
-        for query, content in yaml.safe_load(QUERIES.read_text()).items()
+        for query, content in yaml_of(QUERIES.read_text()).items()
         for metric in content["metrics"]
         for name, column in metric.items()
         if column["usage"] != "LABEL"

@@ -23,7 +23,7 @@ _OF_VERTEX = ("batchPredictionJobs", "files/", "test/")
 
 
 def sources(package: str, below: str = "") -> Iterator[str]:
-    """The package's files, without an import of it: the SDKs take seconds."""
+    """The package's files, without an import of it or of what is above it: the SDKs take seconds."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
