@@ -200,10 +200,11 @@ class Model:
     # --- what must never be ---
 
     def check_votes(self) -> None:
-        open_to_old = [n for n, s in self.servers.items() if s.follows == "db1" and n not in self.kernel]
-        if not self.taken_over and open_to_old:
-            raise Unfenced(f"the key was deleted, and {open_to_old} can confirm to the old primary")
-        if self.etcd.leader is None:
+        if not self.taken_over:
+            open_to_old = [n for n, s in self.servers.items() if s.follows == "db1" and n not in self.kernel]
+            if open_to_old:
+                raise Unfenced(f"the key was deleted, and {open_to_old} can confirm to the old primary")
+        if self.etcd.leader is None or not self.etcd.votes:
             return
         name, created, _ = self.etcd.leader
         parent = self.watch.votes_key(name, created)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,9 +79,15 @@ class Played:
 Play = Callable[[dict[str, Any]], Played]
 
 
+@cache
+def loaded() -> ModuleType:
+    """The program keeps nothing between two actions, so that it is loaded once."""
+    return load("mend/relay_mend.py")
+
+
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = load("mend/relay_mend.py")
+    module = loaded()
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     return module
 
@@ -138,7 +145,7 @@ def _nodes() -> dict[str, fleet.Node]:
 
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_whatever_is_asked_for_only_the_list_is_done(action: str, argument: str) -> None:
-    program = load("mend/relay_mend.py")
+    program = loaded()
     rules = program.Rules(actions={"restart-unit": ["a.service"], "channel-off": [], "prune-images": []})
     try:
         program.allowed(rules, action, argument)
