@@ -55,9 +55,12 @@ def literal(kind: str, values: Sequence[Any]) -> str | None:
 
     Takes int for bigint, integer and numeric, bool, UUID, aware datetime and str.
     """
-    if values.count(None) == len(values) and values:
+    nulls = values.count(None)
+    if nulls and nulls == len(values):
         return None
-    return "{" + ",".join(["NULL" if value is None else _WRITERS[kind](value) for value in values]) + "}"
+    write = _WRITERS[kind]
+    texts = ["NULL" if value is None else write(value) for value in values] if nulls else map(write, values)
+    return "{" + ",".join(texts) + "}"
 
 
 def _quoted(value: str) -> str:
@@ -68,8 +71,8 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "bigint": str,
     "integer": str,
     "numeric": str,
-    "boolean": lambda value: "t" if value else "f",
-    "uuid": lambda value: value.hex,
+    "boolean": {True: "t", False: "f"}.__getitem__,
+    "uuid": lambda value: f"{value.int:032x}",
     "timestamptz": datetime.isoformat,
     "text": _quoted,
 }
