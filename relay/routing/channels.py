@@ -74,6 +74,11 @@ class Channel:
     tpm: int | None = None
     concurrency: int | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether it has limits of its own."""
+        return self.rpm is not None or self.tpm is not None or self.concurrency is not None
+
     def provider_model(self, model: str) -> str:
         """What the provider calls ``model``."""
         return self.model_map.get(model, model)
