@@ -26,11 +26,16 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+# Takes what is to be called once, should the client go before its answer is sent whole.
+WhenGone = Callable[[Callable[[], None]], None]
 Network = IPv4Network | IPv6Network
 Headers = list[tuple[bytes, bytes]]
 
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"x-goog-api-key"})
 FORM = b"multipart/form-data"
+# The server's extension to ASGI: a WhenGone, of a request whose body was read. ASGI's own way would need a
+# task of its own for each call.
+GONE = "relay.gone"
 # Between two pieces of a request's body.
 BODY_SECONDS = 60.0
 
