@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import httptools
@@ -136,7 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
         """The head is there: start the call, unless the request is to be read again."""
         if self.parser.should_upgrade():
             return
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
         if size > MAX_HEAD_BYTES:
             raise head_too_large(MAX_HEAD_BYTES)
         if httptools.parse_url(self.url).path is None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
@@ -36,8 +37,7 @@ _URL_SAFE = "/?:@!$&'()*+,;=-._~%"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Who is connected to. ``tls``: whether by https."""
 
     tls: bool
