@@ -9,6 +9,10 @@ from types import TracebackType
 from relay.asgi import ClientGone, WhenGone
 
 
+def _none() -> float:
+    return 0.0
+
+
 class DisconnectWatcher:
     """Watches one request's connection after its body was read. Close it when the call is over.
 
@@ -21,7 +25,7 @@ class DisconnectWatcher:
         self._interruptible: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.gone = False
-        self.patience: Callable[[], float] = lambda: 0.0
+        self.patience: Callable[[], float] = _none
         when_gone(self._leave)
 
     def _leave(self) -> None:
@@ -56,5 +60,6 @@ class DisconnectWatcher:
 
     def close(self) -> None:
         """Interrupt nothing any more."""
+        self.patience = _none
         if self._timer is not None:
             self._timer.cancel()
