@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qs
 from uuid import UUID
 
@@ -22,17 +22,59 @@ from relay.errors import (
     unsupported_media_type,
 )
 
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+# Takes what is to be called once, should the client go before its answer is sent whole.
+WhenGone = Callable[[Callable[[], None]], None]
 Network = IPv4Network | IPv6Network
 Headers = list[tuple[bytes, bytes]]
 
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"x-goog-api-key"})
 FORM = b"multipart/form-data"
+# The server's extension to ASGI: a WhenGone, of a request whose body was read. ASGI's own way would need a
+# task of its own for each call.
+GONE = "relay.gone"
 # Between two pieces of a request's body.
 BODY_SECONDS = 60.0
+
+
+class _Begun(Generic[T]):
+    """What an awaitable still does that has begun: it is waiting for ``awaited`` already."""
+
+    def __init__(self, steps: Generator[Any, Any, T], awaited: Any) -> None:
+        self._steps, self._awaited = steps, awaited
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps, awaited = self._steps, self._awaited
+        try:
+            while True:
+                try:
+                    given = yield awaited
+                except BaseException as error:
+                    awaited = steps.throw(error)
+                else:
+                    awaited = steps.send(given)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+
+
+async def within(seconds: float, doing: Awaitable[T]) -> T:
+    """The result of ``doing``, if it is there within ``seconds``; else raises TimeoutError.
+
+    As asyncio.timeout(), which is used only where ``doing`` has to wait: mostly it has not.
+    """
+    steps = doing.__await__()
+    try:
+        awaited = next(steps)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    async with asyncio.timeout(seconds):
+        return await _Begun(steps, awaited)
 
 
 class ClientGone(Exception):
@@ -105,8 +147,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     size = 0
     while True:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                message = await receive()
+            message = await within(BODY_SECONDS, receive())
         except TimeoutError:
             raise request_timeout(BODY_SECONDS) from None
         if message["type"] == "http.disconnect":

@@ -15,13 +15,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from relay.asgi import Message, Receive, Scope, Send, error_head, new_request_id
+from relay.asgi import GONE, Message, Receive, Scope, Send, error_head, new_request_id
 from relay.errors import ApiError, head_too_large, method_not_allowed, not_http
 
 MAX_HEAD_BYTES = 64 << 10
@@ -56,6 +57,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = self._in_body = self._deaf = False
         self._head_bytes = self._body_bytes = 0
+        self._gone = False
+        self._tell_gone: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -64,6 +67,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._sending = _Sending(transport, self._close)
         self.transport = self._sending  # type: ignore[assignment]
         self._close_unless_more_comes()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Closed by either side."""
+        super().connection_lost(exc)
+        self._lose_client()
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """See asgi.GONE."""
+        if self._gone:
+            tell()
+            return
+        self.flow.resume_reading()  # who is not read from is not seen to go
+        self._tell_gone = tell
+
+    def _lose_client(self) -> None:
+        self._gone = True
+        tell, self._tell_gone = self._tell_gone, None
+        if tell is not None:
+            tell()
 
     def drain(self, seconds: float) -> None:
         """The server will stop. An answer that begins from now on says that the connection ends; a client
@@ -115,11 +137,12 @@ class HttpProtocol(HttpToolsProtocol):
         """The head is there: start the call, unless the request is to be read again."""
         if self.parser.should_upgrade():
             return
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
         if size > MAX_HEAD_BYTES:
             raise head_too_large(MAX_HEAD_BYTES)
         if httptools.parse_url(self.url).path is None:
             raise not_http("the URL has no path")
+        self.scope["extensions"] = {GONE: self.when_gone}  # type: ignore[dict-item]
         super().on_headers_complete()
         self._in_head = False
 
@@ -137,6 +160,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is sent. A client that was not told to continue will not send its body."""
+        self._tell_gone = None
         super().on_response_complete()
         if self._in_body and self.expect_100_continue and not self._body_bytes:
             self.transport.close()
@@ -187,6 +211,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
+                self._lose_client()
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came in time."""

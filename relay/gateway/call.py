@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Mapping
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from relay.asgi import ClientGone, Headers, Send
+from relay.asgi import ClientGone, Headers, Send, within
 from relay.errors import ApiError
 from relay.formats.format import Format
 from relay.formats.refusal import Said
@@ -45,8 +44,7 @@ _UNSENDABLE = re.compile(r"[^!-+\--~]")
 async def in_time(sending: Awaitable[None]) -> None:
     """Wait for a part of what is settled to be sent; raises ClientGone after STALLED_SECONDS."""
     try:
-        async with asyncio.timeout(STALLED_SECONDS):
-            await sending
+        await within(STALLED_SECONDS, sending)
     except TimeoutError:
         raise ClientGone from None
 
@@ -169,6 +167,12 @@ class Call:
         self.status, self.answer, self.retry_after = None, None, None
         self.room.release()
         self.attempt_started = time.monotonic()
+
+    def end(self) -> None:
+        """It is over. Who holds each other in a circle would stay, with all bodies, until Python's garbage
+        collector finds them, which costs it much."""
+        self.room.release()
+        self.exchange = self.answer = self.pinger = None
 
     async def send_part(self, part: bytes, headers: Headers) -> None:
         """Send a part of a streamed answer, and before the first one its head with ``headers``."""

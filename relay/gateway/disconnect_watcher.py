@@ -6,7 +6,11 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from relay.asgi import ClientGone, Receive
+from relay.asgi import ClientGone, WhenGone
+
+
+def _none() -> float:
+    return 0.0
 
 
 class DisconnectWatcher:
@@ -17,17 +21,14 @@ class DisconnectWatcher:
     itself.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, when_gone: WhenGone) -> None:
         self._interruptible: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.gone = False
-        self.patience: Callable[[], float] = lambda: 0.0
-        self._watch = asyncio.get_running_loop().create_task(self._run())
+        self.patience: Callable[[], float] = _none
+        when_gone(self._leave)
 
-    async def _run(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self) -> None:
         self.gone = True
         patience = self.patience() if self._interruptible is not None else 0.0
         if patience > 0:
@@ -58,7 +59,7 @@ class DisconnectWatcher:
             raise ClientGone from None
 
     def close(self) -> None:
-        """Stop watching."""
-        self._watch.cancel()
+        """Interrupt nothing any more."""
+        self.patience = _none
         if self._timer is not None:
             self._timer.cancel()

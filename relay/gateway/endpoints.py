@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 from uuid import UUID
 
-from relay.asgi import Receive, Scope, Send, header, read_form, read_json, with_headers
+from relay.asgi import GONE, Receive, Scope, Send, header, read_form, read_json, with_headers
 from relay.errors import ApiError
 from relay.formats import (
     anthropic,
@@ -236,7 +236,7 @@ async def generate(
     except ApiError as error:
         call_metrics.count_refusal(services, request.model if request else None, error.reason)
         raise
-    watcher = DisconnectWatcher(receive)
+    watcher = DisconnectWatcher(scope["extensions"][GONE])
     left = limit_headers.of(endpoint.format, slot.standing)
     if left:
         send = with_headers(send, [(name.encode(), value.encode()) for name, value in left.items()])

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -135,7 +135,7 @@ class _Search:
     async def _attempt(self, channel: Channel, key: ApiKey) -> None:
         call = self._call
         with self._channels.attempt(channel, key):
-            async with _place(call, channel):
+            async with _place(call, channel) if channel.limited else nullcontext():
                 if self._failure is not None:
                     record(call, outcome_of(call, self._failure))
                 exchange = self._asked.exchange(call, channel, key)
@@ -161,12 +161,9 @@ def _turns(channels: Iterable[Channel], unreached: list[Channel]) -> Iterator[tu
 
 @asynccontextmanager
 async def _place(call: Call, channel: Channel) -> AsyncIterator[None]:
-    """A place within the channel's limits, which all replicas share; raises _Full. What the attempt has used
-    is known later, see count_tokens()."""
+    """A place within the limits of a channel that has some, which all replicas share; raises _Full. What the
+    attempt has used is known later, see count_tokens()."""
     limit = window.Limit(f"channel:{channel.id}", channel.rpm, channel.tpm, channel.concurrency)
-    if limit.none:
-        yield
-        return
     limits, metrics = call.services.limits, call.services.metrics
     slot = await limits.acquire([limit], 0 if limit.tpm is None else _most_tokens(call), uuid4())
     if isinstance(slot, window.Refused):

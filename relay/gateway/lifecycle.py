@@ -27,7 +27,7 @@ async def run(call: Call, asked: Asked) -> None:
     try:
         await _live(call, asked)
     finally:
-        call.room.release()
+        call.end()
 
 
 async def _live(call: Call, asked: Asked) -> None:

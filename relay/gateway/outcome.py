@@ -91,7 +91,7 @@ def outcome_of(call: Call, failure: BaseException | None) -> Outcome:
 def note_retry_after(call: Call, value: str) -> None:
     """Remembers a provider's Retry-After, for its key and for the customer. Of several providers' the soonest
     moment counts for a customer: from then on one of them can be asked again, whatever the others said."""
-    call.retry_after = seconds = retry_seconds(value, datetime.now(UTC))
+    call.retry_after = seconds = retry_seconds(value, datetime.now(UTC)) if value else None
     if seconds is not None:
         at = time.monotonic() + seconds
         call.ask_again_at = at if call.ask_again_at is None else min(call.ask_again_at, at)

@@ -87,7 +87,7 @@ async def settle(call: Call, hold: Hold) -> None:
         call.count_prompt,
         answer.counted,
     )
-    call.slot.used = sum(billed.meters.get(meter, 0) for meter in TOKEN_METERS)
+    call.slot.used = sum([billed.meters.get(meter, 0) for meter in TOKEN_METERS])
     if not billed.meters:
         await release(call, "nothing was generated, and no usage was told")
         return

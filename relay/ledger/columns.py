@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple, TypeVar
+from operator import attrgetter
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -12,7 +13,6 @@ from relay.ledger.orders import CallFacts, CaptureOrder, HoldOrder
 from relay.pricing.settlement import settle, with_overage
 from relay.store.ledger import hold_statement, literal, settle_statement
 
-T = TypeVar("T")
 MAX_NESTING = 100
 MAX_INTEGER = 10**1000  # a numeric of PostgreSQL holds 10**131072
 
@@ -86,60 +86,71 @@ def release_item(request_id: UUID, reason: str, facts: CallFacts) -> SettleItem:
     return SettleItem(request_id, True, reason or "released", facts)
 
 
-class _Member(NamedTuple):
-    """A capture or release in its batch. ``places``: of each document in p_documents."""
+class _HoldMember(NamedTuple):
+    """A hold in its batch."""
+
+    item: HoldItem
+    quotas: str | None
+
+
+class _SettleMember(NamedTuple):
+    """A capture or release in its batch. ``sell``, ``cost_side``: places of its documents in p_documents."""
 
     item: SettleItem
-    facts: CallFacts
-    places: Mapping[str, int]
+    quotas_used: str | None
+    sell: int | None
+    cost_side: int | None
+    unpriced: str | None
+    attempts: str | None
+    others: str | None
 
 
-# Parameters of the database functions: name -> (element type, what it is of a member). No other list exists.
-Columns = Mapping[str, tuple[str, Callable[[T], Any]]]
+# Parameters of the database functions: name -> (element type, attribute of a member). No other list exists.
+Columns = Mapping[str, tuple[str, str]]
 
-HOLD: Columns[HoldItem] = {
-    "p_request": ("uuid", lambda it: it.order.request_id),
-    "p_attempt": ("bigint", lambda it: it.attempt),
-    "p_account": ("bigint", lambda it: it.order.account_id),
-    "p_token": ("bigint", lambda it: it.order.token_id),
-    "p_amount": ("bigint", lambda it: it.order.bound.amount),
-    "p_covered": ("bigint", lambda it: it.order.bound.covered_amount),
-    "p_model": ("text", lambda it: it.order.admission.model),
-    "p_group": ("text", lambda it: it.order.admission.customer_group),
-    "p_expires": ("timestamptz", lambda it: it.order.expires_at),
-    "p_quotas": ("text", lambda it: _json_or_null(it.order.bound.quotas)),
+HOLD: Columns = {
+    "p_request": ("uuid", "item.order.request_id"),
+    "p_attempt": ("bigint", "item.attempt"),
+    "p_account": ("bigint", "item.order.account_id"),
+    "p_token": ("bigint", "item.order.token_id"),
+    "p_amount": ("bigint", "item.order.bound.amount"),
+    "p_covered": ("bigint", "item.order.bound.covered_amount"),
+    "p_model": ("text", "item.order.admission.model"),
+    "p_group": ("text", "item.order.admission.customer_group"),
+    "p_expires": ("timestamptz", "item.order.expires_at"),
+    "p_quotas": ("text", "quotas"),
 }
-SETTLE: Columns[_Member] = {
-    "p_request": ("uuid", lambda it: it.item.request_id),
-    "p_release": ("boolean", lambda it: it.item.release),
-    "p_list": ("bigint", lambda it: it.item.charge),
-    "p_over": ("bigint", lambda it: it.item.overage_charge),
-    "p_numerator": ("numeric", lambda it: it.item.numerator),
-    "p_denominator": ("numeric", lambda it: it.item.denominator),
-    "p_quantum": ("bigint", lambda it: it.item.quantum),
-    "p_minimum": ("bigint", lambda it: it.item.minimum),
-    "p_reason": ("text", lambda it: it.item.reason),
-    "p_quotas": ("text", lambda it: _json_or_null(it.item.quotas_used)),
-    "p_channel": ("bigint", lambda it: it.facts.channel_id),
-    "p_outcome": ("text", lambda it: it.facts.outcome),
-    "p_abort": ("text", lambda it: it.facts.abort_rule),
-    "p_stream": ("boolean", lambda it: it.facts.stream),
-    "p_started": ("timestamptz", lambda it: it.facts.started_at),
-    "p_duration": ("bigint", lambda it: it.facts.duration_ms),
-    "p_first_byte": ("bigint", lambda it: it.facts.first_byte_ms),
-    "p_cost": ("bigint", lambda it: it.item.cost),
-    "p_meters": ("text", lambda it: it.item.meters),
-    "p_raw": ("text", lambda it: it.item.raw_usage),
-    "p_sell": ("integer", lambda it: it.places.get(it.item.sell or "")),
-    "p_cost_side": ("integer", lambda it: it.places.get(it.item.cost_side or "")),
-    "p_unpriced": ("text", lambda it: _json_or_null(it.item.unpriced)),
-    "p_attempts": ("text", lambda it: _json_or_null(it.facts.attempts)),
-    "p_facts": ("text", lambda it: _json_or_null(it.facts.others)),
+SETTLE: Columns = {
+    "p_request": ("uuid", "item.request_id"),
+    "p_release": ("boolean", "item.release"),
+    "p_list": ("bigint", "item.charge"),
+    "p_over": ("bigint", "item.overage_charge"),
+    "p_numerator": ("numeric", "item.numerator"),
+    "p_denominator": ("numeric", "item.denominator"),
+    "p_quantum": ("bigint", "item.quantum"),
+    "p_minimum": ("bigint", "item.minimum"),
+    "p_reason": ("text", "item.reason"),
+    "p_quotas": ("text", "quotas_used"),
+    "p_channel": ("bigint", "item.facts.channel_id"),
+    "p_outcome": ("text", "item.facts.outcome"),
+    "p_abort": ("text", "item.facts.abort_rule"),
+    "p_stream": ("boolean", "item.facts.stream"),
+    "p_started": ("timestamptz", "item.facts.started_at"),
+    "p_duration": ("bigint", "item.facts.duration_ms"),
+    "p_first_byte": ("bigint", "item.facts.first_byte_ms"),
+    "p_cost": ("bigint", "item.cost"),
+    "p_meters": ("text", "item.meters"),
+    "p_raw": ("text", "item.raw_usage"),
+    "p_sell": ("integer", "sell"),
+    "p_cost_side": ("integer", "cost_side"),
+    "p_unpriced": ("text", "unpriced"),
+    "p_attempts": ("text", "attempts"),
+    "p_facts": ("text", "others"),
 }
 DOCUMENTS = {"p_documents": "text"}  # evidence that members share: not one a member, but one a document
 
 
-def _types(columns: Columns[Any]) -> dict[str, str]:
+def _types(columns: Columns) -> dict[str, str]:
     return {name: kind for name, (kind, _) in columns.items()}
 
 
@@ -147,22 +158,40 @@ HOLD_STATEMENT = hold_statement(_types(HOLD))
 SETTLE_STATEMENT = settle_statement({**_types(SETTLE), **DOCUMENTS})
 
 
+def _literals_of(columns: Columns) -> Callable[[Sequence[Any]], list[str | None]]:
+    """What makes the parameters of a batch of members."""
+    kinds = list(_types(columns).values())
+    values = attrgetter(*(attribute for _, attribute in columns.values()))
+    return lambda members: list(map(literal, kinds, zip(*map(values, members), strict=True)))
+
+
+_hold_literals, _settle_literals = _literals_of(HOLD), _literals_of(SETTLE)
+
+
 def of_holds(items: Sequence[HoldItem]) -> list[str | None]:
-    """Parameters of HOLD_STATEMENT."""
-    return _literals(HOLD, items)
+    """Parameters of HOLD_STATEMENT; at least one item."""
+    return _hold_literals([_HoldMember(item, _json_or_null(item.order.bound.quotas)) for item in items])
 
 
 def of_settles(items: Sequence[SettleItem]) -> list[str | None]:
-    """Parameters of SETTLE_STATEMENT."""
+    """Parameters of SETTLE_STATEMENT; at least one item."""
     evidence = (document for item in items for document in (item.sell, item.cost_side))
     documents = list(dict.fromkeys(document for document in evidence if document is not None))
     places = {document: place for place, document in enumerate(documents, 1)}
-    members = [_Member(item, item.facts, places) for item in items]
-    return [*_literals(SETTLE, members), literal("text", documents)]
+    members = [_settle_member(item, places) for item in items]
+    return [*_settle_literals(members), literal("text", documents)]
 
 
-def _literals(columns: Columns[T], members: Sequence[T]) -> list[str | None]:
-    return [literal(kind, [value(member) for member in members]) for kind, value in columns.values()]
+def _settle_member(item: SettleItem, places: Mapping[str, int]) -> _SettleMember:
+    return _SettleMember(
+        item,
+        quotas_used=_json_or_null(item.quotas_used),
+        sell=places.get(item.sell or ""),
+        cost_side=places.get(item.cost_side or ""),
+        unpriced=_json_or_null(item.unpriced),
+        attempts=_json_or_null(item.facts.attempts),
+        others=_json_or_null(item.facts.others),
+    )
 
 
 def _json_or_null(value: Any) -> str | None:

@@ -110,15 +110,12 @@ class GroupCommit(Generic[T, R]):
         return member
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._drop_late()
+        while self._waiting or not self._closing:
             if not self._waiting:
                 self._wake.clear()
-                if self._closing:
-                    break
-                continue
-            if self._connection is None and not await self._reconnect():
+                await self._wake.wait()
+            self._drop_late()
+            if not self._waiting or (self._connection is None and not await self._reconnect()):
                 continue
             self._in_flight = self._next_batch()
             await self._write(self._in_flight)
@@ -131,9 +128,7 @@ class GroupCommit(Generic[T, R]):
         batch: dict[Hashable, Member[T, R]] = {}
         later = []
         for member in self._waiting:
-            if len(batch) < self._max_batch and member.key not in batch:
-                batch[member.key] = member
-            else:
+            if len(batch) >= self._max_batch or batch.setdefault(member.key, member) is not member:
                 later.append(member)
         self._waiting = later
         return list(batch.values())

@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
+from relay.limits.redis_pipeline import Pipeline
 from relay.limits.window import (
     REQUESTS,
     RUNNING,
@@ -158,8 +159,10 @@ class Limits:
         self._replicas, self._metrics = replicas, metrics
         self._local = LocalLimits()
         self._redis = _client(url, ca_file, timeout_seconds) if url else None
+        self._pipeline = Pipeline(self._redis) if self._redis is not None else None
         self._timeout_seconds = timeout_seconds
         self._away_until = 0.0
+        self._shown_away = False
         self._waiting: list[_Command] = []
         self._running: dict[UUID, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,7 +178,8 @@ class Limits:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._redis is not None:
+        if self._redis is not None and self._pipeline is not None:
+            await self._pipeline.close()
             await self._redis.aclose()
 
     @property
@@ -196,7 +200,7 @@ class Limits:
         now = time.time()
         if self._redis is not None and self._away_until <= time.monotonic():
             try:
-                answer = await self._ask(self._redis, limits, tokens, request_id, now)
+                answer = await self._ask(limits, tokens, request_id, now)
                 return self._verdict(answer, limits, tokens, request_id, now)
             except Exception as error:  # the limits' storage never fails a call
                 self._lost(error)
@@ -248,9 +252,7 @@ class Limits:
         after = [(limit, counts.plus(tokens)) for limit, counts in zip(limits, counted, strict=True)]
         return Slot(limits, request_id, False, _minute(now), tokens, standing(after, now))
 
-    async def _ask(
-        self, client: redis.Redis, limits: tuple[Limit, ...], tokens: int, request_id: UUID, now: float
-    ) -> list[int]:
+    async def _ask(self, limits: tuple[Limit, ...], tokens: int, request_id: UUID, now: float) -> list[int]:
         minute, into = _minute(now), now % WINDOW_SECONDS
         keys: list[str] = []
         values: list[Any] = [request_id.hex, into, now, LEASE_SECONDS, RUNNING_SECONDS, tokens]
@@ -260,37 +262,37 @@ class Limits:
             keys += [f"tpm:{subject}:{minute}", f"tpm:{subject}:{minute - 1}", _running_key(limit)]
             values += [limit.rpm or 0, limit.tpm or 0, limit.concurrency or 0]
         answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._queue(client, _Command(("EVALSHA", ENTER_NAME, len(keys), *keys, *values), answer))
+        self._queue(_Command(("EVALSHA", ENTER_NAME, len(keys), *keys, *values), answer))
         return await answer
 
     def _tell(self, *words: Any) -> None:
         if self._redis is not None and self._away_until <= time.monotonic():
-            self._queue(self._redis, _Command(words))
+            self._queue(_Command(words))
 
-    def _queue(self, client: redis.Redis, command: _Command) -> None:
+    def _queue(self, command: _Command) -> None:
         self._waiting.append(command)
         if not self._flushing:
             self._flushing = True
-            self._spawn(self._flush(client))
+            self._spawn(self._flush())
 
-    async def _flush(self, client: redis.Redis) -> None:
+    async def _flush(self) -> None:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                await self._round_trip(client, batch)
+                await self._round_trip(batch)
         finally:
             self._flushing = False
 
-    async def _round_trip(self, client: redis.Redis, batch: list[_Command]) -> None:
+    async def _round_trip(self, batch: list[_Command]) -> None:
         """Have Redis do all of ``batch``; where that fails, who asked is told."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                answers = await _sent(client, batch)
+                answers = await self._sent([command.words for command in batch])
         except Exception as error:  # whatever it is, no call waits for ever
             self._lost(error)
             answers = [error] * len(batch)
         else:
-            self._metrics.limits_local.set(0)
+            self._found()
         for command, answer in zip(batch, answers, strict=True):
             if command.answer is not None and not command.answer.done():
                 _give(command.answer, answer)
@@ -314,40 +316,42 @@ class Limits:
         except Exception as error:  # the limits' storage never fails a call
             self._lost(error)
 
+    async def _sent(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        answers = await self._answers(commands)
+        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            # Redis was started anew, and has not done these.
+            await self._answers([("SCRIPT", "LOAD", script) for script in SCRIPTS.values()])
+            again = await self._answers([commands[at] for at in unknown])
+            for at, answer in zip(unknown, again, strict=True):
+                answers[at] = answer
+        return answers
+
+    async def _answers(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """The answers of a batch, an exception for what Redis refuses."""
+        if self._pipeline is None:
+            raise redis.RedisError("there is no Redis")
+        answers = await self._pipeline.execute(commands)
+        if len(answers) != len(commands):
+            raise redis.RedisError(f"{len(answers)} answers to {len(commands)} commands")
+        return answers
+
+    def _found(self) -> None:
+        if self._shown_away:
+            self._shown_away = False
+            self._metrics.limits_local.set(0)
+
     def _lost(self, error: Exception) -> None:
         if self._away_until <= time.monotonic():
             log.warning("Redis is away, limits fall back to a share a replica: %s", type(error).__name__)
         self._away_until = time.monotonic() + RETRY_SECONDS
+        self._shown_away = True
         self._metrics.limits_local.set(1)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _sent(client: redis.Redis, batch: list[_Command]) -> list[Any]:
-    answers = await _pipelined(client, batch)
-    unknown = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-    if unknown:
-        # Redis was started anew, and has not done these.
-        for script in SCRIPTS.values():
-            await client.script_load(script)
-        again = await _pipelined(client, [batch[at] for at in unknown])
-        for at, answer in zip(unknown, again, strict=True):
-            answers[at] = answer
-    return answers
-
-
-async def _pipelined(client: redis.Redis, batch: list[_Command]) -> list[Any]:
-    """The answers of a batch, an exception for what Redis refuses."""
-    pipe = client.pipeline(transaction=False)
-    for command in batch:
-        pipe.execute_command(*command.words)
-    answers = list(await pipe.execute(raise_on_error=False))
-    if len(answers) != len(batch):
-        raise redis.RedisError(f"{len(answers)} answers to {len(batch)} commands")
-    return answers
 
 
 def _give(waiting: asyncio.Future[list[int]], answer: Any) -> None:
@@ -371,7 +375,7 @@ def _client(url: str, ca_file: Path | None, timeout_seconds: float) -> redis.Red
         options["ssl_ca_certs"] = str(ca_file)
     return redis.Redis.from_url(
         url,
-        socket_timeout=timeout_seconds,
+        socket_timeout=None,  # whoever asks waits for so long: a timer of each write and read costs much
         socket_connect_timeout=timeout_seconds,
         # A call that is asked about twice is counted twice.
         retry=Retry(NoBackoff(), 0),

@@ -1,6 +1,6 @@
 """The most that a call can use, and the most that it can cost."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -45,20 +45,19 @@ class MaxUsage:
         others = [((meter,), quantity) for meter, quantity in self.others.items()]
         return [(self.inputs, self.input_units), (self.outputs, self.max_output), *others]
 
-    @property
-    def sides_beyond_quotas(self) -> list[Side]:
-        """What of it no typed quota pays for."""
-        beyond = ((_beyond_quotas(meters), quantity) for meters, quantity in self.sides)
-        return [(meters, quantity) for meters, quantity in beyond if meters]
 
-    @property
-    def quotas(self) -> dict[str, int]:
-        """The most units of each typed quota (see QUOTA_METERS)."""
-        most: dict[str, int] = {}
-        for meters, quantity in self.sides:
-            for unit in _units(meters) if quantity else ():
-                most[unit] = most.get(unit, 0) + quantity
-        return most
+def beyond_quotas(sides: Sequence[Side]) -> list[Side]:
+    """What of them no typed quota pays for."""
+    return [(beyond, quantity) for meters, quantity in sides if (beyond := _beyond_quotas(meters))]
+
+
+def quotas_of(sides: Sequence[Side]) -> dict[str, int]:
+    """The most units of each typed quota (see QUOTA_METERS) that they can use."""
+    most: dict[str, int] = {}
+    for meters, quantity in sides:
+        for unit in _units(meters) if quantity else ():
+            most[unit] = most.get(unit, 0) + quantity
+    return most
 
 
 @cache

@@ -13,15 +13,21 @@ Precedence, the same for sell and cost prices:
 """
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 from relay.pricing.errors import Unpriced
 from relay.pricing.tariff import Admission, Multiplier, PriceVersion, Tariff
 
+MAX_REMEMBERED = 100_000
 EFFORTS = ("-minimal", "-low", "-medium", "-high", "-xhigh", "-none")
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +92,37 @@ class Catalog:
     revision: int = 0
     _found: dict[tuple[str, str, str, str, str], list[PriceVersion]] = field(default_factory=dict, repr=False)
     _tariffs: dict[tuple[int, str, str, int, int], Tariff] = field(default_factory=dict, repr=False)
+    # What holds in an era: between two moments at which anything begins or ends.
+    _sold: dict[tuple[int, str, str, str], Tariff] = field(default_factory=dict, repr=False)
+    _costs: dict[tuple[int, str, str, str], Tariff | None] = field(default_factory=dict, repr=False)
 
     def admit(
         self, model: str, *, group: str, at: datetime, using_group: str = "", service_tier: str = ""
     ) -> Admission:
         """The frozen sell price of a model for a customer group. Raises Unpriced."""
-        version = self.version(model, side="sell", group=group, at=at)
-        if version is None:
-            raise Unpriced(model)
-        return Admission(model, group, at, self._tariff(version, group, using_group, at), self, service_tier)
+        key = (bisect_right(self._edges, at), model, group, using_group)
+        tariff = self._sold.get(key)
+        if tariff is None:
+            version = self.version(model, side="sell", group=group, at=at)
+            if version is None:
+                raise Unpriced(model)
+            tariff = self._tariff(version, group, using_group, at)
+            _remember(self._sold, key, tariff)
+        return Admission(model, group, at, tariff, self, service_tier)
 
     def cost_tariff(self, model: str, provider: str, at: datetime, channel: str = "") -> Tariff | None:
         """What a provider takes at that time for calls by this channel, or None."""
-        version = self.version(model, side="cost", provider=provider, channel=channel, at=at)
-        return self._tariff(version, "", "", at) if version else None
+        key = (bisect_right(self._edges, at), model, provider, channel)
+        if key not in self._costs:
+            version = self.version(model, side="cost", provider=provider, channel=channel, at=at)
+            _remember(self._costs, key, self._tariff(version, "", "", at) if version else None)
+        return self._costs[key]
+
+    @cached_property
+    def _edges(self) -> list[datetime]:
+        dated: list[PriceVersion | GroupMultiplier | FxRate] = [*self.versions, *self.groups, *self.fx]
+        moments = {moment for one in dated for moment in (one.valid_from, one.valid_to)}
+        return sorted(moment for moment in moments if moment is not None)
 
     def version(
         self, model: str, *, side: str, at: datetime, group: str = "", provider: str = "", channel: str = ""
@@ -107,9 +130,7 @@ class Catalog:
         """The version that holds at a time, by the precedence above."""
         key = (model, side, group, provider, channel)
         if key not in self._found:
-            if len(self._found) > 100_000:  # names come from callers
-                self._found.clear()
-            self._found[key] = self._candidates(model, side, group, _named(channel, provider))
+            _remember(self._found, key, self._candidates(model, side, group, _named(channel, provider)))
         return next((version for version in self._found[key] if version.valid_at(at)), None)
 
     def _candidates(self, model: str, side: str, group: str, billed: tuple[str, ...]) -> list[PriceVersion]:
@@ -161,6 +182,12 @@ class Catalog:
         if rate is None:
             raise Unpriced(f"{currency} (no exchange rate in force)")
         return rate
+
+
+def _remember(memory: dict[K, V], key: K, value: V) -> None:
+    if len(memory) > MAX_REMEMBERED:  # names come from callers
+        memory.clear()
+    memory[key] = value
 
 
 def _named(channel: str, provider: str) -> tuple[str, ...]:

@@ -50,4 +50,4 @@ def check_meter(name: str, field: str) -> str:
 
 def context_length(meters: Mapping[str, int]) -> int:
     """Prompt length that selects a tier: all input meters together."""
-    return sum(meters.get(meter, 0) for meter in INPUT_METERS)
+    return sum([meters.get(meter, 0) for meter in INPUT_METERS])

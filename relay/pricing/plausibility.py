@@ -141,12 +141,14 @@ def _within_hold(
     return BilledUsage(cut, recorded, METERS_FORMAT, doubt=doubt)
 
 
-def _cut(meters: Mapping[str, int], names: tuple[str, ...], most: int) -> dict[str, int]:
+def _cut(meters: Mapping[str, int], names: tuple[str, ...], most: int) -> Mapping[str, int]:
     """The meters with at most so many units of ``names`` together; what goes is taken in their order."""
-    excess = sum(meters.get(name, 0) for name in names) - most
+    excess = sum([meters.get(name, 0) for name in names]) - most
+    if excess <= 0:
+        return meters
     left = dict(meters)
     for name in names:
-        taken = min(max(excess, 0), left.get(name, 0))
+        taken = min(excess, left.get(name, 0))
         if taken:
             excess -= taken
             left[name] -= taken

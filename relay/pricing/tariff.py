@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from relay.pricing.bound import Bound, MaxUsage, Side
+from relay.pricing.bound import Bound, MaxUsage, Side, beyond_quotas, quotas_of
 from relay.pricing.charge import Charge, Row, Table, Terms, compute, resolve, select
 from relay.pricing.errors import Unpriced
 from relay.pricing.meter_names import context_length
@@ -54,6 +54,28 @@ class Cost:
     evidence: str
 
 
+class Dearest(dict[tuple[str, ...], str]):
+    """Which of several meters costs most by a table; of equal ones the first."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, possible: tuple[str, ...]) -> str:
+        if len(possible) == 1:
+            return possible[0]  # not remembered: it may be any tool
+        meter = self[possible] = max(possible, key=lambda meter: _unit_price(self._table, meter))
+        return meter
+
+
+class Selection(NamedTuple):
+    """The rows of a tariff that hold for a prompt length and a service tier. ``evidence``: their JSON."""
+
+    table: Table
+    evidence: str
+    dearest: Dearest
+
+
 class Tariff:
     """A price version with the multipliers and exchange rate of one customer at one time."""
 
@@ -70,7 +92,7 @@ class Tariff:
         self.terms = Terms.of(factors, fx, version.quantum, version.minimum, version.free)
         edges = {row.context_from for row in version.rows} | {row.context_to or 0 for row in version.rows}
         self._edges = sorted(edges - {0})
-        self._tables: dict[tuple[int, str], tuple[Table, str]] = {}
+        self._selections: dict[tuple[int, str], Selection] = {}
         self.whole_call = any(row.meter == "call" for row in version.rows)
 
     def charge(self, meters: Mapping[str, int], service_tier: str = "") -> Charge:
@@ -83,24 +105,25 @@ class Tariff:
 
     def table(self, meters: Mapping[str, int], service_tier: str = "") -> Table:
         """The rows that hold for this prompt length and service tier."""
-        return self._selected(meters, service_tier)[0]
+        return self._selected(meters, service_tier).table
 
     def evidence(self, meters: Mapping[str, int], service_tier: str = "") -> str:
         """JSON of everything by value that a charge of these meters was computed from, but the meters."""
-        return self._selected(meters, service_tier)[1]
+        return self._selected(meters, service_tier).evidence
 
-    def longest_tables(self, length: int, service_tier: str = "") -> list[Table]:
-        """The tables of every prompt length up to ``length``: a bound must cover them all."""
+    def selections(self, length: int, service_tier: str = "") -> list[Selection]:
+        """Those of every prompt length up to ``length``: a bound must cover them all."""
         starts = [0, *(edge for edge in self._edges if edge <= length)]
-        return [self.table({"in_text": start}, service_tier) for start in starts]
+        return [self._selected({"in_text": start}, service_tier) for start in starts]
 
-    def _selected(self, meters: Mapping[str, int], service_tier: str) -> tuple[Table, str]:
+    def _selected(self, meters: Mapping[str, int], service_tier: str) -> Selection:
         length = context_length(meters) if self._edges else 0
         key = (bisect_right(self._edges, length), service_tier)
-        known = self._tables.get(key)
+        known = self._selections.get(key)
         if known is None:
             found = select(self.version.rows, length, service_tier)
-            known = self._tables[key] = (resolve(found), orjson.dumps(self._describe(found)).decode())
+            table, evidence = resolve(found), orjson.dumps(self._describe(found)).decode()
+            known = self._selections[key] = Selection(table, evidence, Dearest(table))
         return known
 
     def _describe(self, found: Table) -> dict[str, Any]:
@@ -183,22 +206,21 @@ class Admission:
         """
         if self.free:
             return Bound(0, most=most)
-        needed = [meters[0] for meters, quantity in most.sides if quantity]
-        beyond = most.sides_beyond_quotas
+        sides = most.sides
+        needed = [meters[0] for meters, quantity in sides if quantity]
+        beyond = beyond_quotas(sides)
         amount = covered = 0
-        for table in self.tariff.longest_tables(most.input_units, self.service_tier):
-            self._check_priced(table, needed)
-            amount = max(amount, self._dearest(table, most.sides))
-            covered = max(covered, self._dearest(table, beyond))
-        return Bound(amount, covered, most.quotas, most)
+        for selection in self.tariff.selections(most.input_units, self.service_tier):
+            self._check_priced(selection.table, needed)
+            amount = max(amount, self._most(selection, sides))
+            covered = max(covered, self._most(selection, beyond))
+        return Bound(amount, covered, quotas_of(sides), most)
 
-    def _dearest(self, table: Table, sides: Sequence[Side]) -> int:
+    def _most(self, selection: Selection, sides: Sequence[Side]) -> int:
         """n$ when each quantity falls to the dearest of its meters."""
-        meters = {
-            max(possible, key=lambda meter: _unit_price(table, meter)): quantity
-            for possible, quantity in sides
-        }
-        return compute(table, self.tariff.counted(meters), self.tariff.terms).amount
+        dearest = selection.dearest
+        meters = self.tariff.counted({dearest[possible]: quantity for possible, quantity in sides})
+        return compute(selection.table, meters, self.tariff.terms).amount if meters else 0
 
     def _check_priced(self, table: Table, meters: Iterable[str]) -> None:
         if self.tariff.whole_call:

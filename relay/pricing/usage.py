@@ -17,6 +17,7 @@ Raw = Mapping[str, Any]
 MOST = 10**30  # units of anything; more is no count
 METERS_FORMAT = "meters"  # disjoint meters as they are: {"meters": {"in_text": 10}}
 
+_WRAPPERS = ("usage", "usageMetadata", "usage_metadata")
 _MODALITIES_IN = {"AUDIO": "in_audio", "IMAGE": "in_image", "VIDEO": "in_image"}
 _MODALITIES_OUT = {"AUDIO": "out_audio", "IMAGE": "out_image", "VIDEO": "out_image"}
 
@@ -33,8 +34,8 @@ def normalise(fmt: str, raw: Raw) -> dict[str, int]:
         raise FieldError("format", f"{fmt!r} is not a usage format", f"use one of {', '.join(FORMATS)}")
     if not isinstance(raw, Mapping):
         raise FieldError(fmt, "the usage is not an object", "pass the usage as it came")
-    for wrapper in ("usage", "usageMetadata", "usage_metadata"):
-        if isinstance(raw.get(wrapper), Mapping):
+    for wrapper in _WRAPPERS:
+        if wrapper in raw and isinstance(raw[wrapper], Mapping):
             raw = {**{key: value for key, value in raw.items() if key != wrapper}, **raw[wrapper]}
     return {meter: quantity for meter, quantity in reader(raw).items() if quantity}
 
@@ -72,10 +73,11 @@ def part(raw: Raw, *names: str) -> Raw:
     """The first of these fields that is an object, or an empty one."""
     for name in names:
         value = raw.get(name)
-        if isinstance(value, Mapping):
-            return value
-        if value is not None:
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
             raise FieldError(name, "it is not an object", "pass the usage as it came")
+        return value
     return {}
 
 

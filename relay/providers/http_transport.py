@@ -11,10 +11,11 @@ import base64
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
@@ -36,8 +37,7 @@ _URL_SAFE = "/?:@!$&'()*+,;=-._~%"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Who is connected to. ``tls``: whether by https."""
 
     tls: bool
@@ -118,7 +118,8 @@ class HttpTransport:
         try:
             connection.send(head, body)
             await connection.head(self._timeouts.first_byte)
-            decoder = decoder_of([connection.headers.get("content-encoding", "")])
+            encoding = connection.headers.get("content-encoding")
+            decoder = decoder_of([encoding]) if encoding else None
         except BadEncoding as error:
             connection.abort()
             raise Broken(str(error)) from error
@@ -233,16 +234,15 @@ class HttpReply(DecodedReply):
         self._transport, self._deadline, self._idle = transport, deadline, idle
         self._connection: HttpConnection | None = connection
 
-    async def raw_blocks(self) -> AsyncIterator[bytes]:
+    async def raw_block(self) -> bytes:
         """See DecodedReply."""
+        if self._connection is None:
+            return b""
         loop = asyncio.get_running_loop()
-        while self._connection is not None:
-            block = await self._connection.block(min(self._idle, self._deadline - loop.time()))
-            if not block:
-                return
-            if loop.time() > self._deadline:
-                raise TimedOut("the answer took too long")
-            yield block
+        block = await self._connection.block(min(self._idle, self._deadline - loop.time()))
+        if block and loop.time() > self._deadline:
+            raise TimedOut("the answer took too long")
+        return block
 
     def close(self) -> None:
         """See Reply."""

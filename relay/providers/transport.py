@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -91,8 +92,8 @@ class DecodedReply(ABC):
         self._decoder = decoder
 
     @abstractmethod
-    def raw_blocks(self) -> AsyncIterator[bytes]:
-        """The body in blocks as they arrive, not decoded; raises Broken and TimedOut."""
+    async def raw_block(self) -> bytes:
+        """The next block of the body, not decoded; empty at its end. Raises Broken and TimedOut."""
 
     @abstractmethod
     def close(self) -> None:
@@ -102,7 +103,8 @@ class DecodedReply(ABC):
         """See Reply."""
         parts: list[bytes] = []
         size = 0
-        async for block in self.blocks():
+        next_block = self._next_block()
+        while block := await next_block():
             size += len(block)
             if size > limit:
                 raise Broken(f"the answer is larger than {limit} bytes")
@@ -121,13 +123,21 @@ class DecodedReply(ABC):
                     break
         return bytes(begin[:limit])
 
-    def blocks(self) -> AsyncIterator[bytes]:
+    async def blocks(self) -> AsyncIterator[bytes]:
         """See Reply."""
-        return self.raw_blocks() if self._decoder is None else self._decoded_blocks(self._decoder)
+        next_block = self._next_block()
+        while block := await next_block():
+            yield block
+
+    def _next_block(self) -> Callable[[], Awaitable[bytes]]:
+        """What gives the next block of the decoded body, and nothing at its end."""
+        if self._decoder is None:
+            return self.raw_block
+        return partial(anext, self._decoded_blocks(self._decoder), b"")
 
     async def _decoded_blocks(self, decoder: Decoder) -> AsyncIterator[bytes]:
         try:
-            async for block in self.raw_blocks():
+            while block := await self.raw_block():
                 for part in decoder.feed(block):
                     yield part
         except BadEncoding as error:

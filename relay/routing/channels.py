@@ -10,10 +10,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg_pool import AsyncConnectionPool
 
@@ -39,12 +39,14 @@ LONGEST_KEY_COOLDOWN_SECONDS = 300.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
+class ApiKey(NamedTuple):
     """A key of a channel; ``name`` is the operator's, ``secret`` the key itself."""
 
     name: str
-    secret: str = field(repr=False)
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"ApiKey(name={self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ class Channel:
     tpm: int | None = None
     concurrency: int | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether it has limits of its own."""
+        return self.rpm is not None or self.tpm is not None or self.concurrency is not None
+
     def provider_model(self, model: str) -> str:
         """What the provider calls ``model``."""
         return self.model_map.get(model, model)
@@ -99,6 +106,8 @@ class Candidates:
         left = self._left
         if not left:
             raise StopIteration
+        if len(left) == 1:
+            return left.pop()
         now = time.monotonic()
         place = next((at for at, channel in enumerate(left) if self._free(channel, now)), 0)
         return left.pop(place)
@@ -175,6 +184,9 @@ class ChannelTable:
         """The channel's keys in the order in which to try them, judged anew at each step: usable ones, who
         was used longest ago first, or by the lots of ``affinity``: each key may have a cache of its own.
         Where none is usable, the one that rests for the shortest time."""
+        if len(channel.keys) == 1:
+            yield channel.keys[0]  # whether it rests or not
+            return
 
         def turn(key: ApiKey) -> float:
             return -affinity.lot(key.name) if affinity else self._used.get((channel.id, key), 0)

@@ -28,9 +28,15 @@ def _arguments(types: Mapping[str, str]) -> str:
     return ", ".join(f"{name} => ${n}::{kind}[]" for n, (name, kind) in enumerate(types.items(), 1))
 
 
+class LedgerConnection(WatchedConnection[TupleRow]):
+    """Asks by one cursor, which remembers how to write and read the statement that it executed last."""
+
+    same_cursor: AsyncRawCursor[TupleRow] | None = None
+
+
 async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
     """A dedicated connection: each statement its own transaction, always prepared, never timed out."""
-    connection: AsyncConnection[TupleRow] = await WatchedConnection.connect(
+    connection: LedgerConnection = await LedgerConnection.connect(
         dsn, autocommit=True, prepare_threshold=0, application_name=name
     )
     try:
@@ -38,6 +44,7 @@ async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
     except BaseException:
         await connection.close()
         raise
+    connection.same_cursor = AsyncRawCursor(connection)
     return connection
 
 
@@ -45,7 +52,8 @@ async def run(
     connection: AsyncConnection[TupleRow], statement: str, columns: Sequence[str | None]
 ) -> list[TupleRow]:
     """Execute a statement on its columns (array literals) and return a row a member, in their order."""
-    cursor = AsyncRawCursor(connection)
+    kept = connection.same_cursor if isinstance(connection, LedgerConnection) else None
+    cursor = kept or AsyncRawCursor(connection)
     await cursor.execute(statement, columns)
     return await cursor.fetchall()
 
@@ -55,9 +63,12 @@ def literal(kind: str, values: Sequence[Any]) -> str | None:
 
     Takes int for bigint, integer and numeric, bool, UUID, aware datetime and str.
     """
-    if values.count(None) == len(values) and values:
+    nulls = values.count(None)
+    if nulls and nulls == len(values):
         return None
-    return "{" + ",".join(["NULL" if value is None else _WRITERS[kind](value) for value in values]) + "}"
+    write = _WRITERS[kind]
+    texts = ["NULL" if value is None else write(value) for value in values] if nulls else map(write, values)
+    return "{" + ",".join(texts) + "}"
 
 
 def _quoted(value: str) -> str:
@@ -68,8 +79,8 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "bigint": str,
     "integer": str,
     "numeric": str,
-    "boolean": lambda value: "t" if value else "f",
-    "uuid": lambda value: value.hex,
+    "boolean": {True: "t", False: "f"}.__getitem__,
+    "uuid": lambda value: f"{value.int:032x}",
     "timestamptz": datetime.isoformat,
     "text": _quoted,
 }

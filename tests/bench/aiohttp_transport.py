@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
@@ -27,19 +27,17 @@ class AiohttpReply(DecodedReply):
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
-    async def raw_blocks(self) -> AsyncIterator[bytes]:
+    async def raw_block(self) -> bytes:
         """See DecodedReply."""
-        content = self._response.content
-        loop = asyncio.get_running_loop()
         try:
-            while block := await content.readany():
-                if loop.time() > self._deadline:
-                    raise TimedOut("the answer took too long")
-                yield block
+            block = await self._response.content.readany()
         except TimeoutError as error:
             raise TimedOut("the answer stalled") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Broken(_describe(error)) from error
+        if block and asyncio.get_running_loop().time() > self._deadline:
+            raise TimedOut("the answer took too long")
+        return block
 
     def close(self) -> None:
         """See Reply."""

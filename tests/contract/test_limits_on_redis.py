@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from relay.limits import shared
 from relay.limits.shared import LEASE_SECONDS, RUNNING_SECONDS, Limits, Slot
 from relay.limits.window import REQUESTS, RUNNING, TOKENS, Limit
+from relay.telemetry.metrics import Metrics
 from tests.contract.relay_rig import Redis, early_in_a_minute, eventually, limits_on, running_redis
 
 TOKENS_OF_TEST = count(1)  # each test and example has a token of its own
@@ -265,6 +266,55 @@ def test_a_redis_that_has_forgotten_the_scripts_counts_each_call_once(
             await asyncio.to_thread(eventually, lambda: client.get(counted["tpm"]) == "60")
             assert client.get(counted["rpm"]) == "15"
             await asyncio.to_thread(eventually, lambda: client.zcard(counted["running"]) == 0)
+
+    early_in_a_minute()
+    asyncio.run(story())
+
+
+def test_a_connection_that_redis_has_closed_meanwhile_is_no_loss(server: Redis, client: redis.Redis) -> None:
+    limit = Limit(f"token:{next(TOKENS_OF_TEST)}", concurrency=50)
+
+    async def story() -> None:
+        async with limits_on(server) as limits:
+            for _ in range(3):
+                slot = await limits.acquire([limit], 0, uuid4())
+                assert isinstance(slot, Slot)
+                assert not slot.local
+                assert client.client_kill_filter(_type="normal", skipme=True) == 1
+                await asyncio.sleep(0.1)
+
+    asyncio.run(story())
+
+
+def test_no_answer_is_taken_for_that_of_a_later_call(
+    server: Redis, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has waited in vain for Redis leaves an answer behind."""
+    monkeypatch.setattr(shared, "RETRY_SECONDS", 0.0)
+    limit = Limit(f"token:{next(TOKENS_OF_TEST)}", rpm=100)
+
+    async def story() -> None:
+        limits = Limits(server.url, None, 1, Metrics(), timeout_seconds=0.5)
+        try:
+            assert not await local(limits)
+            client.client_pause(2_000)
+            assert await local(limits)
+            while await local(limits):  # until the pause is over
+                pass
+            left = []
+            for _ in range(5):
+                slot = await limits.acquire([limit], 0, uuid4())
+                assert isinstance(slot, Slot)
+                assert slot.standing.requests is not None
+                left.append(slot.standing.requests.remaining)
+            assert left == list(range(left[0], left[0] - 5, -1))
+        finally:
+            await limits.close()
+
+    async def local(limits: Limits) -> bool:
+        slot = await limits.acquire([limit], 0, uuid4())
+        assert isinstance(slot, Slot)
+        return slot.local
 
     early_in_a_minute()
     asyncio.run(story())

@@ -255,11 +255,10 @@ class Connection:
     def __init__(self, customer: Customer) -> None:
         self.sent: list[Message] = []
         self.customer = customer
-        self._gone = asyncio.Event()
+        self._tell_gone: Callable[[], None] = lambda: None
 
-    async def receive(self) -> Message:
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        self._tell_gone = tell
 
     async def send(self, message: Message) -> None:
         who = self.customer
@@ -268,7 +267,7 @@ class Connection:
         await asyncio.sleep(who.pause)
         self.sent.append(message)
         if who.leaves_after is not None and len(self.sent) > who.leaves_after:
-            self._gone.set()
+            asyncio.get_running_loop().call_soon(self._tell_gone)
             await asyncio.sleep(0)
 
 
@@ -334,7 +333,7 @@ async def _serve(
     result: Result,
 ) -> None:
     """The call from its slot to its end, of which ``result`` is told."""
-    watcher = DisconnectWatcher(connection.receive)
+    watcher = DisconnectWatcher(connection.when_gone)
     slot = await services.limits.acquire([Limit("token:2", tpm=TPM)], RESERVED, uuid4())
     assert isinstance(slot, Slot)
     call = Call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -967,3 +968,22 @@ def test_a_shutdown_settles_what_was_delivered(blocks: list[Any], charge: int) -
     assert isinstance(result.raised, asyncio.CancelledError)
     assert result.ledger.charged == charge
     assert (result.ledger.facts.outcome, len(result.attempts)) == ("shutdown", 1)
+
+
+# ---------------------------------------------------------------------- what is left of it
+
+
+@both
+def test_nothing_of_a_call_is_left_to_the_garbage_collector(stream: bool) -> None:
+    def calls() -> int:
+        return sum(type(it) is call.Call for it in gc.get_objects())
+
+    gc.collect()
+    before = calls()
+    gc.disable()
+    try:
+        result = run(says(STREAM) if stream else answers(WHOLE), stream=stream)
+        assert result.ledger.charged
+        assert calls() == before
+    finally:
+        gc.enable()

@@ -111,7 +111,7 @@ def parameters(function: str) -> dict[str, str]:
     return {name: kind.removesuffix("[]") for name, kind in pairs}
 
 
-def types(columns: Columns[Any]) -> dict[str, str]:
+def types(columns: Columns) -> dict[str, str]:
     return {name: kind for name, (kind, _) in columns.items()}
 
 

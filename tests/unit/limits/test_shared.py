@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -46,23 +45,17 @@ class ScriptedRedis:
         self.commands: list[tuple[Any, ...]] = []
         self.trips = 0
         self.closed = False
-        self._pending: list[int] = []
 
-    def pipeline(self, transaction: bool) -> SimpleNamespace:
-        assert not transaction
-        return SimpleNamespace(execute_command=self.add, execute=self.execute)
-
-    def add(self, *words: Any) -> None:
+    def add(self, words: tuple[Any, ...]) -> int:
         if words[:2] == ("EVALSHA", shared.ENTER_NAME):
             self.scripts.append(words[2:])
-            self._pending.append(words[2] // 5)
-        else:
-            self.commands.append(words)
-            self._pending.append(0)
+            limits: int = words[2] // 5
+            return limits
+        self.commands.append(words)
+        return 0
 
-    async def execute(self, raise_on_error: bool) -> list[Any]:
-        assert not raise_on_error
-        asked, self._pending = self._pending, []
+    async def execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        asked = [self.add(words) for words in commands]
         self.trips += any(asked)
         await self.gate.wait()
         if not any(asked):
@@ -85,6 +78,9 @@ class ScriptedRedis:
         await self.gate.wait()
         if self.codes and isinstance(self.codes[0], Exception):
             raise self.codes.pop(0)
+
+    async def close(self) -> None:
+        assert not self.closed
 
     async def aclose(self) -> None:
         self.closed = True
@@ -125,6 +121,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def redis(monkeypatch: pytest.MonkeyPatch) -> ScriptedRedis:
     made = ScriptedRedis()
     monkeypatch.setattr(shared, "_client", lambda url, ca_file, timeout_seconds: made)
+    monkeypatch.setattr(shared, "Pipeline", lambda client: client)
     return made
 
 
@@ -549,5 +546,5 @@ def test_redis_with_tls_trusts_the_given_authority(tmp_path: Path) -> None:
         assert client is not None
         options = client.connection_pool.connection_kwargs
         assert options.get("ssl_ca_certs") == expected
-        assert options["socket_timeout"] == options["socket_connect_timeout"] == 1.5
+        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (None, 1.5)
         assert options["retry"].get_retries() == 0

@@ -2,14 +2,18 @@
 
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from relay.pricing import catalog as module
 from relay.pricing.bound import MaxUsage
 from relay.pricing.catalog import Catalog, FxRate, GroupMultiplier, matches
 from relay.pricing.charge import Row
 from relay.pricing.errors import Unpriced
-from relay.pricing.tariff import PriceVersion
+from relay.pricing.tariff import PriceVersion, Tariff
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 EVER = datetime(2020, 1, 1, tzinfo=UTC)
@@ -281,3 +285,69 @@ def test_images_are_held_where_quotas_pay_for_the_text() -> None:
     assert bound.held({"text_tokens": 15}) == 20_000
     assert bound.held({"text_tokens": 14}) == 35_000
     assert bound.held({}) == 35_000
+
+
+HOURS = [NOW + timedelta(hours=hour) for hour in range(4)]
+PERIODS = st.tuples(st.sampled_from([EVER, *HOURS]), st.sampled_from([None, *HOURS]))
+GROUP_NAMES, MODELS = st.sampled_from(["", "vip", "reseller"]), st.sampled_from(["m", "m-high", "n"])
+AROUND = [hour + timedelta(microseconds=more) for hour in HOURS for more in (-1, 0, 1)]
+CALLS = st.tuples(MODELS, GROUP_NAMES, GROUP_NAMES, st.sampled_from(["", "acme"]))
+
+
+@st.composite
+def catalogs(draw: Any) -> Catalog:
+    """Prices, multipliers and rates that begin and end at the same few moments."""
+    versions = []
+    for number in range(draw(st.integers(1, 6))):
+        side, (start, end) = draw(st.sampled_from(["sell", "cost"])), draw(PERIODS)
+        named = (
+            {"group": draw(GROUP_NAMES)}
+            if side == "sell"
+            else {"provider": draw(st.sampled_from(["", "acme"]))}
+        )
+        named |= {"currency": draw(st.sampled_from(["USD", "CNY"]))}
+        pattern = draw(st.sampled_from(["m", "m*", "*", "n"]))
+        versions.append(version(number, pattern, side=side, start=start, end=end, **named))
+    groups = [
+        GroupMultiplier(number, draw(GROUP_NAMES), draw(GROUP_NAMES), Fraction(number + 2), *draw(PERIODS))
+        for number in range(draw(st.integers(0, 4)))
+    ]
+    rates = [
+        FxRate(number, "CNY", Fraction(1, number + 2), *draw(PERIODS))
+        for number in range(draw(st.integers(0, 2)))
+    ]
+    return Catalog(tuple(versions), tuple(groups), tuple(rates))
+
+
+def priced(catalog: Catalog, call: tuple[str, str, str, str], at: datetime) -> list[Any]:
+    """What a call's sell price and cost price are, or why they are none."""
+    model, group, using, provider = call
+
+    def sell() -> Tariff | None:
+        return catalog.admit(model, group=group, at=at, using_group=using).tariff
+
+    def cost() -> Tariff | None:
+        return catalog.cost_tariff(model, provider, at, "main")
+
+    found: list[Any] = []
+    for side in (sell, cost):
+        try:
+            tariff = side()
+        except Unpriced as error:
+            found.append(str(error))
+        else:
+            found.append(tariff and (tariff.version, tariff.multipliers, tariff.fx, tariff.terms))
+    return found
+
+
+@given(
+    catalogs(), st.lists(CALLS, min_size=1, max_size=3), st.permutations(AROUND), st.sampled_from([0, 1, 100])
+)
+def test_what_a_catalog_remembers_is_what_it_would_find(
+    catalog: Catalog, calls: list[tuple[str, str, str, str]], moments: list[datetime], remembered: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_REMEMBERED", remembered)
+        for call, at in [(call, at) for _ in range(2) for at in moments for call in calls]:
+            anew = Catalog(catalog.versions, catalog.groups, catalog.fx)
+            assert priced(catalog, call, at) == priced(anew, call, at)

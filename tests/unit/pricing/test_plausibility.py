@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.ledger.columns import json_text
-from relay.pricing.bound import Bound, MaxUsage
-from relay.pricing.charge import Row
+from relay.pricing.bound import Bound, MaxUsage, beyond_quotas
+from relay.pricing.charge import Row, compute, table_for
 from relay.pricing.plausibility import OUTPUT_ALLOWANCE, PROMPT_ALLOWANCE, BilledUsage, billed_usage
 from relay.pricing.settlement import settle
 from relay.pricing.tariff import Admission, PriceVersion, Tariff
@@ -345,6 +345,30 @@ def bounds(draw: Callable[[st.SearchStrategy[Any]], Any]) -> MaxUsage:
         answer=draw(st.just(plain) | st.sampled_from([("text", "image"), ("image",)])),
         others=draw(st.just({}) | tools),
     )
+
+
+def bound_by_definition(priced: Admission, most: MaxUsage) -> tuple[int, int]:
+    """(amount, covered amount): each side at its dearest meter, at the dearest of all prompt lengths."""
+    rows, amounts, covered = priced.tariff.version.rows, [0], [0]
+    for start in {0} | {row.context_from for row in rows if row.context_from <= most.input_units}:
+        table = table_for(rows, {"in_text": start})
+        for sides, into in ((most.sides, amounts), (beyond_quotas(most.sides), covered)):
+            meters = {"call": 1} if priced.tariff.whole_call else {}
+            for possible, quantity in sides:
+                prices = [table[meter].unit_price or 0 if meter in table else -1 for meter in possible]
+                meters[possible[prices.index(max(prices))]] = quantity
+            into.append(compute(table, meters, priced.tariff.terms).amount)
+    return max(amounts), max(covered)
+
+
+@given(admissions(), st.lists(bounds(), min_size=1, max_size=5))
+def test_a_bound_is_as_defined_whatever_was_asked_before(priced: Admission, asked: list[MaxUsage]) -> None:
+    for most in [*asked, *asked]:
+        bound = priced.bound(most)
+        assert (bound.amount, bound.covered_amount) == (
+            (0, 0) if priced.free else bound_by_definition(priced, most)
+        )
+        assert bound.most is most
 
 
 def granted(bound: Bound, share: str) -> dict[str, int]:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from relay.pricing.bound import Bound, MaxUsage
+from relay.pricing.bound import Bound, MaxUsage, beyond_quotas, quotas_of
 from relay.pricing.charge import Charge, Line, Row, Terms, compute, line_json, resolve, select, table_for
 from relay.pricing.errors import Unpriced
 from relay.pricing.settlement import Settlement, cover, settle, with_overage
@@ -196,10 +196,10 @@ def test_what_a_call_can_use() -> None:
     assert most.inputs == ("in_text", "cache_read", "cache_write_5m", "cache_write_1h", "in_image")
     assert most.outputs == ("out_text", "out_audio")
     assert most.sides == [(most.inputs, 7), (most.outputs, 5), (("tool:x",), 2)]
-    assert most.sides_beyond_quotas == [(("in_image",), 7), (("tool:x",), 2)]
-    assert most.quotas == {"text_tokens": 12, "audio_tokens": 5}
-    assert MaxUsage(0, 0, others={"image": 3, "ms": 0}).quotas == {"images": 3}
-    assert MaxUsage(7, 5, ("audio",)).quotas == {"audio_tokens": 7, "text_tokens": 5}
+    assert beyond_quotas(most.sides) == [(("in_image",), 7), (("tool:x",), 2)]
+    assert quotas_of(most.sides) == {"text_tokens": 12, "audio_tokens": 5}
+    assert quotas_of(MaxUsage(0, 0, others={"image": 3, "ms": 0}).sides) == {"images": 3}
+    assert quotas_of(MaxUsage(7, 5, ("audio",)).sides) == {"audio_tokens": 7, "text_tokens": 5}
 
 
 def test_a_bound_holds_the_dearest_of_each_side_at_any_length() -> None:

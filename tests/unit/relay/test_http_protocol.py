@@ -19,6 +19,7 @@ from relay.http_protocol import HttpProtocol
 KEEPALIVE = 0.3
 SLOW_SECONDS = 3 * KEEPALIVE
 Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,11 +35,11 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
 
-def serve(client: Client, keepalive: float = KEEPALIVE) -> float:
-    """Have ``client`` talk to a server; seconds until it is done."""
+def serve(client: Client, keepalive: float = KEEPALIVE, app: App = echo) -> float:
+    """Have ``client`` talk to a server of ``app``; seconds until it is done."""
 
     async def run() -> float:
-        config = uvicorn.Config(echo, ws="none", log_config=None)
+        config = uvicorn.Config(app, ws="none", log_config=None)
         config.timeout_keep_alive = keepalive  # type: ignore[assignment]
         state = ServerState()
         loop = asyncio.get_running_loop()
@@ -164,3 +165,97 @@ def test_a_client_that_does_not_end_after_a_refusal_is_left() -> None:
             await send_without_end(writer)
 
     assert serve(client) >= KEEPALIVE * 0.9
+
+
+class Watching:
+    """An application that answers when it is allowed to, and notes which of its requests' clients went."""
+
+    def __init__(self) -> None:
+        self.began, self.may_answer = asyncio.Semaphore(0), asyncio.Semaphore(0)
+        self.gone: asyncio.Queue[int] = asyncio.Queue()
+        self.requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        number = self.requests = self.requests + 1
+        await asgi.read_body(scope, receive, 1 << 20)
+        scope["extensions"][asgi.GONE](lambda: self.gone.put_nowait(number))
+        self.began.release()
+        await self.may_answer.acquire()
+        await asgi.send_json(send, 200, number)
+
+
+def post(size: int) -> bytes:
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"y" * size
+
+
+@pytest.mark.parametrize("size", [0, 10, 80_000], ids=["none", "small", "more than is read ahead"])
+def test_an_application_hears_at_once_that_its_client_has_gone(size: int) -> None:
+    app = Watching()
+
+    async def client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = post(size)
+        writer.write(request[:100])
+        await asyncio.sleep(0.05)  # then uvicorn takes the rest as one piece, and reads no further
+        writer.write(request[100:])
+        await app.began.acquire()
+        writer.close()
+        assert await app.gone.get() == 1
+        app.may_answer.release()
+        await asyncio.sleep(0)
+        assert app.gone.empty()
+
+    assert serve(client, keepalive=60, app=app) < 30
+
+
+def test_of_several_requests_only_the_one_under_way_hears_it() -> None:
+    app = Watching()
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in (b"1", b"2"):
+            writer.write(post(10))
+            app.may_answer.release()
+            assert (await reader.readuntil(b"\r\n\r\n" + number)).startswith(b"HTTP/1.1 200")
+            await app.began.acquire()
+        writer.write(post(10) + post(10))  # the second waits for its turn
+        await app.began.acquire()
+        writer.close()
+        assert await app.gone.get() == 3
+        app.may_answer.release()
+        await asyncio.sleep(0.1)
+        assert app.requests == 3
+        assert app.gone.empty()
+
+    serve(client, keepalive=60, app=app)
+
+
+def test_nobody_hears_that_a_client_has_gone_with_its_answer() -> None:
+    app = Watching()
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(10))
+        app.may_answer.release()
+        await reader.readuntil(b"\r\n\r\n1")
+        writer.close()
+        await asyncio.sleep(0.2)
+        assert app.gone.empty()
+
+    serve(client, keepalive=60, app=app)
+
+
+def test_who_asks_too_late_hears_it_nevertheless() -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+    read = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asgi.read_body(scope, receive, 1 << 20)
+        read.set()
+        assert (await receive())["type"] == "http.disconnect"
+        scope["extensions"][asgi.GONE](lambda: told.put_nowait("gone"))
+
+    async def client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(10))
+        await read.wait()
+        writer.close()
+        assert await told.get() == "gone"
+
+    serve(client, keepalive=60, app=app)
