@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import TypeVar, cast
+
+Test = TypeVar("Test", bound=Callable[..., object])
 
 TICK_SECONDS = 0.05
 # The scheduler's own, which is no stall.
@@ -48,3 +52,27 @@ def measured() -> Iterator[Stalls]:
         time.sleep(2 * TICK_SECONDS)
         stalls.ended.set()
         watching.join()
+
+
+def again_where_it_stood_still(seconds: float, tries: int = 3) -> Callable[[Test], Test]:
+    """For a test that is itself a client of some speed: where it failed while the machine stood still for
+    `seconds` at once, it is run again, since it was slower than it means to be. Else the failure counts."""
+
+    def decorate(test: Test) -> Test:
+        @wraps(test)
+        def trying(*arguments: object, **fixtures: object) -> None:
+            for left in reversed(range(tries)):
+                with measured() as stalls:
+                    try:
+                        test(*arguments, **fixtures)
+                    except Exception as error:
+                        failure = error
+                    else:
+                        return
+                if not left or stalls.longest < seconds:
+                    raise failure
+                print(f"the machine stood still for {stalls.longest:.1f} s: once more", flush=True)
+
+        return cast("Test", trying)
+
+    return decorate
