@@ -90,7 +90,7 @@ class Process:
         assert self.running is not None
         self.running.send_signal(number)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """Wait for its end and return the exit status."""
         assert self.running is not None
         return self.running.wait(seconds)

@@ -84,7 +84,7 @@ def test_concurrency_is_shared_and_freed(relay: Relay, own_redis: Redis, provide
     relay.settings["RELAY_REDIS_URL"] = own_redis.url
     first, second = relay.replica(), relay.replica()
     customer = Customer(relay, first, "narrow", "1.00", "--concurrency", "2")
-    provider.control(chunk_delay_ms=300, completion_tokens=10)
+    provider.control(chunk_delay_ms=1500, completion_tokens=10)
     streams = [first.client(customer.key), second.client(customer.key)]
     open_streams = [sdk.chat.completions.create(model=MODEL, messages=asks(), stream=True) for sdk in streams]
     answer = customer.post(BODY)

@@ -794,7 +794,7 @@ def test_the_pricing_api_refuses_what_it_cannot_take(
         asked += [("DELETE", "/api/pricing" + path, None) for path in PRICING_READS if path[0] == "/"]
         for method, path, body in asked:
             data = None if body is None else json.dumps(body).encode()
-            answer = session.request(method, administered.url + path, data=data, timeout=10)
+            answer = session.request(method, administered.url + path, data=data, timeout=60)
             if answer.status_code >= 500:
                 faults.append((method, path, body, answer.status_code))
             elif answer.status_code >= 400:
@@ -921,7 +921,7 @@ def outcome(replica: Replica, data: bytes) -> int:
                 if ended:
                     raise
                 # It waits for more of this request, or the answer is complete and the connection kept.
-                raw.socket.settimeout(10)
+                raw.socket.settimeout(60)
                 raw.socket.shutdown(socket.SHUT_WR)
                 ended = True
                 continue

@@ -8,8 +8,8 @@ from deploys.run.plan import PARTIAL
 from deploys.sandbox import engine, hosts, remote, settings
 from tests.fleet.conftest import finish, held_at, start
 
-# After it the hosts' state is read.
-FREEZE_AT = "11 hosts of sandbox: connected"
+# When the hosts' state is read.
+FREEZE_AT, FREEZE_AFTER_SECONDS = "11 hosts of sandbox: connected", 2
 FROZEN = "edge2"
 CONFIG = "/etc/nginx/nginx.conf"
 
@@ -20,7 +20,7 @@ def test_a_host_that_freezes_in_the_middle_of_a_run_is_named_and_left_out() -> N
     remote.run("edge1", "sh", "-c", f"echo '# by hand' >> {CONFIG}")
     process = start(sys.executable, "-m", "deploys", "apply", "sandbox")
     try:
-        with held_at(process, FREEZE_AT):
+        with held_at(process, FREEZE_AT, FREEZE_AFTER_SECONDS):
             hosts.pause(sandbox, machine, FROZEN)
         run = finish(process)
     finally:
