@@ -123,8 +123,8 @@ def kill_when(process: subprocess.Popen[str], marker: str, after: float, *, grou
 
 @contextmanager
 def held_at(process: subprocess.Popen[str], marker: str, after: float) -> Iterator[None]:
-    """For so long a command that printed `marker` some seconds ago stands still: what is done meanwhile is done
-    in the middle of its run, however long that takes."""
+    """For so long a command that printed `marker` some seconds ago stands still: what is done meanwhile is
+    done in the middle of its run, however long that takes."""
     read_until(process, marker)
     time.sleep(after)
     assert process.poll() is None, "the command has ended already"
