@@ -66,7 +66,8 @@ def test_database_hosts_cannot_delete(path: str) -> None:
 @pytest.fixture
 def deleted() -> Iterator[str]:
     """The segment after the oldest backup's, taken out of the repository, and brought back."""
-    began = datetime.now(UTC)
+    # The store tells whole seconds.
+    began = datetime.now(UTC).replace(microsecond=0)
     place = "archive/relay/" + remote.run("ops1", *DELETING, "repo-ls", "archive/relay").split()[0]
     (directory,) = [
         line
