@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for event in (b"data: first\n\n", b"data: [DONE]\n\n"):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-            self.server.relay.release.wait(60)
+            self.server.relay.release.wait(120)
         self.wfile.write(b"0\r\n\r\n")
 
     def _ticks(self) -> None:

@@ -37,7 +37,7 @@ def relays() -> Iterator[list[FakeRelay]]:
 def edge(tmp_path: Path, relays: list[FakeRelay]) -> Iterator[Edge]:
     addresses = [relay.address for relay in relays]
     limits = {"client_rate": 1000, "client_burst": 1000}
-    with running_edge(tmp_path, addresses, read_timeout="30s", drain_timeout="30s", **limits) as running:
+    with running_edge(tmp_path, addresses, read_timeout="120s", drain_timeout="120s", **limits) as running:
         yield running
 
 

@@ -771,7 +771,8 @@ def test_clients_that_stand_still_are_cut(edge: Edge, sent: str) -> None:
 
 
 def test_a_stream_survives_reloads_and_no_call_fails(tmp_path: Path, relay: FakeRelay) -> None:
-    with running_edge(tmp_path, [relay.address], read_timeout="30s", client_rate=1000) as edge:
+    patience = {"read_timeout": "120s", "drain_timeout": "120s"}
+    with running_edge(tmp_path, [relay.address], client_rate=1000, **patience) as edge:
         _stream_over_reloads(edge, relay)
 
 
