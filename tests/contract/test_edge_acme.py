@@ -156,7 +156,7 @@ def test_what_is_due_is_renewed_by_the_first_edge_and_then_by_the_next(tmp_path:
     # Of a life half passes, and then six times a 15th of the rest, which it leaves to others.
     life = 90
     half, left = life / 2, 6 * life / 2 / 15
-    with running_fleet(tmp_path / str(time.time_ns()), days=life / 86400) as fleet:
+    with running_fleet(tmp_path / str(len(list(tmp_path.iterdir()))), days=life / 86400) as fleet:
         fleet.second.change(rank=6)
         fleet.first.renew()
         fleet.second.renew()
