@@ -140,7 +140,7 @@ class Cluster:
     def rest(self, host: str, page: str) -> str:
         """The shell command that asks Patroni on `host`, from any database host."""
         url = f"https://{self.addresses[host]}:{REST_PORT}/{page}"
-        return f"curl --silent --show-error --max-time 4 --cacert {CA_FILE} {url}"
+        return f"curl --silent --show-error --max-time 10 --cacert {CA_FILE} {url}"
 
     def run(self, host: str, command: str, *, seconds: float = 60) -> Answer:
         """Runs a shell command as root on a host."""
@@ -164,7 +164,7 @@ class Cluster:
     def overview(self) -> dict[str, Any]:
         """GET /cluster of the first database host whose Patroni answers; empty when none does."""
         for host in self.db:
-            answer = self.run(host, self.rest(host, "cluster"), seconds=20)
+            answer = self.run(host, self.rest(host, "cluster"), seconds=30)
             if answer.ok:
                 try:
                     return dict(json.loads(answer.out))
@@ -184,7 +184,7 @@ class Cluster:
         """Whether Patroni says that the member streams."""
         return any(member.name == name and member.state == "streaming" for member in self.members())
 
-    def takes_writes(self, host: str, seconds: float = 10) -> bool:
+    def takes_writes(self, host: str, seconds: float = 30) -> bool:
         """Whether Patroni on `host` says that it is the primary and takes writes."""
         return self.run(host, self.rest(host, "primary") + " --fail --output /dev/null", seconds=seconds).ok
 

@@ -275,7 +275,7 @@ class Restore:
         if first not in self.seen:
             return checks
         health = self.cluster.run(
-            first, "relay-etcdctl --command-timeout=5s get --keys-only / >/dev/null", seconds=20
+            first, "relay-etcdctl --command-timeout=15s get --keys-only / >/dev/null", seconds=40
         )
         checks.append(
             Check("etcd has a quorum", "" if health.ok else f"{health.words}: bring etcd back first")

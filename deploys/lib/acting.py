@@ -13,8 +13,8 @@ from pyinfra.context import host, inventory
 
 from deploys.lib import pyinfra_adapter
 
-# For one sign of life of a host that is not part of the run.
-ALIVE_SECONDS = 5.0
+# For one sign of life of a host that is not part of the run, which may be an overloaded one.
+ALIVE_SECONDS = 20.0
 
 Fit = Callable[[Host], bool]
 

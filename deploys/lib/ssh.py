@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # A host that dies in the middle of a command is noticed after their product in seconds.
 ALIVE_SECONDS, ALIVE_TRIES = 5, 4
-CONNECT_SECONDS = 10
+# It counts until sshd has greeted, which an overloaded host does late: there commands are needed soonest.
+CONNECT_SECONDS = 15
 _SETTINGS = {
     "ssh_user": "User",
     "ssh_port": "Port",

@@ -142,7 +142,7 @@ def start_group(command: Sequence[str], **options: Any) -> subprocess.Popen[byte
     return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], process_group=0, **options)
 
 
-def stop_group(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
+def stop_group(process: subprocess.Popen[bytes], seconds: float = 60) -> None:
     """Ends a program that leads its process group, and what it left there: a master that is killed
     leaves its workers. Raises subprocess.TimeoutExpired where it did not end by itself."""
     process.terminate()

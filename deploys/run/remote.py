@@ -33,7 +33,7 @@ class Answer:
         return (self.out if self.status == 0 else self.err or self.out).strip()
 
 
-def ask(hosts: Sequence[Host], words: Sequence[str], *, stdin: str = "", seconds: float = 30) -> list[Answer]:
+def ask(hosts: Sequence[Host], words: Sequence[str], *, stdin: str = "", seconds: float = 60) -> list[Answer]:
     """Runs a command as root on each host, and waits for all of them, `seconds` at the most.
 
     In `words`, ``{client}`` becomes the address that the host sees this machine at. What nobody else on the

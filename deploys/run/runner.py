@@ -24,7 +24,6 @@ from deploys.run import stages
 
 # For a question that a healthy host answers at once, and for one sign of life.
 SHELL_SECONDS = 60
-ALIVE_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Runner:
         return [
             host
             for host in self.hosts
-            if host in self.watch.lost or not pyinfra_adapter.alive(host, ALIVE_SECONDS)
+            if host in self.watch.lost or not pyinfra_adapter.alive(host, self.silence_seconds)
         ]
 
     def _raise_lost(self) -> None:

@@ -9,7 +9,9 @@ from deploys.sandbox.settings import DOMAIN, USER, Host, Sandbox, SandboxError
 from deploys.sandbox.shell import run
 from deploys.sandbox.state import write_atomically
 
-SSH_PATIENCE_SECONDS = 60.0
+SSH_PATIENCE_SECONDS = 180.0
+# It counts until sshd has answered, which takes seconds where eleven hosts share two processors.
+CONNECT_SECONDS = 20
 
 
 def private_key(sandbox: Sandbox) -> Path:
@@ -52,7 +54,7 @@ def config(sandbox: Sandbox) -> str:
         f"    UserKnownHostsFile {known_hosts(sandbox)}\n"
         "    GlobalKnownHostsFile /dev/null\n"
         "    StrictHostKeyChecking yes\n"
-        "    ConnectTimeout 5\n"
+        f"    ConnectTimeout {CONNECT_SECONDS}\n"
     )
 
 
@@ -74,16 +76,16 @@ def known_hosts_line(host: Host, key: str) -> str:
 def answers(sandbox: Sandbox, host: Host) -> bool:
     """Whether the host lets us in and has finished booting."""
     remote = ["systemctl", "is-system-running"]
-    done = run(
-        ["ssh", "-F", str(sandbox.ssh_config), "-o", "BatchMode=yes", host.name, *remote],
-        check=False,
-        timeout=30,
-    )
+    command = ["ssh", "-F", str(sandbox.ssh_config), "-o", "BatchMode=yes", host.name, *remote]
+    try:
+        done = run(command, check=False, timeout=30)
+    except SandboxError:
+        return False
     return done.stdout.strip() in ("running", "degraded")
 
 
 def wait(sandbox: Sandbox, host: Host) -> None:
-    """Raises SandboxError when the host does not let us in within a minute."""
+    """Raises SandboxError when the host does not let us in within three minutes."""
     deadline = time.monotonic() + SSH_PATIENCE_SECONDS
     while not answers(sandbox, host):
         if time.monotonic() > deadline:

@@ -27,7 +27,7 @@ PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # What the probe calls, before somebody looks at how its calls went.
     ("channel", ("-m", "deploys.sandbox.firstcall", "--only-channel")),
     # What has only now started may need a moment to be found well.
-    ("checklist", (*DEPLOYS, "verify", "sandbox", "--wait", "60")),
+    ("checklist", (*DEPLOYS, "verify", "sandbox", "--wait", "180")),
     ("first call", ("-m", "deploys.sandbox.firstcall")),
 )
 

@@ -59,7 +59,7 @@ def edge_ca() -> Path:
     raise RemoteError("no edge answers: " + "; ".join(problems))
 
 
-def relayctl(*arguments: str, stdin: str = "", seconds: float = 60) -> Any:
+def relayctl(*arguments: str, stdin: str = "", seconds: float = 120) -> Any:
     """Run the relay's command in the first app host that answers; return its JSON."""
     problems = []
     for host in addresses("app"):

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from relay.commands.command import Subparsers, add_command
+from relay.commands.command import PATIENCE_SECONDS, Subparsers, add_command
 from relay.price_book.publish import moment
 from relay.pricing.errors import FieldError
 from relay.pricing.recompute import recompute
@@ -75,7 +75,7 @@ def _run(action: Audit, options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _connected(action: Audit, options: argparse.Namespace, dsn: str) -> dict[str, Any]:
-    async with connected(dsn) as connection:
+    async with connected(dsn, patience=PATIENCE_SECONDS) as connection:
         return await action(connection, options)
 
 

@@ -16,6 +16,8 @@ from relay.settings import SettingError, Settings
 from relay.store import identity
 from relay.store.connection import connected
 
+# How long a command looks for a primary: one that hands over is away for seconds, and so is a busy one.
+PATIENCE_SECONDS = 20.0
 _NO_LIMIT = 0
 _TABLES: dict[str, identity.Limited] = {"token": "tokens", "account": "accounts", "plan": "plans"}
 _LIMITING = {
@@ -130,5 +132,5 @@ def _print(result: Any, options: argparse.Namespace) -> None:
 
 
 async def _with_connection(action: Action, options: argparse.Namespace, dsn: str) -> Any:
-    async with connected(dsn) as connection:
+    async with connected(dsn, patience=PATIENCE_SECONDS) as connection:
         return await action(connection, options)

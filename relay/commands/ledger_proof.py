@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from relay.commands.command import CommandError, Failed, Subparsers, leaf, positive
+from relay.commands.command import PATIENCE_SECONDS, CommandError, Failed, Subparsers, leaf, positive
 from relay.price_book.publish import moment
 from relay.pricing.errors import FieldError
 from relay.pricing.recompute import Difference, recompute
@@ -134,7 +134,7 @@ def _statement(options: argparse.Namespace, settings: Settings) -> int:
 async def _print_statement(options: argparse.Namespace, dsn: str) -> None:
     digest, rows = hashlib.sha256(), Counter[str]()
     async with (
-        connected(dsn) as connection,
+        connected(dsn, patience=PATIENCE_SECONDS) as connection,
         aclosing(statement.lines(connection, options.account, costs=options.costs)) as found,
     ):
         async for kind, content in found:

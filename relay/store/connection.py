@@ -18,6 +18,8 @@ from psycopg.rows import Row, TupleRow
 
 # A statement may wait so long before its connection looks for another primary, and between two looks.
 STALL_SECONDS = 3.0
+# A primary that cannot be reached is looked for so often.
+PAUSE_SECONDS = 0.5
 # The first eight digits of a WAL file's name are its timeline, which each promotion makes greater. A standby
 # has none of its own.
 TIMELINE = "select case when not pg_is_in_recovery() then pg_walfile_name(pg_current_wal_insert_lsn()) end"
@@ -134,13 +136,29 @@ def _shut(descriptor: int) -> None:
         same.shutdown(socket.SHUT_RDWR)
 
 
+async def _patiently(dsn: str, autocommit: bool, patience: float) -> AsyncConnection[TupleRow]:
+    end = asyncio.get_running_loop().time() + patience
+    while True:
+        try:
+            return await WatchedConnection.connect(dsn, autocommit=autocommit)  # type: ignore[no-any-return]
+        except psycopg.OperationalError as error:
+            late = asyncio.get_running_loop().time() >= end
+            if late or len(list(_each_host(dsn))) == 1 or "authentication failed" in str(error):
+                raise
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
 @asynccontextmanager
-async def connected(dsn: str, *, autocommit: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
+async def connected(
+    dsn: str, *, autocommit: bool = False, patience: float = 0.0
+) -> AsyncIterator[AsyncConnection[TupleRow]]:
     """A connection that commits at the end, or rolls back, and is closed whatever happens.
 
-    psycopg's own context leaves it open when the task is cancelled while it commits. Raises psycopg.Error.
+    Where `dsn` names several hosts, of which another may become the primary just now, a connection is tried
+    again for `patience` seconds. psycopg's own context leaves it open when the task is cancelled while it
+    commits. Raises psycopg.Error.
     """
-    connection: AsyncConnection[TupleRow] = await WatchedConnection.connect(dsn, autocommit=autocommit)
+    connection = await _patiently(dsn, autocommit, patience)
     try:
         async with connection:
             yield connection

@@ -54,7 +54,7 @@ RENEW_BEFORE = timedelta(days=30)
 # How much of that time each edge leaves to those before it, which never adds up to all of it; and how long it
 # waits where there is no certificate yet.
 STEP, LAST_RANK, FIRST_STEP = 1 / 15, 10, timedelta(hours=1)
-PEER_SECONDS, CERTBOT_SECONDS, NGINX_SECONDS = 5, 300, 60
+PEER_SECONDS, CERTBOT_SECONDS, NGINX_SECONDS = 20, 300, 60
 LONGEST_CHAIN = 64 * 1024
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\r?\n?", re.DOTALL)
 

@@ -42,9 +42,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CA = "/etc/relay/tls/ca.crt"
+REST_PORT = 8008
 PATIENCE_SECONDS = 180
 # A switchover that is under way when patronictl answers ends within the time that PostgreSQL takes to stop.
 SWITCHOVER_SECONDS = 60
+# A member reads a setting in one round, applies it at its end, and tells in the next that a restart is due.
+# Whoever asks it for the cluster has it read etcd, too: more reads than that are waited for, this long.
+READS, SETTLE_SECONDS = 4, 60
 CONFIRMING = ("Quorum Standby", "Sync Standby")
 
 
@@ -60,6 +64,7 @@ class Member:
     role: str
     state: str
     pending: bool
+    address: str = ""
 
     @property
     def leads(self) -> bool:
@@ -91,7 +96,9 @@ def members() -> list[Member]:
     if done.returncode:
         return []
     found = [
-        Member(row["Member"], row["Role"], row["State"], bool(row.get("Pending restart")))
+        Member(
+            row["Member"], row["Role"], row["State"], bool(row.get("Pending restart")), row.get("Host", "")
+        )
         for row in json.loads(done.stdout or "[]")
     ]
     return sorted(found, key=lambda member: (member.leads, member.name))
@@ -107,13 +114,21 @@ def confirming(cluster: Sequence[Member]) -> set[str]:
 
 @dataclass
 class Restarts:
-    """Restarts of PostgreSQL in a cluster whose members look every `loop_wait` seconds."""
+    """Restarts of PostgreSQL in a cluster whose members look every `loop_wait` seconds; `read_at` tells when
+    the member at an address last read etcd (see last_read)."""
 
     loop_wait: float
+    read_at: Callable[[str], int]
 
     def settle(self) -> list[Member]:
-        """The cluster, after its members have had their next round: they see what is pending then."""
-        time.sleep(2 * self.loop_wait + 1)
+        """The cluster, after its members have had their next rounds: they see what is pending then. On a busy
+        host a round comes late, so they are asked for it."""
+        reads = {member.address: {self.read_at(member.address)} for member in members()}
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while any(len(read) <= READS for read in reads.values()) and time.monotonic() < deadline:
+            time.sleep(self.loop_wait / 2)
+            for address, read in reads.items():
+                read.add(self.read_at(address) or min(read))
         return self.healthy()
 
     def healthy(self, confirm: set[str] | frozenset[str] = frozenset()) -> list[Member]:
@@ -234,6 +249,28 @@ def another_leads(current: str) -> bool:
         time.sleep(0.5)
 
 
+def asked(url: str) -> tuple[int, str]:
+    """Status and text of Patroni's interface; status 0 when it does not answer."""
+    try:
+        context = ssl.create_default_context(cafile=CA)
+        # The address is this host's own, from the launcher, or that of a member.
+        with urllib.request.urlopen(url, timeout=3, context=context) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except (OSError, ValueError) as error:
+        return 0, str(error)
+
+
+def last_read(address: str) -> int:
+    """When the member at an address last read etcd, in seconds since 1970; 0 when it does not say."""
+    _, text = asked(f"https://{address}:{REST_PORT}/patroni")
+    try:
+        return int(json.loads(text)["dcs_last_seen"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 @dataclass
 class Host:
     """This host's own member."""
@@ -248,16 +285,7 @@ class Host:
 
     def says(self, path: str) -> tuple[int, str]:
         """Status and text; status 0 when it does not answer."""
-        try:
-            context = ssl.create_default_context(cafile=CA)
-            # The address is this host's own, from the launcher.
-            url = f"{self.rest}/{path}"
-            with urllib.request.urlopen(url, timeout=3, context=context) as answer:  # noqa: S310
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except (OSError, ValueError) as error:
-            return 0, str(error)
+        return asked(f"{self.rest}/{path}")
 
     def serving(self) -> bool:
         return self.answers("primary") or self.answers("replica?replication_state=streaming")
@@ -338,7 +366,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "wait": host.wait,
         "restart-replica": host.restart_replica,
         "restart-rest": host.restart_rest,
-        "restart-pending": Restarts(options.loop_wait).all_pending,
+        "restart-pending": Restarts(options.loop_wait, last_read).all_pending,
     }
     try:
         acts[options.action]()

@@ -50,7 +50,7 @@ class Authority:
         return str(json.loads(text)["Status"])
 
     def _get(self, url: str) -> str:
-        with urllib3.PoolManager(ca_certs=str(self.ca_file), retries=False, timeout=5) as pool:
+        with urllib3.PoolManager(ca_certs=str(self.ca_file), retries=False, timeout=30) as pool:
             return pool.request("GET", url).data.decode()
 
 
@@ -94,11 +94,11 @@ def running_authority(directory: Path, http_port: int, days: float = DAYS) -> It
         for process in started:
             process.terminate()
         for process in started:
-            process.wait(10)
+            process.wait(60)
 
 
 def _wait(authority: Authority) -> None:
-    for _ in range(100):
+    for _ in range(600):
         try:
             authority.trust()
         except urllib3.exceptions.HTTPError:
@@ -151,7 +151,7 @@ class Client:
         sigalgs = {"ecdsa": "ECDSA+SHA256", "rsa": "RSA-PSS+SHA256:RSA+SHA256"}[kind]
         command = ["openssl", "s_client", "-connect", self.edge.settings.https_listen, "-servername"]
         command += [OWN_NAMES[0], "-sigalgs", sigalgs]
-        shown = subprocess.run(command, input=b"", capture_output=True, timeout=10, check=False).stdout
+        shown = subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False).stdout
         return x509.load_pem_x509_certificate(shown[shown.index(b"-----BEGIN") :])
 
     def figures(self) -> dict[str, float]:

@@ -236,7 +236,7 @@ class Rig:
         """Finish the current WAL segment and wait until it is in the archive; its name."""
         name = str(self.sql("select pg_walfile_name(pg_current_wal_lsn())"))
         self.sql("select txid_current(), pg_switch_wal()")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             if str(self.sql("select last_archived_wal from pg_stat_archiver") or "")[:24] >= name:
                 return name
@@ -277,7 +277,7 @@ class Rig:
             )  # fmt: skip
             assert started.returncode == 0, log.read_text()[-3000:]
             try:
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 90
                 while self.sql("select pg_is_in_recovery()", port):
                     assert time.monotonic() < deadline, log.read_text()[-3000:]
                     time.sleep(0.1)

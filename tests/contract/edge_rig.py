@@ -19,6 +19,7 @@ import urllib3
 
 from deploys.roles.edge import EdgeSettings
 from deploys.run import local_edge
+from tests.contract.relay_rig import eventually
 
 NAME = "api.edge.test"
 CONSOLE, STATUS_PAGE, TOOLS = "console.edge.test", "status.edge.test", "tools.edge.test"
@@ -67,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for event in (b"data: first\n\n", b"data: [DONE]\n\n"):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-            self.server.relay.release.wait(10)
+            self.server.relay.release.wait(120)
         self.wfile.write(b"0\r\n\r\n")
 
     def _ticks(self) -> None:
@@ -110,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"x" * LARGE)
 
     def _silent(self) -> None:
-        self.server.relay.release.wait(10)
+        self.server.relay.release.wait(60)
         self.close_connection = True
 
     def _hang_up(self) -> None:
@@ -202,7 +203,7 @@ class Edge:
             headers=JSON,
             maxsize=20,
             retries=False,
-            timeout=30,
+            timeout=60,
         )
 
     def raw(self, request: bytes, name: str = NAME, seconds: float = 15) -> bytes:
@@ -215,6 +216,20 @@ class Edge:
         ):
             connection.sendall(request)
             return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    def workers(self) -> set[int]:
+        """Processes that take new connections: not those of a configuration that has been replaced."""
+        master = self.process.pid
+        found = {int(one) for one in Path(f"/proc/{master}/task/{master}/children").read_text().split()}
+        return {one for one in found if "worker process" in (said := title(one)) and "shutting" not in said}
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """What the block does makes nginx load its configuration; on return that is in force for whoever
+        connects."""
+        before = self.workers()
+        yield
+        eventually(lambda: (now := self.workers()) and not now & before)
 
     def access_log(self, entries: int) -> list[dict[str, str]]:
         """The access log, oldest first, once it has that many entries: nginx writes them after the answer."""
@@ -243,6 +258,14 @@ class Edge:
         return "".join(path.read_text() for path in self.directory.glob("*.log"))
 
 
+def title(process: int) -> str:
+    """What a process calls itself; empty when it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 @contextmanager
 def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Iterator[Edge]:
     """Starts nginx in `directory`, waits until it answers, and stops it."""
@@ -255,7 +278,7 @@ def running_edge(directory: Path, upstreams: list[str], **changes: Any) -> Itera
         "address_burst": 1000,
         "address_connections": 100,
         "body_max": "1m",
-        "read_timeout": "2s",
+        "read_timeout": "30s",
         "drain_timeout": "10s",
         "hop_timeout": "30s",
     }

@@ -41,7 +41,7 @@ def program() -> Path:
     return found
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 15) -> float:
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> float:
     """Seconds until `what` was true; fails when it never is."""
     began = time.monotonic()
     while not what():
@@ -53,7 +53,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 15) -> float:
 def listening(port: int, path: str) -> bool:
     """Whether a server answers."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10):
             return True
     except OSError:
         return False

@@ -56,7 +56,7 @@ class PostgresServer:
 
     def dsn(self, database: str, user: str) -> str:
         """A libpq connection string."""
-        return f"host=127.0.0.1 port={self.port} dbname={database} user={user} connect_timeout=5"
+        return f"host=127.0.0.1 port={self.port} dbname={database} user={user} connect_timeout=30"
 
     def control(self, *arguments: str) -> None:
         """Run pg_ctl, e.g. ``control("restart", "-m", "immediate")``."""

@@ -64,7 +64,7 @@ def eventually(check: Callable[[], Any], seconds: float = 60.0, every: float = 0
 
 def early_in_a_minute() -> None:
     """Limits' windows slide over whole minutes: stay within one."""
-    if time.time() % 60 > 50:
+    if time.time() % 60 > 40:
         time.sleep(60 - time.time() % 60)
 
 
@@ -90,7 +90,7 @@ class Process:
         assert self.running is not None
         self.running.send_signal(number)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """Wait for its end and return the exit status."""
         assert self.running is not None
         return self.running.wait(seconds)
@@ -120,7 +120,7 @@ class Provider:
         headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
         verify = str(self.ca_file) if self.ca_file else True
         url = self.url + path
-        answer = requests.request(method, url, headers=headers, timeout=10, verify=verify, **options)
+        answer = requests.request(method, url, headers=headers, timeout=60, verify=verify, **options)
         answer.raise_for_status()
         return answer.json()
 
@@ -192,7 +192,7 @@ class Replica:
 
     def metric(self, sample: str) -> float:
         """The value of a sample, named as in the exposition: ``name{label="value"}``."""
-        for line in requests.get(f"{self.metrics_url}/metrics", timeout=5).text.splitlines():
+        for line in requests.get(f"{self.metrics_url}/metrics", timeout=60).text.splitlines():
             name, _, value = line.rpartition(" ")
             if name == sample:
                 return float(value)
@@ -200,7 +200,7 @@ class Replica:
 
     def ready(self) -> bool:
         """Whether /healthz says that calls may come."""
-        return requests.get(f"{self.url}/healthz", timeout=5).ok
+        return requests.get(f"{self.url}/healthz", timeout=60).ok
 
 
 @dataclass
@@ -330,7 +330,7 @@ class Customer:
 
     def balance(self) -> int:
         """Nano-dollars, once nothing is held any more."""
-        balance, _ = eventually(self._settled, 5)
+        balance, _ = eventually(self._settled, 60)
         return int(balance)
 
     def _settled(self) -> tuple[int, int] | None:
@@ -345,7 +345,7 @@ class Customer:
         """A chat call without the SDK."""
         headers = {"authorization": f"Bearer {self.key}"} | options.pop("headers", {})
         url = f"{self.replica.url}/v1/chat/completions"
-        return requests.post(url, json=body, headers=headers, timeout=30, **options)
+        return requests.post(url, json=body, headers=headers, timeout=60, **options)
 
     def record(self) -> dict[str, Any]:
         """The account's only usage record."""

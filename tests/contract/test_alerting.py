@@ -187,7 +187,7 @@ def test_an_alert_that_a_program_receives_reaches_people_too(tmp_path: Path, web
     (tmp_path / "alertmanager.yml").write_text(text)
     with alertmanager(tmp_path, port):
         post(port, {"alertname": "AddressAttacks", "client": "203.0.113.7", "ban_for": "10m"})
-        reached = {webhook.received.get(timeout=30)[0] for _ in range(2)}
+        reached = {webhook.received.get(timeout=90)[0] for _ in range(2)}
     assert reached == {"/on-call", "/bans"}
 
 

@@ -19,7 +19,7 @@ from tests.contract.namespaces import CLIENT, OTHER, SERVER, Namespaces, joined
 PROGRAM = str(fleet.REPOSITORY / "templates/bans/relay_bans.py")
 PORT, ALERTS = 8443, 9118
 # One or two; a busy machine may add to it.
-ALERT_SECONDS = 20
+ALERT_SECONDS = 40
 TOKEN = "token-of-the-test"
 # While one takes the other's place, both are taken.
 NEXT_TOKEN = "next-" + TOKEN
@@ -93,7 +93,7 @@ def test_who_is_banned_gets_nothing_and_others_do(host: Host) -> None:
     began = time.monotonic()
     assert host.ban(CLIENT).returncode == 0
     assert not host.reached()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
     assert host.reached(OTHER)
     assert host.run("remove", CLIENT).returncode == 0
     assert host.reached()
@@ -102,9 +102,9 @@ def test_who_is_banned_gets_nothing_and_others_do(host: Host) -> None:
 def test_an_open_connection_of_the_banned_is_cut(host: Host) -> None:
     code = f"""
 import socket, sys
-connection = socket.create_connection(({SERVER!r}, {PORT}), 3)
-connection.settimeout(1)
-for word in (b"before", b"after"):
+connection = socket.create_connection(({SERVER!r}, {PORT}), 60)
+for word, seconds in ((b"before", 60), (b"after", 2)):
+    connection.settimeout(seconds)
     connection.sendall(word)
     print(connection.recv(100).decode(), flush=True)
     sys.stdin.readline()
@@ -114,14 +114,15 @@ for word in (b"before", b"after"):
     assert talker.stdout is not None
     assert talker.stdout.readline() == "before\n"
     host.ban(CLIENT)
-    out, err = talker.communicate("\n\n", timeout=10)
+    out, err = talker.communicate("\n\n", timeout=60)
     assert "after" not in out
     assert "TimeoutError" in err
 
 
 def test_a_ban_ends_by_itself_without_the_program(host: Host) -> None:
-    host.ban(CLIENT, "2s")
-    assert not host.reached()
+    began = time.monotonic()
+    host.ban(CLIENT, "4s")
+    assert not host.reached() or time.monotonic() - began > 4
     wait_for(host.reached)
 
 
@@ -190,7 +191,7 @@ def test_a_list_of_ten_thousand_is_held_cheaply(host: Host) -> None:
     began = time.monotonic()
     assert "applied" not in host.kept().stdout
     # A fifth of a second alone; a busy machine takes its time.
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
     assert host.ban(CLIENT).returncode == 0
     assert not host.reached()
     assert 'relay_bans{source="sshd"} 10000' in host.figures.read_text()
@@ -268,7 +269,7 @@ address, ca_file, token, body = sys.argv[1:]
 request = urllib.request.Request(address, body.encode(), {"Authorization": f"Bearer {token}"})
 try:
     context = ssl.create_default_context(cafile=ca_file)
-    print(urllib.request.urlopen(request, context=context, timeout=5).status)
+    print(urllib.request.urlopen(request, context=context, timeout=60).status)
 except urllib.error.HTTPError as error:
     print(error.code)
 """

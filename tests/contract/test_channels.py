@@ -167,11 +167,12 @@ def test_after_the_time_that_its_provider_named_a_key_gets_one_probe_and_then_it
 ) -> None:
     stage.channel(model, model, ["p1"], "--priority", "10")
     stage.channel(f"{model}-spare", model, ["p2"])
-    stage.provider.control("p1", status=429, retry_after="1")
+    stage.provider.control("p1", status=429, retry_after="5")
     assert stage.ask(model) == "p2"
-    stage.provider.control("p1", text="by p1", latency_ms=1200)
+    # All calls ask while the probe is under way.
+    stage.provider.control("p1", text="by p1", latency_ms=5000)
     assert stage.ask(model) == "p2", "it still rests"
-    time.sleep(1)
+    time.sleep(5)
     with ThreadPoolExecutor(12) as pool:
         answered = Counter(pool.map(lambda _: stage.ask(model), range(12)))
     assert answered == {"p1": 1, "p2": 11}
@@ -221,7 +222,7 @@ def test_replicas_share_a_channels_concurrency(stage: Stage, model: str) -> None
     told = {}
     for name, (path, headers, body) in requested.items():
         document = body if name == "gemini" else body | {"model": model}
-        answer = requests.post(stage.replicas[0].url + path, json=document, headers=headers, timeout=10)
+        answer = requests.post(stage.replicas[0].url + path, json=document, headers=headers, timeout=60)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), name
         told[name] = answer.json()
     assert told["openai"]["error"]["code"] == "provider_overloaded"

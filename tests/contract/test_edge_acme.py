@@ -19,6 +19,7 @@ import urllib3
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from deploys.lib import pki
+from tests import stall
 from tests.contract.acme_rig import DAYS, PAIRS, Authority, Client, client, new_keys, running_authority
 from tests.contract.conftest import free_port
 from tests.contract.edge_rig import JSON, NAME, OWN_NAMES, FakeRelay, running_edge
@@ -49,7 +50,7 @@ def running_fleet(directory: Path, days: float = DAYS) -> Iterator[Fleet]:
         clients = []
         for rank, listen in enumerate(peers):
             own = directory / f"edge{rank + 1}"
-            own.mkdir()
+            own.mkdir(parents=True)
             edge = running_edge(
                 own,
                 [relay.address],
@@ -150,16 +151,19 @@ def test_a_renewal_cuts_no_stream_and_fails_no_call(fleet: Fleet) -> None:
     assert [fleet.first.given(kind, previous=True).serial_number for kind in KINDS] == before
 
 
+@stall.again_where_it_stood_still(5)
 def test_what_is_due_is_renewed_by_the_first_edge_and_then_by_the_next(tmp_path: Path) -> None:
-    # Of a life of 60 s half passes, and then six times a 15th of the rest, which it leaves to others.
-    with running_fleet(tmp_path, days=60 / 86400) as fleet:
+    # Of a life half passes, and then six times a 15th of the rest, which it leaves to others.
+    life = 90
+    half, left = life / 2, 6 * life / 2 / 15
+    with running_fleet(tmp_path / str(len(list(tmp_path.iterdir()))), days=life / 86400) as fleet:
         fleet.second.change(rank=6)
         fleet.first.renew()
         fleet.second.renew()
         ends = [fleet.first.given(kind).not_valid_after_utc.timestamp() for kind in KINDS]
-        time.sleep(max(0, min(ends) - 30 + 0.5 - time.time()))
+        time.sleep(max(0, min(ends) - half + 0.5 - time.time()))
         assert "issued" not in fleet.second.renew()
-        time.sleep(max(0, max(ends) - 30 + 12.5 - time.time()))
+        time.sleep(max(0, max(ends) - half + left + 0.5 - time.time()))
         assert fleet.second.renew().count("issued") == 2
         assert "issued" not in fleet.first.renew()
         assert serials(fleet.first) == serials(fleet.second)
@@ -251,8 +255,8 @@ def test_other_names_need_other_certificates(fleet: Fleet) -> None:
     # nginx asks for the name in its own configuration too, as an apply would write it.
     redirect = fleet.first.edge.directory / "relay/server_redirect.conf"
     redirect.write_text(redirect.read_text().replace("server_name ", "server_name more.edge.test "))
-    fleet.first.edge.process.send_signal(1)
-    time.sleep(1)
+    with fleet.first.edge.reloading():
+        fleet.first.edge.process.send_signal(signal.SIGHUP)
     assert fleet.first.renew().count("issued") == 2
     fleet.first.change(names=OWN_NAMES[:2])
     assert fleet.first.renew() == ""
@@ -415,8 +419,9 @@ def test_a_stream_of_a_minute_outlives_three_reloads_and_a_renewal(fleet: Fleet)
     reader = threading.Thread(target=read)
     reader.start()
     for _ in range(3):
-        time.sleep(5)
-        fleet.first.edge.process.send_signal(signal.SIGHUP)
+        time.sleep(2)
+        with fleet.first.edge.reloading():
+            fleet.first.edge.process.send_signal(signal.SIGHUP)
     fleet.first.renew("--force")
     loaded(fleet.first)
     assert not set(serials(fleet.first)) & set(before)

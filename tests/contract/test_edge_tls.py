@@ -93,7 +93,7 @@ def rsa_certificate() -> tuple[str, str]:
 def shown(edge: Edge, *options: str, said: bytes = b"") -> str:
     """What openssl tells of a handshake."""
     command = ["openssl", "s_client", "-connect", edge.settings.https_listen, "-servername", NAME, *options]
-    done = subprocess.run(command, input=said, capture_output=True, timeout=15, check=False)
+    done = subprocess.run(command, input=said, capture_output=True, timeout=60, check=False)
     return (done.stdout + done.stderr).decode(errors="replace")
 
 
@@ -215,7 +215,7 @@ def said_hello(edge: Edge, version: int, ciphers: bytes) -> bytes:
     hello += b"\x01\0" + struct.pack(">H", len(extensions)) + extensions
     handshake = b"\x01" + struct.pack(">I", len(hello))[1:] + hello
     host, _, port = edge.settings.https_listen.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"\x16\x03\x00" + struct.pack(">H", len(handshake)) + handshake)
         return connection.recv(1000)
 

@@ -70,7 +70,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         cluster = Cluster(port)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while True:
             try:
                 cluster.etcd.look()

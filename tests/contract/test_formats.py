@@ -304,7 +304,7 @@ class AnthropicCustomer:
         given |= self._system | options
         url, http = self._customer.replica.url, anthropic.DefaultHttpxClient(verify=trusted())
         with anthropic.Anthropic(
-            api_key=self._customer.key, base_url=url, max_retries=0, timeout=30, http_client=http
+            api_key=self._customer.key, base_url=url, max_retries=0, timeout=120, http_client=http
         ) as sdk:
             if self._stream:
                 with sdk.messages.stream(**given) as stream:

@@ -86,7 +86,7 @@ class Raw:
 
     def __init__(self, replica: Replica) -> None:
         host, _, port = replica.url.removeprefix("http://").partition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket = socket.create_connection((host, int(port)), timeout=60)
 
     def __enter__(self) -> Raw:
         return self
@@ -356,7 +356,7 @@ def test_without_the_setting_no_page_may_and_with_a_star_all_may(relay: Relay) -
         other = relay.replica(RELAY_CORS_ORIGINS=setting)
         try:
             for method in ("OPTIONS", "GET"):
-                answer = requests.request(method, f"{other.url}/v1/models", headers=headers, timeout=5)
+                answer = requests.request(method, f"{other.url}/v1/models", headers=headers, timeout=60)
                 assert answer.headers.get("access-control-allow-origin") == allowed
                 assert "vary" not in answer.headers
         finally:
@@ -582,7 +582,7 @@ def test_a_channels_settings_reach_its_provider(relay: Relay, recorder: str, cus
         Recorder.got.clear()
         body = {"model": f"by-{name}", "messages": asks(), **more}
         headers = {"authorization": f"Bearer {customer.key}"}
-        answer = requests.post(f"{replica.url}/v1/chat/completions", json=body, headers=headers, timeout=10)
+        answer = requests.post(f"{replica.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
         if answer.status_code != 200:
             assert Recorder.got == []
             found: dict[str, Any] = answer.json()["error"]
@@ -794,7 +794,7 @@ def test_the_pricing_api_refuses_what_it_cannot_take(
         asked += [("DELETE", "/api/pricing" + path, None) for path in PRICING_READS if path[0] == "/"]
         for method, path, body in asked:
             data = None if body is None else json.dumps(body).encode()
-            answer = session.request(method, administered.url + path, data=data, timeout=10)
+            answer = session.request(method, administered.url + path, data=data, timeout=60)
             if answer.status_code >= 500:
                 faults.append((method, path, body, answer.status_code))
             elif answer.status_code >= 400:
@@ -921,7 +921,7 @@ def outcome(replica: Replica, data: bytes) -> int:
                 if ended:
                     raise
                 # It waits for more of this request, or the answer is complete and the connection kept.
-                raw.socket.settimeout(10)
+                raw.socket.settimeout(60)
                 raw.socket.shutdown(socket.SHUT_WR)
                 ended = True
                 continue

@@ -210,7 +210,7 @@ def test_silence_is_timed_out_by_phase(part: bytes) -> None:
         began = time.monotonic()
         with pytest.raises(TimedOut):
             await ask(server, transport)
-        assert 0.3 < time.monotonic() - began < 20
+        assert 0.3 < time.monotonic() - began < 40
 
     run(script, scenario, SHORT)
 

@@ -70,7 +70,7 @@ def post(
     head = {"x-goog-api-key": customer.key, "content-type": "application/json"}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     path = action if action.startswith("/") else f"/v1beta/models/{action}"
-    return requests.post(f"{customer.replica.url}{path}", data=data, headers=head | named, timeout=30)
+    return requests.post(f"{customer.replica.url}{path}", data=data, headers=head | named, timeout=60)
 
 
 def sdk(customer: Customer) -> genai.Client:
@@ -189,7 +189,7 @@ def test_the_key_does_not_pass(stage: Stage, customer: Customer, how: str) -> No
         f"{customer.replica.url}/v1beta/models/gem:generateContent{query}",
         json=QUESTION,
         headers={"x-goog-fieldmask": "candidates"} | heads.get(how, {how: customer.key}),
-        timeout=10,
+        timeout=60,
     )
     assert answer.status_code == 200
     head = stage.requests[0][1].head.decode().lower()
@@ -373,8 +373,8 @@ def test_models_in_googles_shape(customer: Customer) -> None:
         with pytest.raises(google_errors.ClientError, match="NOT_FOUND"):
             client.models.get(model="nobody-knows")
     url, head = f"{customer.replica.url}/v1/models", {"x-goog-api-key": customer.key}
-    assert "models" in requests.get(url, headers=head, timeout=10).json()
-    assert "models" in requests.get(f"{url}?key={customer.key}", timeout=10).json()
-    assert "data" in requests.get(url, headers={"authorization": f"Bearer {customer.key}"}, timeout=10).json()
-    wrong = requests.get(f"{customer.replica.url}/v1beta/models?pageSize=0", headers=head, timeout=10)
+    assert "models" in requests.get(url, headers=head, timeout=60).json()
+    assert "models" in requests.get(f"{url}?key={customer.key}", timeout=60).json()
+    assert "data" in requests.get(url, headers={"authorization": f"Bearer {customer.key}"}, timeout=60).json()
+    wrong = requests.get(f"{customer.replica.url}/v1beta/models?pageSize=0", headers=head, timeout=60)
     assert wrong.json()["error"]["status"] == "INVALID_ARGUMENT"

@@ -320,7 +320,7 @@ def ask(host: MendingHost, who: str, request: object) -> tuple[int, Any]:
         key_file=f"{tls}/host.key" if who else None,
         ca_certs=f"{host.directory}/ops1/ca.crt",
         retries=False,
-        timeout=20,
+        timeout=60,
     )
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
     with pool:

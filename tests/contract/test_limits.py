@@ -201,7 +201,7 @@ def stream(replica: Replica, key: str) -> tuple[int, list[bytes]]:
     """A streamed call of 400 tokens and its prompt at most, read to its end."""
     headers = {"authorization": f"Bearer {key}"}
     url = f"{replica.url}/v1/chat/completions"
-    given = requests.post(url, json=BODY | {"stream": True}, headers=headers, timeout=30, stream=True)
+    given = requests.post(url, json=BODY | {"stream": True}, headers=headers, timeout=60, stream=True)
     return given.status_code, list(given.iter_lines())
 
 
@@ -212,7 +212,8 @@ def test_many_callers_on_two_replicas_share_a_limit(stage: Stage, provider: Prov
     limited = stage.relay.command("account", "limit", str(account), "--tpm", "5000")
     assert (limited["id"], limited["rpm"], limited["tpm"]) == (account, None, 5000)
     keys = [stage.relay.token(account, name) for name in ("laptop", "server")]
-    provider.control(completion_tokens=20, chunk_delay_ms=50)
+    # All have asked before the first one ends.
+    provider.control(completion_tokens=20, chunk_delay_ms=500)
     early_in_a_minute()
     with ThreadPoolExecutor(40) as pool:
         callers = [((stage.first, stage.second)[n % 2], keys[n // 2 % 2]) for n in range(40)]
@@ -246,7 +247,7 @@ def test_limits_of_a_key_change_while_it_is_used(stage: Stage) -> None:
         return stage.relay.command("token", "limit", str(key["id"]), *options)
 
     assert limit("--tpm", "300")["tpm"] == 300
-    eventually(lambda: customer.post(BODY).status_code == 400, 2)
+    eventually(lambda: customer.post(BODY).status_code == 400)
     assert limit("--tpm", "none", "--rpm", "none", "--concurrency", "7")["concurrency"] == 7
     eventually(lambda: customer.post(BODY).ok, 2)
     assert not [name for name in customer.post(BODY).headers if "ratelimit" in name]
@@ -369,7 +370,7 @@ def test_counting_tokens_takes_none(stage: Stage) -> None:
 
 def early_in_an_hour() -> None:
     """Let no test see a new hour begin."""
-    if time.time() % 3600 > 3600 - 45:
+    if time.time() % 3600 > 3600 - 90:
         time.sleep(3600 - time.time() % 3600)
 
 
@@ -390,13 +391,14 @@ def test_a_key_that_spends_too_much_in_an_hour_is_stopped(stage: Stage, provider
     for replica in (stage.first, stage.second, started):
         customer.replica, customer.sdk = replica, replica.client(customer.key)
         for api, ask in APIS.items():
+            before = 3600 - time.time() % 3600
             refused = ask(customer, 100)
             assert refused.status == 429
             left = 3600 - time.time() % 3600
             assert "limit is $0.0005: calls are refused until 2" in refused.error["message"]
             assert "ask support to lift" in refused.error["message"]
             if api != "gemini":
-                assert left - 2 <= int(refused.headers["retry-after"]) <= left + 2
+                assert left - 2 <= int(refused.headers["retry-after"]) <= before + 2
                 assert (refused.headers.get("x-should-retry") == "false") == (left > 122)
             if api == "chat":
                 assert refused.error["code"] == "hourly_spend_exceeded"

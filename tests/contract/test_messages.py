@@ -63,7 +63,7 @@ def post(customer: Customer, body: Any, path: str = "/v1/messages", **headers: s
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = {"x-api-key": customer.key, "content-type": "application/json", **VERSION}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return requests.post(f"{customer.replica.url}{path}", data=data, headers=head | named, timeout=30)
+    return requests.post(f"{customer.replica.url}{path}", data=data, headers=head | named, timeout=60)
 
 
 # ---------------------------------------------------------------------- what providers send
@@ -174,7 +174,7 @@ def test_keys_come_as_each_sdk_sends_them(customer: Customer, how: str) -> None:
     }
     head = heads.get(how, {how: customer.key})
     query = f"?key={customer.key}" if how == "query" else ""
-    answer = requests.get(f"{customer.replica.url}/v1/models{query}", headers=head, timeout=10)
+    answer = requests.get(f"{customer.replica.url}/v1/models{query}", headers=head, timeout=60)
     assert answer.status_code == 200
 
 
@@ -213,7 +213,7 @@ def test_a_stream_that_breaks_off_is_charged_by_its_prompt_and_what_was_delivere
 def test_a_customer_that_leaves_is_charged_for_what_it_got(stage: Stage, customer: Customer) -> None:
     stage.says(streamed(begin(), words("Hello wo"), 1.0, words("rld" * 50), 1.0, end()))
     url, head = f"{customer.replica.url}/v1/messages", {"x-api-key": customer.key, **VERSION}
-    with requests.post(url, json=STREAMING, headers=head, stream=True, timeout=10) as answer:
+    with requests.post(url, json=STREAMING, headers=head, stream=True, timeout=60) as answer:
         for line in answer.iter_lines():
             if b"Hello" in line:
                 break
@@ -451,7 +451,7 @@ def test_models_in_anthropics_shape(customer: Customer) -> None:
             sdk.models.retrieve("nobody-knows")
     began = time.monotonic()
     assert [model.id for model in customer.sdk.models.list()] == ["chat", "claude", "crossing", "mapped"]
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 # ---------------------------------------------------------------------- broken streams
@@ -462,7 +462,7 @@ OPENAI_BEGIN = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"Hello
 BROKEN = {
     "cut": ((), True),
     "ended early": ((), False),
-    "silent": ((3.0, b": late\n\n"), False),
+    "silent": ((6.0, b": late\n\n"), False),
     "nonsense": ((b"data: {nonsense\n\n",), False),
 }
 ERRORS = {
@@ -511,7 +511,7 @@ def test_a_customer_that_leaves_a_translated_stream_is_charged_for_what_it_got(
     head = {"authorization": f"Bearer {customer.key}"}
     asked = STREAMING | {"model": "chat" if theirs == "second" else "claude"}
     url = customer.replica.url + path
-    with requests.post(url, json=asked, headers=head, stream=True, timeout=10) as answer:
+    with requests.post(url, json=asked, headers=head, stream=True, timeout=60) as answer:
         for line in answer.iter_lines():
             if b"Hello" in line:
                 break

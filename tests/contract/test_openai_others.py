@@ -103,7 +103,7 @@ def test_embeddings_by_a_model_whose_providers_have_none_are_refused(customer: C
 
 def post(customer: Customer, path: str, body: Any = None, method: str = "POST") -> requests.Response:
     headers = {"authorization": f"Bearer {customer.key}"}
-    return requests.request(method, f"{customer.replica.url}{path}", json=body, headers=headers, timeout=30)
+    return requests.request(method, f"{customer.replica.url}{path}", json=body, headers=headers, timeout=60)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -246,11 +246,11 @@ def test_a_websocket_is_refused_at_once(customer: Customer) -> None:
         **{"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"},
         **{"sec-websocket-key": "eA==", "authorization": f"Bearer {customer.key}"},
     }
-    answer = requests.get(f"{customer.replica.url}/v1/responses", headers=headers, timeout=5)
+    answer = requests.get(f"{customer.replica.url}/v1/responses", headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (426, "websocket_not_offered")
     assert answer.headers["upgrade"] == "HTTP/1.1"
     assert answer.elapsed.total_seconds() < 4
-    plain = requests.get(f"{customer.replica.url}/v1/responses", timeout=5)
+    plain = requests.get(f"{customer.replica.url}/v1/responses", timeout=60)
     assert (plain.status_code, plain.headers["allow"]) == (405, "POST, OPTIONS")
 
 

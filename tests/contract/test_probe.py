@@ -84,7 +84,7 @@ def test_a_call_as_a_customer_makes_it(relay: Relay, account: Any, tmp_path: Pat
             found = seen(listen, edge.ca_file)
             for one in found.values():
                 assert (one.why, one.words) == ("", "")
-                assert 0 < one.first_byte <= one.seconds < 5
+                assert 0 < one.first_byte <= one.seconds < 30
             probe = relay.command("account", "show", "probe")
             records = relay.command("usage", "list", "--account", str(probe["id"]))
             assert [row["charge"] for row in records] == [0, 0]
@@ -180,7 +180,7 @@ BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
         ("stream", says(HEAD, b"\r\n", CHUNK), "cut"),
         ("stream", says(HEAD, b"\r\ndata: [DONE]\n\n"), "answer"),
         ("stream", says(HEAD, b'\r\ndata: {"error":{"message":"no"}}\n\n'), "answer"),
-        ("stream", says(HEAD, b"\r\n: ping\n\n", CHUNK, pause=0.8), "timeout"),
+        ("stream", says(HEAD, b"\r\n: ping\n\n", CHUNK, pause=3), "timeout"),
         ("stream", says(HEAD, b"\r\ndata: what\n\n"), "answer"),
         ("whole", says(JSON_HEAD % len(WELL), WELL), ""),
         ("whole", says(JSON_HEAD % 99, WELL), "cut"),
@@ -188,7 +188,7 @@ BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
         ("whole", says(JSON_HEAD % 6, b"<html>"), "answer"),
         ("whole", says(NOT_FOUND), "refused"),
         ("whole", says(BAD_GATEWAY), "unavailable"),
-        ("whole", says(b"", pause=1.5), "timeout"),
+        ("whole", says(b"", pause=8), "timeout"),
         ("whole", says(b"nonsense\r\n\r\n"), "cut"),
         ("whole", says(), "cut"),
     ],
@@ -196,9 +196,9 @@ BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 def test_each_failure_has_its_class(tmp_path: Path, kind: str, handler: Handler, why: str) -> None:
     with raw_edge(tmp_path, handler) as (listen, ca_file):
         started = time.monotonic()
-        one = PROBE.attempt(settings(listen, ca_file, seconds=1.0), "edge1", kind)
+        one = PROBE.attempt(settings(listen, ca_file, seconds=1.0 if why == "timeout" else 60), "edge1", kind)
         assert one.why == why, one.words
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 40
         assert bool(one.words) == bool(why)
 
 
@@ -231,7 +231,7 @@ def test_what_it_writes_is_of_every_edge_whatever_one_of_them_does(tmp_path: Pat
         port = int(listen.rpartition(":")[2])
         values = {
             "name": NAME, "console": NAME, "edges": {"edge1": "127.0.0.1", "edge2": "127.0.0.2"},
-            "port": port, "ca_file": str(ca_file), "model": MODEL, "token": TOKEN, "seconds": 1.0,
+            "port": port, "ca_file": str(ca_file), "model": MODEL, "token": TOKEN, "seconds": 20.0,
         }  # fmt: skip
         (tmp_path / "probe.json").write_text(json.dumps(values))
         program = [sys.executable, "templates/probe/relay_probe.py", f"--settings={tmp_path}/probe.json"]

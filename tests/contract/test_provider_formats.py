@@ -78,7 +78,7 @@ class Caller:
         headers = self.headers[fmt] | options.pop("headers", {})
         if stream and fmt != "gemini":
             body = body | {"stream": True}
-        return requests.post(self.url(fmt, stream), json=body, headers=headers, timeout=10, **options)
+        return requests.post(self.url(fmt, stream), json=body, headers=headers, timeout=60, **options)
 
     def last(self) -> dict[str, Any]:
         """The latest line of the books; the older ones, some hundred, are not asked for again."""
@@ -270,12 +270,12 @@ def test_gemini_whole_and_streamed_say_the_same(caller: Caller, model: str) -> N
 
 def test_gemini_streams_an_array_without_alt_sse(caller: Caller) -> None:
     url = f"{caller.provider.url}/v1beta/models/gemini-fake%3AstreamGenerateContent"
-    answer = requests.post(url, params={"key": PROVIDER_KEY}, json=body("gemini"), timeout=10)
+    answer = requests.post(url, params={"key": PROVIDER_KEY}, json=body("gemini"), timeout=60)
     elements = answer.json()
     assert answer.headers["content-type"].startswith("application/json")
     assert elements[-1]["candidates"][0]["finishReason"] == "STOP"
     assert elements[-1]["usageMetadata"] == caller.last()["usage"]
-    wrong = requests.post(url, params={"key": PROVIDER_KEY}, json={"contents": []}, timeout=10)
+    wrong = requests.post(url, params={"key": PROVIDER_KEY}, json={"contents": []}, timeout=60)
     assert wrong.json()[0]["error"]["status"] == "INVALID_ARGUMENT"
 
 
@@ -576,7 +576,7 @@ def test_the_version_header_and_the_keys_are_asked_for(caller: Caller) -> None:
     with pytest.raises(anthropic.AuthenticationError):
         anthropic.Anthropic(api_key="wrong", base_url=caller.provider.url).models.list()
     for key, code in (("wrong", 400), ("", 403)):
-        answer = requests.post(caller.url("gemini"), params={"key": key}, json=body("gemini"), timeout=10)
+        answer = requests.post(caller.url("gemini"), params={"key": key}, json=body("gemini"), timeout=60)
         assert answer.status_code == code
 
 
@@ -604,7 +604,7 @@ def test_embeddings_are_booked_by_input(caller: Caller) -> None:
     assert [len(one.values) for one in embedded.embeddings] == [8]
     requests_ = [{"content": {"parts": [{"text": text}]}} for text in ("one text", "two texts")]
     url = f"{caller.provider.url}/v1beta/models/gemini-fake:batchEmbedContents"
-    batch = requests.post(url, json={"requests": requests_}, headers=caller.headers["gemini"], timeout=10)
+    batch = requests.post(url, json={"requests": requests_}, headers=caller.headers["gemini"], timeout=60)
     assert len(batch.json()["embeddings"]) == 2
     assert caller.last()["bill"]["input"] == made.usage.prompt_tokens
 

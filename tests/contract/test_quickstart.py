@@ -199,8 +199,8 @@ def test_programs_that_only_take_an_address_find_models_there(customer: Customer
     base = filled(re.findall(rf"{URL}[\w/]*", page)[0], customer)
     assert KEY in page
     headers = {"authorization": f"Bearer {customer.key}"}
-    listed = requests.get(f"{base}/models", headers=headers, timeout=10).json()["data"]
+    listed = requests.get(f"{base}/models", headers=headers, timeout=60).json()["data"]
     assert set(MODELS) == {model["id"] for model in listed}
     chat = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-    answer = requests.post(f"{base}/chat/completions", json=chat, headers=headers, timeout=10)
+    answer = requests.post(f"{base}/chat/completions", json=chat, headers=headers, timeout=60)
     assert answer.text.endswith("data: [DONE]\n\n")

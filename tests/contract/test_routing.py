@@ -173,7 +173,7 @@ def test_a_conversation_stays_by_its_begin(stage: Stage) -> None:
 
 
 def test_the_quickest_channel_is_preferred(stage: Stage) -> None:
-    slow = {"c1": 1000, "c2": 1000}
+    slow = {"c1": 2000, "c2": 2000}
     for name, delay in slow.items():
         stage.provider.control(name, text=f"by {name}", latency_ms=delay)
     answered: Counter[str] = Counter()

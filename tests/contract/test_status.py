@@ -193,8 +193,8 @@ def get(edge: Edge, path: str, method: str = "GET") -> tuple[int, dict[str, str]
     """An answer of the edge by the status page's name."""
     host, _, port = edge.settings.https_listen.rpartition(":")
     context = ssl.create_default_context(cafile=str(edge.ca_file))
-    connection = http.client.HTTPSConnection(STATUS_PAGE, int(port), timeout=10, context=context)
-    plain = socket.create_connection((host, int(port)), timeout=10)
+    connection = http.client.HTTPSConnection(STATUS_PAGE, int(port), timeout=60, context=context)
+    plain = socket.create_connection((host, int(port)), timeout=60)
     connection.sock = context.wrap_socket(plain, server_hostname=STATUS_PAGE)
     with closing(connection):
         connection.request(method, path)

@@ -17,8 +17,10 @@ from tests.contract.namespaces import CLIENT, IP, SERVER, Namespaces, joined
 
 KEEPALIVED = "/usr/sbin/keepalived"
 SHARED = "198.51.100.100/24"
-# Two failed looks, two seconds apart, and three missed advertisements.
-MOVE_SECONDS = 12
+# Two failed looks, two seconds apart, and three missed advertisements; and what a busy machine takes.
+MOVE_SECONDS = 45
+# How long an edge is watched that must not take the address.
+SETTLED_SECONDS = 6
 # What an edge answers to its health check, from a file.
 HEALTH = """
 import http.server, sys
@@ -81,7 +83,7 @@ def edges(tmp_path: Path) -> Iterator[tuple[Edge, Edge]]:
         pair[0].start(stack)
         wait_until_held(*pair)
         pair[1].start(stack)
-        time.sleep(MOVE_SECONDS / 2)
+        time.sleep(SETTLED_SECONDS)
         assert not pair[1].holds
         yield pair
 

@@ -15,7 +15,7 @@ from tests.contract.fuzz.raw_provider import Answer, Received, head_of, json_ans
 from tests.contract.relay_rig import Relay, Replica
 
 # How long a provider may be silent, and when a customer of a silent one gets a ping.
-IMPATIENT = {"RELAY_PROVIDER_IDLE_SECONDS": "1.5", "RELAY_PING_SECONDS": "0.3"}
+IMPATIENT = {"RELAY_PROVIDER_IDLE_SECONDS": "4", "RELAY_PING_SECONDS": "0.3"}
 # $3, $15 and $0.30 for a million tokens.
 PRICES = ("--in-text", "3/1M", "--out-text", "15/1M", "--cache-read", "0.30/1M")
 

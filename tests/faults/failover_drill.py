@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.fleet.patroni import leader, members, query, switch_over
 from tests.fleet.writer import TABLE
 
 BEFORE_SECONDS, AFTER_SECONDS = 4.0, 32.0
-WHOLE_SECONDS = 180.0
+WHOLE_SECONDS = 400.0
 EXAMPLES = """examples:
   python -m tests.faults.failover_drill --runs 20                        # make failovers RUNS=20
   python -m tests.faults.failover_drill --runs 3 --only kill_primary     # one fault, three times
@@ -39,10 +40,12 @@ SCHEMA = TABLE.partition(".")[0]
 
 @dataclass(frozen=True)
 class Result:
-    """One run. `outage` is the longest time without a committed write, in seconds."""
+    """One run. `outage` is the longest time without a committed write, in seconds; `released` is whether a
+    watcher released the leader key."""
 
     fault: str
     outage: float
+    released: bool
     acknowledged: int
     found: int
     lost: int
@@ -73,6 +76,17 @@ def watchers_ready() -> bool:
             "failover_watch_ready 1\n" in text and "failover_watch_fenced 0\n" in text for text in told
         )
     return False
+
+
+def releases_by_host() -> dict[str, int]:
+    """How often each host's watcher has released the leader key since it started."""
+    counted = {}
+    for host in remote.addresses("db"):
+        with suppress(remote.RemoteError):
+            text = remote.run(host, "cat", failover.FIGURES)
+            (told,) = re.findall(r"^failover_watch_releases_total (\d+)", text, re.MULTILINE)
+            counted[host] = int(told)
+    return counted
 
 
 def other(primary: str, number: int = 0) -> str:
@@ -242,28 +256,31 @@ def strike(fault: Fault, after: float = AFTER_SECONDS) -> Result:
     """One run: a writer, the fault, its end, and what is there."""
     sandbox = settings.load()
     machine = Machine(sandbox, engine.require(sandbox))
-    whole()
+    assert (lacking := whole()) == "by itself", f"the cluster is not whole: {lacking}"
     with PREPARED.get(fault, nullcontext)(), table():
         primary = leader()
+        releases = releases_by_host()
         writer = writing(sandbox, machine.engine, BEFORE_SECONDS + after)
         time.sleep(BEFORE_SECONDS)
         undo = fault(machine, primary)
-        acknowledged = json.loads(writer.communicate(timeout=after + 120)[0])
-        ended = time.time()
-        for take_back in undo:
-            take_back()
+        try:
+            acknowledged, ended = json.loads(writer.communicate(timeout=after + 120)[0])
+        finally:
+            for take_back in undo:
+                take_back()
         back = whole()
+        released = any(count > releases.get(host, 0) for host, count in releases_by_host().items())
         found = {int(line) for line in query(f"table {TABLE}").split()}
     moments = [*(moment for _, moment in acknowledged), ended]
     gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
     lost = {number for number, _ in acknowledged} - found
-    return Result(fault.__name__, max(gaps), len(acknowledged), len(found), len(lost), back)
+    return Result(fault.__name__, max(gaps), released, len(acknowledged), len(found), len(lost), back)
 
 
 def row(result: Result) -> str:
     return (
         f"{result.fault:<18}{result.outage:>9.1f}{result.acknowledged:>14}{result.found:>8}{result.lost:>6}"
-        f"  {result.back}"
+        f"  {result.back}{', the key released by a watcher' if result.released else ''}"
     )
 
 

@@ -28,7 +28,7 @@ from tests.fleet.streams import Stream
 
 # Fifty a second, a tenth of them streams; each key stays below the edge's 10 calls a second.
 CALLS, STREAMS, TOKENS = 45.0, 5.0, 12
-STREAM_SECONDS = sandbox.relay_provider_timeout_seconds - 10
+STREAM_SECONDS = sandbox.relay_provider_timeout_seconds - 20
 BAKE_SECONDS = "60"
 RELEASED, ROLLED_BACK = 0, 2
 REFERENCE = f"ops1.{remote.DOMAIN}:5000/relay"

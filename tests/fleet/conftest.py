@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from tests.fleet.customers import customers as customers
 ROOT = Path(__file__).resolve().parents[2]
 LOG = ROOT / ".sandbox" / "logs"
 # Against hanging; how long `up` takes is measured, not tested.
-UP_LIMIT_SECONDS = 30 * 60
-COMMAND_LIMIT_SECONDS = 40 * 60
+COMMAND_LIMIT_SECONDS = 60 * 60
 LAST_LINES = 20
 
 
@@ -47,15 +47,15 @@ class Run:
 
 def make(*arguments: str) -> Run:
     """Run make in the repository, its output shown as it comes and kept."""
-    return _finish(start("make", "--no-print-directory", *arguments))
+    return finish(start("make", "--no-print-directory", *arguments))
 
 
 def deploys(*arguments: str) -> Run:
     """Run `python -m deploys`, whose exit codes make would hide (make's own is 2 for any failure)."""
-    return _finish(start(sys.executable, "-m", "deploys", *arguments))
+    return finish(start(sys.executable, "-m", "deploys", *arguments))
 
 
-def backups(*words: str, seconds: float = 300) -> dict[str, Any]:
+def backups(*words: str, seconds: float = 900) -> dict[str, Any]:
     """What `python -m backups … --json` answers; AssertionError with its words when it fails."""
     command = [sys.executable, "-m", "backups", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
@@ -63,7 +63,8 @@ def backups(*words: str, seconds: float = 300) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def _finish(process: subprocess.Popen[str]) -> Run:
+def finish(process: subprocess.Popen[str]) -> Run:
+    """Show the rest of what a command prints, and wait for its end."""
     began = time.monotonic()
     watchdog = threading.Timer(COMMAND_LIMIT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
@@ -90,28 +91,47 @@ def start(*command: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_when(process: subprocess.Popen[str], marker: str, after: float, *, group: bool) -> str:
-    """Read the output until `marker`, wait `after` seconds, kill -9 make or all of its processes.
-
-    Returns what was printed; fails when make ends before the marker comes.
-    """
+def read_until(process: subprocess.Popen[str], marker: str) -> str:
+    """Show what a command prints until `marker` comes, and return it; fails when the command ends before."""
     assert process.stdout is not None
     seen: list[str] = []
     for line in process.stdout:
         print(line, end="", flush=True)
         seen.append(line)
         if marker in line:
-            break
-    else:
-        pytest.fail(f"`make up` ended ({process.wait()}) before it printed {marker!r}")
+            return "".join(seen)
+    pytest.fail(f"the command ended ({process.wait()}) before it printed {marker!r}")
+
+
+def kill_when(process: subprocess.Popen[str], marker: str, after: float, *, group: bool) -> str:
+    """Read the output until `marker`, wait `after` seconds, kill -9 make or all of its processes.
+
+    Returns what was printed; fails when make ends before the marker comes.
+    """
+    seen = read_until(process, marker)
     time.sleep(after)
     if group:
         os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
     process.wait()
+    assert process.stdout is not None
     process.stdout.close()
-    return "".join(seen)
+    return seen
+
+
+@contextmanager
+def held_at(process: subprocess.Popen[str], marker: str, after: float) -> Iterator[None]:
+    """For so long a command that printed `marker` some seconds ago stands still: what is done meanwhile is
+    done in the middle of its run, however long that takes."""
+    read_until(process, marker)
+    time.sleep(after)
+    assert process.poll() is None, "the command has ended already"
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,28 @@ import pytest
 
 from deploys.sandbox import firstcall, remote
 from deploys.sandbox.remote import relayctl
+from tests import stall
 from tests.fleet.load import Call, Load
 
-TOKENS = 4  # each stays below the edge's 10 calls a second
 RATE = 20.0
+# An edge that stood still for ten seconds meets all their calls at once: 20 of a token are let through.
+CALLS_A_SECOND_OF_A_TOKEN = 2
+TOKENS = math.ceil(RATE / CALLS_A_SECOND_OF_A_TOKEN)
+# So many are made at a time.
+MAKERS = 3
+# Against hanging: beyond what calls take at their rate.
+AT_MOST_SECONDS = 180
+
+
+def tokens_of(account: int, name: str, number: int) -> list[str]:
+    """Makes so many tokens of an account."""
+
+    def make(which: int) -> str:
+        words = ("token", "create", "--account", str(account), "--name", f"{name}-{which}")
+        return str(relayctl(*words)["token"])
+
+    with ThreadPoolExecutor(MAKERS) as pool:
+        return list(pool.map(make, range(number)))
 
 
 class Customers:
@@ -29,13 +48,8 @@ class Customers:
         self.name = f"customers-{time.strftime('%H%M%S')}"
         first = firstcall.register(self.name, Decimal(100))
         self.account = first.account
-        self.tokens = [first.token]
+        self.tokens = [first.token, *tokens_of(first.account, self.name, TOKENS - 1)]
         self.acknowledged: list[Call] = []
-        for number in range(1, TOKENS):
-            created = relayctl(
-                *("token", "create", "--account", str(self.account), "--name", f"{self.name}-{number}")
-            )
-            self.tokens.append(created["token"])
 
     def load(self, edges: dict[str, str]) -> Load:
         """Calls of this customer through `edges`."""
@@ -44,16 +58,17 @@ class Customers:
 
     @contextmanager
     def calling(self, edges: dict[str, str]) -> Iterator[list[Call]]:
-        """Call for as long as the block runs; the list has all calls afterwards."""
-        stop, calls = threading.Event(), list[Call]()
+        """Call for as long as the block runs. The list has the calls that have ended, and afterwards all of
+        them, in the order in which they began."""
+        stop, load = threading.Event(), self.load(edges)
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(lambda: asyncio.run(self.load(edges).run(stop=stop)))
+            running = pool.submit(lambda: asyncio.run(load.run(stop=stop)))
             try:
-                yield calls
+                yield load.calls
             finally:
                 stop.set()
-                calls += running.result()
-                self.acknowledged += [call for call in calls if call.ok]
+                load.calls[:] = running.result()
+                self.acknowledged += [call for call in load.calls if call.ok]
 
 
 @pytest.fixture(scope="session")
@@ -63,23 +78,29 @@ def customers() -> Customers:
 
 
 def call_while(
-    customers: Customers, edges: dict[str, str], seconds: float, strike: Callable[[], object], at: float = 5
+    customers: Customers,
+    edges: dict[str, str],
+    seconds: float,
+    strike: Callable[[], object],
+    at: float = 5,
+    forgiven: float = 0,
 ) -> tuple[list[Call], float]:
-    """Call for `seconds`, run `strike` beside it after `at` of them; return calls and the strike's moment."""
-    load = customers.load(edges)
-    struck: list[float] = []
+    """Call for `at` seconds, run `strike` beside it, and go on until as many calls as `seconds` have were
+    answered that began `forgiven` seconds after it or later.
 
-    def strike_later() -> None:
+    Returns all calls, and since when those last ones began. What the machine stood still is forgiven as well.
+    """
+    with customers.calling(edges) as calls, stall.measured() as stalls:
         time.sleep(at)
         strike()
-        struck.append(time.monotonic())
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(strike_later)
-        calls = asyncio.run(load.run(seconds))
-        waiting.result()
-    customers.acknowledged += [call for call in calls if call.ok]
-    return calls, struck[0]
+        struck = time.monotonic()
+        since = struck + forgiven
+        end = struck + forgiven + seconds + AT_MOST_SECONDS
+        while sum(call.began >= since for call in calls) < seconds * RATE:
+            assert time.monotonic() < end, f"only {len(calls)} calls have ended"
+            time.sleep(1)
+            since = struck + forgiven + (stalls.seconds if forgiven else 0)
+    return calls, since
 
 
 def failures(calls: list[Call]) -> list[Call]:

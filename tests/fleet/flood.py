@@ -16,9 +16,10 @@ STATUSES = re.compile(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx
 
 @dataclass(frozen=True)
 class Flood:
-    """What became of it: answers a second, and how many answers of each class."""
+    """What became of it: answers a second, for how many seconds, and how many answers of each class."""
 
     rate: float
+    seconds: float
     answers: dict[str, int]
 
 
@@ -33,10 +34,10 @@ def flood(address: str, token: str, rate: int, seconds: int, host: str) -> Flood
         *(f"--connect-to={address}:443", "-H", f"authorization: Bearer {token}"),
         f"https://api.{remote.DOMAIN}/v1/models",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 120, check=False)
     summary, statuses = SUMMARY.search(done.stdout), STATUSES.search(done.stdout)
     assert summary, done.stdout + done.stderr
     assert statuses, done.stdout
     names = ("2xx", "3xx", "4xx", "5xx")
     answers = {name: int(number) for name, number in zip(names, statuses.groups(), strict=True)}
-    return Flood(float(summary[2]), answers)
+    return Flood(float(summary[2]), float(summary[1]), answers)

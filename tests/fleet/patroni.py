@@ -9,8 +9,9 @@ from typing import Any
 
 from deploys.sandbox import remote
 
-ANSWER_SECONDS = 15.0
+ANSWER_SECONDS = 40.0
 LEADER_SECONDS = 180.0
+CONFIRMING = ("Quorum Standby", "Sync Standby")
 
 
 def members() -> list[dict[str, Any]]:
@@ -31,6 +32,19 @@ def leader(seconds: float = LEADER_SECONDS) -> str:
             if member["Role"] == "Leader" and member["State"] == "running":
                 return str(member["Member"])
         assert time.monotonic() < end, f"no primary within {seconds:.0f} s: {found or 'no host answers'}"
+        time.sleep(1)
+
+
+def confirmed_leader(seconds: float = LEADER_SECONDS) -> str:
+    """The primary's host, once a replica that confirms its commits could take over and all others stream."""
+    end = time.monotonic() + seconds
+    while True:
+        found = members()
+        states = {member["State"] for member in found if member["Role"] != "Leader"}
+        ready = any(member["Role"] in CONFIRMING for member in found)
+        if found and ready and states == {"streaming"}:
+            return leader(seconds)
+        assert time.monotonic() < end, f"nobody could take over within {seconds:.0f} s: {found}"
         time.sleep(1)
 
 

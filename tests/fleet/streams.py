@@ -45,7 +45,7 @@ async def read(
         "messages": [{"role": "user", "content": f"provider:{json.dumps(control)}"}],
     }
     stream = Stream(edge)
-    timeout = aiohttp.ClientTimeout(total=2 * seconds + 30, connect=CONNECT_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=2 * seconds + 60, connect=CONNECT_SECONDS)
     connector = aiohttp.TCPConnector(
         ssl=ssl.create_default_context(cafile=ca_file), resolver=OneAddress(address), limit=0
     )

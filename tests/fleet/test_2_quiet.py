@@ -8,8 +8,11 @@ import time
 from deploys.sandbox import remote
 
 ALERTS = "http://127.0.0.1:9090/api/v1/alerts"
-# Two rounds of whatever runs every minute.
-SETTLED_SECONDS = 180
+# Two rounds of whatever runs every minute, and the five minutes over which most rules take rates.
+SETTLED_SECONDS = 420
+# What a machine that stood still did to the fleet while it was built is seen for so long by the rules that
+# look back further: elections of etcd, another primary.
+LOOKS_BACK = {"EtcdLeaderChangesOften": 960, "PostgresFailedOver": 660}
 # Its few calls are slow ones where a busy machine builds eleven hosts.
 OF_A_BUSY_MACHINE = ("Slo", "RelayOverheadHigh")
 
@@ -22,7 +25,9 @@ def about_to_fire() -> set[str]:
 
 
 def test_nothing_is_about_to_alert() -> None:
-    deadline = time.monotonic() + SETTLED_SECONDS
+    began = time.monotonic()
     while found := about_to_fire():
-        assert time.monotonic() < deadline, sorted(found)
+        waited = time.monotonic() - began
+        late = [name for name in found if waited > LOOKS_BACK.get(name.split()[0], SETTLED_SECONDS)]
+        assert not late, sorted(found)
         time.sleep(5)

@@ -10,19 +10,29 @@ from datetime import UTC, datetime
 import pytest
 
 from deploys.sandbox import remote
+from inventories.group_data import all as defaults
 from tests.fleet.conftest import backups
 from tests.fleet.patroni import leader, query
 
 AS_POSTGRES = ("runuser", "-u", "postgres", "--")
 PGBACKREST = (*AS_POSTGRES, "pgbackrest", "--stanza=relay")
 DELETING = (*AS_POSTGRES, "pgbackrest", "--config=/etc/pgbackrest/retention.conf", "--stanza=relay")
-# An incomplete segment is closed after a minute; then it is compressed and sent.
-ARCHIVED_SECONDS = 75
+# An incomplete segment is closed after a minute; then it is compressed and sent, by a machine that is busy.
+ARCHIVED_SECONDS = defaults.backup_archive_seconds + 40
 # Of those since there is an account: a fleet that is minutes old has a backup from before there was a ledger.
 SOME_MOMENT = """select to_char(
     (min(created_at) + random() * (now() - min(created_at))) at time zone 'utc',
     'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 ) from accounts"""
+
+
+# Of the segment that is open now; and when that was, in seconds since 1970.
+WRITE = """select pg_walfile_name(pg_logical_emit_message(true, 'fleet', '')),
+    extract(epoch from clock_timestamp())"""
+ARCHIVED = """select coalesce(last_archived_wal, ''), extract(epoch from last_archived_time)
+    from pg_stat_archiver"""
+# Beyond it nobody waits for a segment to be archived.
+HANGING_SECONDS = 180
 
 
 def test_the_deploy_left_a_backup_that_is_whole() -> None:
@@ -32,13 +42,18 @@ def test_the_deploy_left_a_backup_that_is_whole() -> None:
 
 
 def test_what_is_written_is_in_the_repository_within_a_minute() -> None:
-    host = leader()
-    written = query("select pg_walfile_name(pg_logical_emit_message(true, 'fleet', ''))", host)
-    begin = time.monotonic()
-    while query("select coalesce(last_archived_wal, '') from pg_stat_archiver", host) < written:
-        assert time.monotonic() - begin < ARCHIVED_SECONDS, f"{written} was not archived"
+    written, begin = query(WRITE).split("|")
+    archived = (
+        "select coalesce(last_archived_wal, ''), extract(epoch from last_archived_time) from pg_stat_archiver"
+    )
+    deadline = time.monotonic() + HANGING_SECONDS
+    while (found := query(archived).split("|"))[0] < written:
+        assert time.monotonic() < deadline, f"{written} was not archived"
         time.sleep(1)
-    print(f"WAL reached the repository after {time.monotonic() - begin:.0f} s")
+    # By the database's clock: how long this test took to look is no matter.
+    took = float(found[1]) - float(begin)
+    print(f"WAL reached the repository after {took:.0f} s")
+    assert took < ARCHIVED_SECONDS
 
 
 @pytest.mark.parametrize("path", ["backup/relay/backup.info", "archive/relay/archive.info"])
@@ -51,7 +66,8 @@ def test_database_hosts_cannot_delete(path: str) -> None:
 @pytest.fixture
 def deleted() -> Iterator[str]:
     """The segment after the oldest backup's, taken out of the repository, and brought back."""
-    began = datetime.now(UTC)
+    # The store tells whole seconds.
+    began = datetime.now(UTC).replace(microsecond=0)
     place = "archive/relay/" + remote.run("ops1", *DELETING, "repo-ls", "archive/relay").split()[0]
     (directory,) = [
         line
@@ -80,7 +96,7 @@ def test_a_segment_that_somebody_deleted_is_found(deleted: str) -> None:
 
 def test_a_drill_proves_a_restore() -> None:
     command = ("relay-backups", "drill", "run", "--target", f"time={query(SOME_MOMENT)}", "--json")
-    receipt = json.loads(remote.run("ops1", *command, seconds=300))
+    receipt = json.loads(remote.run("ops1", *command, seconds=900))
     assert receipt["ok"], receipt["problems"]
     (compared,) = [check for check in receipt["checks"] if check["name"] == "same rows as the fleet"]
     assert "not compared" not in compared["detail"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,16 +15,17 @@ import pytest
 from deploys.sandbox import remote
 from tests.fleet import runbook
 from tests.fleet.conftest import backups
-from tests.fleet.customers import Customers
+from tests.fleet.customers import Customers, failures
 from tests.fleet.load import Call
 from tests.fleet.patroni import query
 
-BUSY_SECONDS = 20
+# In each of the busy time's three parts.
+CALLS = 120
+# Against hanging.
+AT_MOST_SECONDS = 180
 NAME = "sandbox/relay"
 # Request id: (transaction, time of the entry).
 Captured = dict[str, tuple[str, datetime]]
-# From a transaction's begin to its commit, at most, where two processors carry the whole fleet.
-CLOSE = timedelta(seconds=4)
 
 
 def over_cluster(*target: str) -> dict[str, Any]:
@@ -37,6 +40,21 @@ def over_cluster(*target: str) -> dict[str, Any]:
     return result
 
 
+def wait_until_well() -> None:
+    """A member that has just come to life, or WAL that waits for a busy store, takes seconds."""
+    deadline = time.monotonic() + AT_MOST_SECONDS
+    while not (found := status())["well"]:
+        assert time.monotonic() < deadline, found["next"]
+        time.sleep(5)
+
+
+def status() -> dict[str, Any]:
+    """What `status` says; its exit code is 1 when something is wrong."""
+    command = [sys.executable, "-m", "backups", "status", "sandbox", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=AT_MOST_SECONDS, check=False)
+    return dict(json.loads(done.stdout)) if done.stdout else {"well": False, "next": done.stderr[-3000:]}
+
+
 def captured(account: int) -> Captured:
     """Each captured call of the account."""
     columns = "request_id, xmin, created_at"
@@ -47,53 +65,85 @@ def captured(account: int) -> Captured:
     return {request: (xid, datetime.fromisoformat(at)) for request, xid, at in found}
 
 
-def assert_cut(before: Captured, after: Captured, *, until: datetime, since: datetime) -> None:
-    """What began before `until` is there, what began at `since` or later is not.
+def assert_cut(before: Captured, after: Captured, *, seen: set[str], since: datetime) -> None:
+    """What was `seen` before the target is there, what began at `since`, after it, or later is not.
 
-    An entry knows when its transaction began; a restore goes by when it was committed, a little later.
+    An entry knows when its transaction began; a restore goes by when it was committed, which may be seconds
+    later. So only what somebody has read is known to have been committed.
     """
     assert after.items() <= before.items()
-    assert {key for key, (_, at) in before.items() if at < until} <= set(after)
+    assert seen <= set(after)
     assert not {key for key in after if before[key][1] >= since}
     assert 0 < len(after) < len(before)
 
 
+@dataclass
+class Busy:
+    """A busy time: its calls, and what was captured when it was looked twice, each time followed by a moment.
+
+    What was seen was committed before its moment; what begins at the moment or later is committed after it.
+    """
+
+    customers: Customers
+    calls: list[Call]
+    first: Captured
+    first_moment: datetime
+    second: Captured
+    second_moment: datetime
+
+
+def look(account: int) -> tuple[Captured, datetime]:
+    """What is captured, and the next whole second (UTC)."""
+    found = captured(account)
+    return found, datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+
+
 @pytest.fixture(scope="module")
-def busy() -> tuple[Customers, list[Call], datetime]:
-    """A busy time with a moment in its middle; the calls that were acknowledged."""
+def busy() -> Busy:
     customers = Customers()
-    with ThreadPoolExecutor(1) as pool:
-        load = customers.load(remote.addresses("edge"))
-        running = pool.submit(lambda: asyncio.run(load.run(BUSY_SECONDS)))
-        time.sleep(BUSY_SECONDS / 2)
-        moment = datetime.now(UTC).replace(microsecond=0)
-        calls = running.result()
-    assert [call for call in calls if not call.ok] == []
-    return customers, calls, moment
+    with customers.calling(remote.addresses("edge")) as calls:
+        more(calls)
+        first, first_moment = look(customers.account)
+        more(calls)
+        second, second_moment = look(customers.account)
+        more(calls)
+    assert failures(calls) == []
+    return Busy(customers, calls, first, first_moment, second, second_moment)
 
 
-def test_there_and_back_again(busy: tuple[Customers, list[Call], datetime]) -> None:
+def more(calls: list[Call]) -> None:
+    """Waits until CALLS more of the `calls` that run have begun and ended."""
+    deadline = time.monotonic() + AT_MOST_SECONDS
+    now = time.monotonic()
+    while (made := sum(call.began > now for call in calls)) < CALLS:
+        assert time.monotonic() < deadline, f"only {made} calls have ended"
+        time.sleep(0.5)
+
+
+def test_there_and_back_again(busy: Busy) -> None:
     """By the runbook to a second, to a transaction, then to the last one again; replicas stream each time."""
-    customers, calls, moment = busy
-    changed = {"production": "sandbox", "2026-11-26T05:00:00Z": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}
-    before = captured(customers.account)
-    assert {call.request_id for call in calls} == set(before)
+    account = busy.customers.account
+    changed = {"production": "sandbox", "2026-11-26T05:00:00Z": f"{busy.first_moment:%Y-%m-%dT%H:%M:%SZ}"}
+    before = captured(account)
+    assert {call.request_id for call in busy.calls} == set(before)
     backup = backups("list", "sandbox")["backups"][-1]["label"]
     timeline = query("select timeline_id from pg_control_checkpoint()")
 
+    wait_until_well()
     assert "all is well" in runbook.follow("1. Look", changed)
     told = runbook.follow("3. The data is wrong", changed)
     assert "paused at" in told
     assert f"--timeline {timeline}" in told
-    assert_cut(before, captured(customers.account), until=moment - CLOSE, since=moment)
+    assert_cut(before, captured(account), seen=set(busy.first), since=busy.first_moment)
 
-    later, at = [one for one in before.values() if one[1] > moment][10]
+    # Of those that were committed between the two moments.
+    later = [xid for xid, at in busy.second.values() if at >= busy.first_moment][-1]
     over_cluster("--to-transaction", later, "--set", backup, "--timeline", timeline)
-    to_transaction = captured(customers.account)
-    assert_cut(before, to_transaction, until=at - CLOSE, since=at + CLOSE)
+    to_transaction = captured(account)
+    assert_cut(before, to_transaction, seen=set(busy.first), since=busy.second_moment)
     assert later in {xid for xid, _ in to_transaction.values()}
 
     over_cluster("--timeline", timeline)
-    assert captured(customers.account) == before
-    assert backups("status", "sandbox")["well"]
+    assert captured(account) == before
+    wait_until_well()
     runbook.follow("5. The bucket or a backup is damaged", changed)

@@ -1,4 +1,5 @@
-"""Writes one row after the other to whichever database host is primary, and says which were acknowledged.
+"""Writes one row after the other to whichever database host is primary, and says which were acknowledged, and
+when it ended.
 
 A program of its own, run within the network of an application host: only those may reach PostgreSQL.
 
@@ -62,4 +63,5 @@ def _give_up(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGALRM, _give_up)
-    json.dump(write(sys.stdin.read(), float(sys.argv[1])), sys.stdout)
+    acknowledged = write(sys.stdin.read(), float(sys.argv[1]))
+    json.dump([acknowledged, time.time()], sys.stdout)

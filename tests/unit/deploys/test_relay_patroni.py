@@ -42,6 +42,15 @@ class Cluster:
     broken_by_restart: set[str] = field(default_factory=set)
     acts: list[tuple[str, ...]] = field(default_factory=list)
     silent: bool = False
+    # How often members are asked when they read etcd before they do, and how often they have read it.
+    asleep: int = 0
+    reads: int = 0
+
+    def read_at(self, address: str) -> int:
+        """Each member's next round comes when it is asked for it."""
+        self.asleep = max(0, self.asleep - 1)
+        self.reads += not self.asleep
+        return 1000 + self.reads
 
     def pending(self, server: Server) -> bool:
         return server.values != self.wanted
@@ -52,8 +61,9 @@ class Cluster:
             leads = server.name == self.primary
             role = "Leader" if leads else "Quorum Standby" if server.confirms else "Replica"
             state = "running" if leads else server.state
-            row = {"Member": server.name, "Role": role, "State": state}
-            rows.append(row | ({"Pending restart": "*"} if self.pending(server) else {}))
+            row = {"Member": server.name, "Role": role, "State": state, "Host": server.name}
+            told = self.pending(server) and self.reads > 3 * len(self.servers)
+            rows.append(row | ({"Pending restart": "*"} if told else {}))
         return json.dumps(rows)
 
     def start(self, server: Server) -> None:
@@ -131,7 +141,7 @@ def prepared(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def restart_pending(module: ModuleType, cluster: Cluster) -> None:
     module.run = cluster.run  # type: ignore[attr-defined]
-    module.Restarts(loop_wait=2).all_pending()
+    module.Restarts(2, cluster.read_at).all_pending()
 
 
 @pytest.mark.parametrize("wanted", [{"shared_buffers": 2}, {"max_connections": 300}])
@@ -142,6 +152,13 @@ def test_replicas_first_then_the_primary_hands_over(
     restart_pending(program, cluster)
     assert cluster.verbs() == ["restart db2", "restart db3", "switchover db1 db2"]
     assert "db1 hands over to db2" in capsys.readouterr().out
+
+
+def test_members_that_look_late_are_waited_for(program: Any) -> None:
+    """Their hosts have other work: the next round comes long after the two seconds between rounds."""
+    cluster = make({"shared_buffers": 2}, asleep=30)
+    restart_pending(program, cluster)
+    assert cluster.verbs() == ["restart db2", "restart db3", "switchover db1 db2"]
 
 
 @pytest.mark.parametrize(
