@@ -172,11 +172,12 @@ class Configuration:
 
 def _write_script(file: ConfigFile) -> str:
     """Shell commands that make the file of their standard input, by as many bytes as it has: pyinfra ends it
-    with a line feed. Whatever fails, the rest of it is read, since who sends it would fail otherwise."""
-    path, new = shlex.quote(file.path), shlex.quote(f"{file.path}.new")
+    with a line feed. Fewer come when the connection ends: then the old file stays. Whatever fails, the rest
+    is read, since who sends it would fail otherwise."""
+    path, new, size = shlex.quote(file.path), shlex.quote(f"{file.path}.new"), len(file.text.encode())
     return (
-        f"install -D -o root -g {file.group} -m {file.mode} /dev/null {new} && "
-        f"head -c {len(file.text.encode())} > {new} && mv {new} {path} || ! cat > /dev/null"
+        f"install -D -o root -g {file.group} -m {file.mode} /dev/null {new} && head -c {size} > {new} && "
+        f"[ $(wc -c < {new}) = {size} ] && mv {new} {path} || ! cat > /dev/null"
     )
 
 

@@ -30,7 +30,7 @@ from deploys.run import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 # How deploys.lib.config_files writes a file.
-WRITTEN = re.compile(r"head -c \d+ > \S+ && mv \S+ (\S+) ")
+WRITTEN = re.compile(r"head -c \d+ > \S+ && \[ .+ \] && mv \S+ (\S+) ")
 
 
 @dataclass

@@ -65,6 +65,13 @@ def test_a_file_is_written_to_the_byte(tmp_path: Path, text: str) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["a.conf"]
 
 
+def test_a_connection_that_ends_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = ConfigFile(str(tmp_path / "a.conf"), "new and whole\n")
+    Path(file.path).write_text("old\n")
+    assert written(file, "new and").returncode != 0
+    assert Path(file.path).read_text() == "old\n"
+
+
 def test_what_cannot_be_written_is_read_to_the_end_and_an_error(tmp_path: Path) -> None:
     """Who sends a text to a program that has ended fails otherwise than by its exit code."""
     (tmp_path / "file").write_text("in the way")
