@@ -91,7 +91,9 @@ class Catalog:
     fx: tuple[FxRate, ...] = ()
     revision: int = 0
     _found: dict[tuple[str, str, str, str, str], list[PriceVersion]] = field(default_factory=dict, repr=False)
-    _tariffs: dict[tuple[int, str, str, int, int], Tariff] = field(default_factory=dict, repr=False)
+    _tariffs: dict[tuple[int, str, str, int | None, int | None], Tariff] = field(
+        default_factory=dict, repr=False
+    )
     # What holds in an era: between two moments at which anything begins or ends.
     _sold: dict[tuple[int, str, str, str], Tariff] = field(default_factory=dict, repr=False)
     _costs: dict[tuple[int, str, str, str], Tariff | None] = field(default_factory=dict, repr=False)
@@ -151,8 +153,8 @@ class Catalog:
     def _tariff(self, version: PriceVersion, group: str, using_group: str, at: datetime) -> Tariff:
         multiplier = self._multiplier(group, using_group, at) if version.side == "sell" else None
         fx = self._fx(version.currency, at)
-        fx_id, value = (fx.id, fx.value) if fx else (0, Fraction(1))
-        key = (version.id, group, using_group, multiplier.id if multiplier else 0, fx_id)
+        fx_id, value = (fx.id, fx.value) if fx else (None, Fraction(1))
+        key = (version.id, group, using_group, multiplier.id if multiplier else None, fx_id)
         if key not in self._tariffs:
             name = f"group {group}" + (f" using {using_group}" if multiplier and multiplier.for_group else "")
             factors = [Multiplier(name, multiplier.value)] if multiplier else []
