@@ -1,6 +1,7 @@
 """How hypothesis runs: without a clock, since machines are busy. A mutation run needs no smallest example.
 
-`make unit` and CI's `make coverage` try few examples, `make properties` all; for twenty times as many:
+`make unit` and CI's `make coverage` try few examples, the same ones each time: a change is judged by what it
+changes. `make properties` looks for new ones, all of them; for twenty times as many:
 .venv/bin/pytest tests/unit -n 2 --hypothesis-profile thorough
 """
 
@@ -17,7 +18,7 @@ from tests.memory import files_in_memory
 PROGRAMS = ("backups.cli", "deploys.run.cli", "relay.cli")
 
 settings.register_profile("default", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("quick", deadline=None, max_examples=20, derandomize=True, database=None)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.register_profile(
     "mutation",
