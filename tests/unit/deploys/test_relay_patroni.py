@@ -161,6 +161,33 @@ def test_members_that_look_late_are_waited_for(program: Any) -> None:
     assert cluster.verbs() == ["restart db2", "restart db3", "switchover db1 db2"]
 
 
+def test_a_cluster_that_cannot_be_listed_at_once_is_waited_for(program: Any) -> None:
+    """Else the primary would be the first of which something is pending, and restart in place."""
+    cluster, refused = make({"shared_buffers": 2}), iter(["busy"])
+
+    def run(command: Sequence[str], seconds: float = 30) -> Any:
+        if command[1] == "list" and next(refused, None):
+            return SimpleNamespace(returncode=1, stdout="", stderr="busy")
+        return cluster.run(command, seconds)
+
+    program.run = run
+    program.Restarts(2, cluster.read_at).all_pending()
+    assert cluster.verbs() == ["restart db2", "restart db3", "switchover db1 db2"]
+
+
+@pytest.mark.parametrize("loop_wait", [2, 10, 40])
+def test_members_are_waited_for_however_rare_their_rounds_are(program: Any, loop_wait: int) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    program.time = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0])
+    program.run = make({}).run
+    program.Restarts(loop_wait, lambda address: 1000 + int(now[0] // loop_wait)).settle()
+    assert now[0] >= program.READS * loop_wait
+
+
 @pytest.mark.parametrize(
     "wanted", [{"max_connections": 100}, {"max_connections": 300, "max_worker_processes": 4}]
 )
