@@ -30,6 +30,7 @@ Every step is checked against what the cluster says afterwards: patronictl exits
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import ssl
 import subprocess
@@ -259,7 +260,7 @@ def asked(url: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return 0, str(error)
 
 

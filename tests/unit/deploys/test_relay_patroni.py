@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import IncompleteRead
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -276,6 +278,37 @@ def test_a_member_that_confirmed_must_be_there_and_confirm_again(program: Any) -
     assert program.wrong(cluster, {"db1"}) == ""
     assert program.wrong(cluster, {"db2", "db3"}) == "db2 does not confirm commits; db3 is gone"
     assert program.wrong(cluster[:1], set()) == "the cluster has no primary"
+
+
+class Answer(io.BytesIO):
+    """Of Patroni's interface; an exception in its place breaks it off."""
+
+    status = 200
+
+    def __init__(self, text: str | Exception) -> None:
+        super().__init__(b"" if isinstance(text, Exception) else text.encode())
+        self.broken = text if isinstance(text, Exception) else None
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.broken is not None:
+            raise self.broken
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        *(('{"state": "running", "dcs_last_seen": 1764300000}', 1764300000), ('{"state": "starting"}', 0)),
+        *(("[]", 0), ("<html>", 0), (OSError("reset"), 0), (IncompleteRead(b'{"sta'), 0)),
+    ],
+    ids=str,
+)
+def test_when_a_member_last_read_etcd(
+    program: Any, monkeypatch: pytest.MonkeyPatch, text: str | Exception, read: int
+) -> None:
+    monkeypatch.setattr(program.ssl, "create_default_context", lambda cafile: None)
+    monkeypatch.setattr(program.urllib.request, "urlopen", lambda url, **_: Answer(text))
+    assert program.last_read("10.0.0.1") == read
 
 
 VALUES = st.fixed_dictionaries({name: st.integers(1, 3) for name in OLD})
