@@ -42,7 +42,7 @@ BYTES_A_SECOND = {"mp3": 20_000, "wav": 48_000, "pcm": 48_000}
 USUAL_BYTES_A_SECOND = 16_000
 USAGE_FORMAT = "audio"
 DELTA, DONE = "speech.audio.delta", "speech.audio.done"
-USUAL_KIND = "mp3"
+USUAL_KIND, BARE_KIND = "mp3", "pcm"
 _KNOWN = frozenset(
     {"model", "input", "instructions", "response_format", "speed", "stream", "stream_format", "voice"}
 )
@@ -126,7 +126,8 @@ def read_sound(body: bytes, *, request: SpeechRequest) -> Measured:
     """A sound; raises BadAnswer where there is none."""
     if not body:
         raise BadAnswer("the answer is empty")
-    length = milliseconds(body)
+    # Bare samples have no header, but some look like one.
+    length = None if request.kind == BARE_KIND else milliseconds(body)
     counted = request.tokens(len(body)) if length is None else -(-length * TOKENS_A_SECOND // 1000)
     return Measured(request.spoken(None), counted)
 

@@ -183,8 +183,9 @@ def _webm(file: Bytes) -> Fraction | None:
         name, begin, size = _element(file, at)
         if name == _CLUSTER or size is None:
             break
-        if name == _INFO:
+        if name == _INFO:  # the only one, or others are its copies
             scale, ticks = _info(file[begin : begin + size])
+            break
         at = begin + size
     return max(ticks, Fraction(_last_block(bytes(file[-_WEBM_TAIL:])))) * scale / 10**9
 

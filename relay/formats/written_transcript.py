@@ -24,8 +24,8 @@ from relay.formats.answer import BadAnswer
 
 TYPE = b"text/plain; charset=utf-8"  # OpenAI's, of all three
 _MOST_SECONDS = 10**7  # longer than any sound
-_LINES = re.compile(r"[ \t]*[\r\n]\s*")
-_ARROW = re.compile(r"-{2,}>")
+_LINE_END = re.compile(r"[\r\n]")
+_ARROW = re.compile(r"(?<!-)-{2,}>")  # looked for once in each row of dashes, however long
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ def vtt(segments: list[Segment]) -> str:
 
 
 def _cue(segment: Segment, mark: str) -> str:
-    said = _ARROW.sub("->", _LINES.sub("\n", segment.text.strip()))
+    lines = (line.strip() for line in _LINE_END.split(segment.text))
+    said = _ARROW.sub("->", "\n".join(line for line in lines if line))
     return f"{_clock(segment.start, mark)} --> {_clock(segment.end, mark)}\n{said}\n\n"
 
 

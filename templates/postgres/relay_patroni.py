@@ -30,6 +30,7 @@ Every step is checked against what the cluster says afterwards: patronictl exits
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import ssl
 import subprocess
@@ -47,7 +48,8 @@ PATIENCE_SECONDS = 180
 # A switchover that is under way when patronictl answers ends within the time that PostgreSQL takes to stop.
 SWITCHOVER_SECONDS = 60
 # A member reads a setting in one round, applies it at its end, and tells in the next that a restart is due.
-# Whoever asks it for the cluster has it read etcd, too: more reads than that are waited for, this long.
+# Whoever asks it for the cluster has it read etcd, too: more reads than that are waited for, this long,
+# or as long as they take where rounds are rare.
 READS, SETTLE_SECONDS = 4, 60
 CONFIRMING = ("Quorum Standby", "Sync Standby")
 
@@ -123,8 +125,8 @@ class Restarts:
     def settle(self) -> list[Member]:
         """The cluster, after its members have had their next rounds: they see what is pending then. On a busy
         host a round comes late, so they are asked for it."""
-        reads = {member.address: {self.read_at(member.address)} for member in members()}
-        deadline = time.monotonic() + SETTLE_SECONDS
+        reads = {member.address: {self.read_at(member.address)} for member in self.healthy()}
+        deadline = time.monotonic() + max(SETTLE_SECONDS, (READS + 1) * self.loop_wait)
         while any(len(read) <= READS for read in reads.values()) and time.monotonic() < deadline:
             time.sleep(self.loop_wait / 2)
             for address, read in reads.items():
@@ -258,7 +260,7 @@ def asked(url: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return 0, str(error)
 
 

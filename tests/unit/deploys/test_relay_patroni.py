@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import IncompleteRead
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -161,6 +163,33 @@ def test_members_that_look_late_are_waited_for(program: Any) -> None:
     assert cluster.verbs() == ["restart db2", "restart db3", "switchover db1 db2"]
 
 
+def test_a_cluster_that_cannot_be_listed_at_once_is_waited_for(program: Any) -> None:
+    """Else the primary would be the first of which something is pending, and restart in place."""
+    cluster, refused = make({"shared_buffers": 2}), iter(["busy"])
+
+    def run(command: Sequence[str], seconds: float = 30) -> Any:
+        if command[1] == "list" and next(refused, None):
+            return SimpleNamespace(returncode=1, stdout="", stderr="busy")
+        return cluster.run(command, seconds)
+
+    program.run = run
+    program.Restarts(2, cluster.read_at).all_pending()
+    assert cluster.verbs() == ["restart db2", "restart db3", "switchover db1 db2"]
+
+
+@pytest.mark.parametrize("loop_wait", [2, 10, 40])
+def test_members_are_waited_for_however_rare_their_rounds_are(program: Any, loop_wait: int) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    program.time = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0])
+    program.run = make({}).run
+    program.Restarts(loop_wait, lambda address: 1000 + int(now[0] // loop_wait)).settle()
+    assert now[0] >= program.READS * loop_wait
+
+
 @pytest.mark.parametrize(
     "wanted", [{"max_connections": 100}, {"max_connections": 300, "max_worker_processes": 4}]
 )
@@ -249,6 +278,37 @@ def test_a_member_that_confirmed_must_be_there_and_confirm_again(program: Any) -
     assert program.wrong(cluster, {"db1"}) == ""
     assert program.wrong(cluster, {"db2", "db3"}) == "db2 does not confirm commits; db3 is gone"
     assert program.wrong(cluster[:1], set()) == "the cluster has no primary"
+
+
+class Answer(io.BytesIO):
+    """Of Patroni's interface; an exception in its place breaks it off."""
+
+    status = 200
+
+    def __init__(self, text: str | Exception) -> None:
+        super().__init__(b"" if isinstance(text, Exception) else text.encode())
+        self.broken = text if isinstance(text, Exception) else None
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.broken is not None:
+            raise self.broken
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        *(('{"state": "running", "dcs_last_seen": 1764300000}', 1764300000), ('{"state": "starting"}', 0)),
+        *(("[]", 0), ("<html>", 0), (OSError("reset"), 0), (IncompleteRead(b'{"sta'), 0)),
+    ],
+    ids=str,
+)
+def test_when_a_member_last_read_etcd(
+    program: Any, monkeypatch: pytest.MonkeyPatch, text: str | Exception, read: int
+) -> None:
+    monkeypatch.setattr(program.ssl, "create_default_context", lambda cafile: None)
+    monkeypatch.setattr(program.urllib.request, "urlopen", lambda url, **_: Answer(text))
+    assert program.last_read("10.0.0.1") == read
 
 
 VALUES = st.fixed_dictionaries({name: st.integers(1, 3) for name in OLD})

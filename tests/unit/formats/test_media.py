@@ -234,6 +234,7 @@ def test_speech_without_a_price_is_refused_by_the_meter(admission: Admission) ->
         *(
             (None, b"x" * 20_001, 21),
             ("pcm", b"x" * 48_000, 20),
+            ("pcm", mp3(FIRST, size=48_000), 20),
             ("aac", b"x" * 16_000, 20),
             ("new", b"x", 1),
         ),

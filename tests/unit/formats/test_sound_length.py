@@ -257,6 +257,7 @@ def test_a_file_of_a_million_parts_takes_no_time() -> None:
     assert milliseconds(webm(element("ec", b"") * 10**6)) is None
     assert milliseconds(webm(info(None), cluster(1, *[block(1)] * 10**6))) is None
     assert milliseconds(webm(info(None), cluster(0)[:4] * 10**6)) is None
+    assert milliseconds(webm(element("1549a966", b"\xec\x80" * 999) * 999)) is None
     assert time.process_time() - began < 1
 
 

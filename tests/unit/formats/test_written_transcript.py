@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -61,6 +62,13 @@ def test_times_roll_over(seconds: float, clock: str) -> None:
 )
 def test_no_text_ends_its_cue_or_begins_another(said: str, cue: str) -> None:
     assert srt([Segment(0, 1, said)]) == f"1\n00:00:00,000 --> 00:00:00,001\n{cue}\n\n\n"
+
+
+@pytest.mark.parametrize("rows", [" ", "-", " \t", "\n ", "\r"])
+def test_a_long_row_of_the_same_takes_no_time(rows: str) -> None:
+    began = time.process_time()
+    srt([Segment(0, 1, f"a{rows * 200_000}b")])
+    assert time.process_time() - began < 1
 
 
 TIMES = st.integers(0, 10**10)
