@@ -149,8 +149,9 @@ ENDPOINTS = (
 _OF_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 # Gemini's models, in the version that Google's SDKs ask for and in the one that OpenAI's models share.
 GEMINI_MODELS = ("/v1beta/models", "/v1/models")
-# A method's name has a capital, by which it is told from the tag of a model, such as qwen:7b.
-_GEMINI_METHOD = re.compile(r"/+v1(?:beta)?/+models/+(.*):([a-z]+[A-Z][A-Za-z]*|predict)/*")
+# A method's name has a capital, by which it is told from the tag of a model, such as qwen:7b. A model that no
+# provider has may be called anything, of several lines, too.
+_GEMINI_METHOD = re.compile(r"/+v1(?:beta)?/+models/+(.*):([a-z]+[A-Z][A-Za-z]*|predict)/*", re.DOTALL)
 
 
 def format_of(scope: Scope) -> Format:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any, cast, get_type_hints
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
@@ -77,6 +79,13 @@ def test_each_method_of_a_model_is_one_of_gemini() -> None:
     methods = [path for path in DOCUMENT["paths"] if ":" in path]
     assert len(methods) >= 6
     assert all(gemini_method(path.replace("{model}", "m"))[1] == path.rpartition(":")[2] for path in methods)
+
+
+@given(st.text(min_size=1), st.sampled_from(["/v1", "/v1beta"]))
+@example("two\nlines", "/v1")
+def test_a_models_method_is_found_whatever_the_model_is_called(model: str, version: str) -> None:
+    path = f"{version}/models/{model.lstrip('/')}:streamGenerateContent"
+    assert gemini_method(path) == (model.lstrip("/"), "streamGenerateContent")
 
 
 def test_what_is_not_offered_is_listed() -> None:
