@@ -75,13 +75,10 @@ def source(template: str) -> str:
 
 def place(*files: ConfigFile) -> Callable[[], bool]:
     """Puts files in place that programs read each time they are started; tells whether that changes one."""
-    return _write_all(files, "Write")
+    return _write_all(files, "Write", {"paths": [file.path for file in files]})
 
 
-def _write_all(
-    files: Sequence[ConfigFile], verb: str, label: str = "", read: Sequence[str] = ()
-) -> Callable[[], bool]:
-    asked = {"paths": [file.path for file in files], "label": label, "read": read}
+def _write_all(files: Sequence[ConfigFile], verb: str, asked: Mapping[str, Any]) -> Callable[[], bool]:
     written = [write(name=f"{verb} {file.path}", file=file, asked=asked) for file in host.loop(files)]
     return fleet.changed(*written)
 
@@ -138,9 +135,10 @@ class Configuration:
         named = [file for file in tls_files() if any(file.path in own.text for own in self.files)]
         return [*self.files, *self.reads, *named]
 
-    def paths_read(self) -> list[str]:
-        """The files that the unit reads on the current host."""
-        return [file.path for file in self.read()]
+    def asked(self) -> dict[str, Any]:
+        """The arguments of `SetState` for it on the current host: with the same ones each time, the host is
+        asked once."""
+        return {"paths": self.paths, "label": self.name, "read": [file.path for file in self.read()]}
 
     def digest(self) -> str:
         """What the record says when all of it is loaded."""
@@ -151,7 +149,7 @@ class Configuration:
 
     def write(self) -> Callable[[], bool]:
         """Puts the files in place; tells whether that changes one."""
-        return _write_all(self.files, f"{self.name}: write", self.name, self.paths_read())
+        return _write_all(self.files, f"{self.name}: write", self.asked())
 
     def load(self, written: Callable[[], bool], *, serial: bool = False) -> OperationMeta:
         """Makes the unit use what it has not loaded; on one host after the other where `serial`."""
@@ -228,12 +226,12 @@ def write(file: ConfigFile, asked: Mapping[str, Any]) -> Commands:
 @operation()
 def load(configuration: Configuration, written: Callable[[], bool]) -> Commands:
     """Tests the files and loads them, when one was written or the record says that they are not loaded."""
-    read = configuration.paths_read()
-    found = host.get_fact(SetState, paths=configuration.paths, label=configuration.name, read=read)
+    asked = configuration.asked()
+    found = host.get_fact(SetState, **asked)
     if not written() and found.get("digest") == configuration.digest():
         host.noop(f"{configuration.unit} has loaded {configuration.name}")
         return
-    yield StringCommand(_load_script(configuration, read))
+    yield StringCommand(_load_script(configuration, asked["read"]))
 
 
 def _load_script(configuration: Configuration, paths: Sequence[str]) -> str:

@@ -39,11 +39,8 @@ def ask(hosts: Sequence[Host], words: Sequence[str], *, stdin: str = "", seconds
     In `words`, ``{client}`` becomes the address that the host sees this machine at. What nobody else on the
     host may see in its list of processes is for `stdin`.
     """
-    with TemporaryDirectory(prefix="relay-ssh-") as directory:
-        if len(hosts) == 1:
-            return [_ask(hosts[0], words, Path(directory), stdin, seconds)]
-        with ThreadPoolExecutor(max(1, len(hosts))) as pool:
-            return list(pool.map(lambda host: _ask(host, words, Path(directory), stdin, seconds), hosts))
+    with TemporaryDirectory(prefix="relay-ssh-") as directory, ThreadPoolExecutor(max(1, len(hosts))) as pool:
+        return list(pool.map(lambda host: _ask(host, words, Path(directory), stdin, seconds), hosts))
 
 
 def _ask(host: Host, words: Sequence[str], sockets: Path, stdin: str, seconds: float) -> Answer:

@@ -13,13 +13,12 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from relay.commands.command import PATIENCE_SECONDS, Subparsers, add_command
+from relay.commands.command import Subparsers, add_command, patiently_connected
 from relay.price_book.publish import moment
 from relay.pricing.errors import FieldError
 from relay.pricing.recompute import recompute
 from relay.settings import Settings
 from relay.store import audit as store
-from relay.store.connection import connected
 
 Audit = Callable[[AsyncConnection[Any], argparse.Namespace], Awaitable[dict[str, Any]]]
 
@@ -75,7 +74,7 @@ def _run(action: Audit, options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _connected(action: Audit, options: argparse.Namespace, dsn: str) -> dict[str, Any]:
-    async with connected(dsn, patience=PATIENCE_SECONDS) as connection:
+    async with patiently_connected(dsn) as connection:
         return await action(connection, options)
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, TypeAlias
 
 import psycopg
@@ -131,6 +132,11 @@ def _print(result: Any, options: argparse.Namespace) -> None:
     print(json.dumps(result, default=str, indent=None if options.json else 2))
 
 
+def patiently_connected(dsn: str) -> AbstractAsyncContextManager[AsyncConnection]:
+    """A command's connection, see relay.store.connection.connected. Raises psycopg.Error."""
+    return connected(dsn, patience=PATIENCE_SECONDS)
+
+
 async def _with_connection(action: Action, options: argparse.Namespace, dsn: str) -> Any:
-    async with connected(dsn, patience=PATIENCE_SECONDS) as connection:
+    async with patiently_connected(dsn) as connection:
         return await action(connection, options)

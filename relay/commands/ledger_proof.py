@@ -21,13 +21,12 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from relay.commands.command import PATIENCE_SECONDS, CommandError, Failed, Subparsers, leaf, positive
+from relay.commands.command import CommandError, Failed, Subparsers, leaf, patiently_connected, positive
 from relay.price_book.publish import moment
 from relay.pricing.errors import FieldError
 from relay.pricing.recompute import Difference, recompute
 from relay.settings import SettingError, Settings
 from relay.store import audit, evidence, statement
-from relay.store.connection import connected
 
 STATUS = "exit status: 0 the ledger is whole; 1 it is not, or could not be read; 2 misused"
 MOST_DIFFERENCES = 20
@@ -134,7 +133,7 @@ def _statement(options: argparse.Namespace, settings: Settings) -> int:
 async def _print_statement(options: argparse.Namespace, dsn: str) -> None:
     digest, rows = hashlib.sha256(), Counter[str]()
     async with (
-        connected(dsn, patience=PATIENCE_SECONDS) as connection,
+        patiently_connected(dsn) as connection,
         aclosing(statement.lines(connection, options.account, costs=options.costs)) as found,
     ):
         async for kind, content in found:

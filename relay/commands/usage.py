@@ -12,12 +12,11 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from relay.commands.command import PATIENCE_SECONDS, CommandError, Subparsers, add_command, leaf
+from relay.commands.command import CommandError, Subparsers, add_command, leaf, patiently_connected
 from relay.price_book.publish import moment
 from relay.pricing.errors import FieldError
 from relay.settings import Settings
 from relay.store import grants as store
-from relay.store.connection import connected
 
 
 def register(subparsers: Subparsers) -> None:
@@ -60,7 +59,7 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
 async def _export_lines(options: argparse.Namespace, dsn: str) -> None:
     span = moment(options.since, "--since"), moment(options.until, "--until")
     async with (
-        connected(dsn, patience=PATIENCE_SECONDS) as connection,
+        patiently_connected(dsn) as connection,
         aclosing(store.export_usage(connection, options.account, *span)) as records,
     ):
         async for record in records:

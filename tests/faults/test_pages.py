@@ -59,10 +59,12 @@ def pages() -> set[Page]:
 def wait_until_quiet() -> set[Page]:
     """Until nobody is told anything but of what lasts; what that is."""
     end = time.monotonic() + QUIET_WITHIN
-    while {name for name, _ in pages()} - LASTING:
-        assert time.monotonic() < end, f"still told: {pages()}"
+    found = pages()
+    while {name for name, _ in found} - LASTING:
+        assert time.monotonic() < end, f"still told: {found}"
         time.sleep(POLL_SECONDS)
-    return pages()
+        found = pages()
+    return found
 
 
 def watch(before: set[Page]) -> dict[Page, float]:
