@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deploys.run import environment
-from deploys.sandbox import remote
+from deploys.sandbox import engine, remote, settings
 from tests.bench.bounds import Bounds
 
 # The programs of the roles that observe, and the fleet's exporters.
@@ -43,6 +43,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="how long it looks (default 300)")
     parser.add_argument("--units", action="store_true", help="name the units of each host, too")
     options = parser.parse_args()
+    try:
+        engine.require(settings.load())
+    except settings.SandboxError as error:
+        raise SystemExit(str(error)) from None
     hosts = list(environment.load("sandbox").hosts)
     with ThreadPoolExecutor(len(hosts)) as pool:
         found = dict(zip(hosts, pool.map(lambda host: measured(host, options.seconds), hosts), strict=True))
