@@ -1,7 +1,7 @@
 """How long a sound is, by the header of its file.
 
 Formats: WAVE (Microsoft's Multimedia Programming Interface 1.0), FLAC (RFC 9639), Ogg (RFC 3533) with Opus
-(RFC 7845) or Vorbis, MP4 (ISO 14496-12), MP3 (ISO 11172-3; counts of frames as LAME and VBRI write them),
+(RFC 7845) or Vorbis, MP4 (mp4_length.py), MP3 (ISO 11172-3; counts of frames as LAME and VBRI write them),
 WebM and Matroska (RFC 9559, in elements as RFC 8794 has them).
 Whoever sends a file may write into its header what it likes: only a length is taken that its size can have.
 """
@@ -13,6 +13,8 @@ from contextlib import suppress
 from fractions import Fraction
 from math import isfinite
 from struct import Struct, error
+
+from relay.formats import mp4_length
 
 # The highest rate of what is compressed, 512 kbit/s: a file is at least as long as at that.
 MOST_BYTES_A_SECOND = 64_000
@@ -53,7 +55,7 @@ def milliseconds(file: Bytes) -> int | None:
     read = next((reader for starts, reader in _READERS if starts(begin)), None)
     try:
         seconds = None if read is None else read(file)
-    except (error, IndexError, ZeroDivisionError):
+    except (error, ValueError, IndexError, ZeroDivisionError):
         return None
     if seconds is None or seconds <= 0:
         return None
@@ -110,35 +112,6 @@ def _ogg(file: Bytes) -> Fraction | None:
     tail = bytes(file[-_OGG_TAIL:])
     last = tail.rfind(b"OggS")
     return Fraction(_L64.unpack_from(tail, last + 6)[0] - skipped, rate) if last >= 0 else None
-
-
-def _mp4(file: Bytes) -> Fraction | None:
-    movie = _box(file, 0, len(file), b"moov")
-    header = None if movie is None else _box(file, *movie, b"mvhd")
-    if header is None:
-        return None
-    at = header[0]
-    if file[at]:  # version 1: times are wide
-        return Fraction(_U64.unpack_from(file, at + 24)[0], _U32.unpack_from(file, at + 20)[0])
-    return Fraction(_U32.unpack_from(file, at + 16)[0], _U32.unpack_from(file, at + 12)[0])
-
-
-def _box(file: Bytes, at: int, end: int, name: bytes) -> tuple[int, int] | None:
-    """Where the content of the box ``name`` is among those from ``at`` to ``end``."""
-    for _ in range(_MAX_PARTS):
-        if at + 8 > end:
-            break
-        size, head = _U32.unpack_from(file, at)[0], 8
-        if size == 1:
-            size, head = _U64.unpack_from(file, at + 8)[0], 16
-        elif size == 0:
-            size = end - at
-        if size < head:
-            return None
-        if file[at + 4 : at + 8] == name:
-            return at + head, min(at + size, end)
-        at += size
-    return None
 
 
 def _mp3(file: Bytes) -> Fraction | None:
@@ -262,7 +235,7 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Bytes], Fraction | None
     (lambda begin: begin[:4] == b"RIFF" and begin[8:] == b"WAVE", _wave),
     (lambda begin: begin[:4] == b"fLaC", _flac),
     (lambda begin: begin[:4] == b"OggS", _ogg),
-    (lambda begin: begin[4:8] == b"ftyp", _mp4),
+    (lambda begin: begin[4:8] == b"ftyp", mp4_length.seconds),
     (lambda begin: begin[:4] == _EBML, _webm),
     (lambda begin: begin[:3] == b"ID3" or begin[:1] == b"\xff", _mp3),
 )

@@ -33,8 +33,11 @@ WATCHED_SECONDS = 120
 GROUP_WAIT = 15
 QUIET_WITHIN = 1200
 POLL_SECONDS = 3
-# What acted by itself is told for half an hour.
-LASTING = {"FailoverWatchActed", "PostgresDiskHandedOver", "PostgresFailedOver"}
+# What acted by itself is told for half an hour, and a refused key or a failing provider for ten minutes.
+LASTING = {
+    *("FailoverWatchActed", "PostgresDiskHandedOver", "PostgresFailedOver"),
+    *("ChannelAccountRefused", "ProviderFailsOften"),
+}
 ALERTS = "curl -sf 'http://127.0.0.1:9093/api/v2/alerts?active=true&silenced=false&inhibited=false'"
 SHORT_DAYS = 5
 TLS = "/etc/relay/tls"

@@ -92,6 +92,56 @@ def mp4(duration: int, scale: int = 1_000, *, version: int = 0, wide: bool = Fal
     return box(b"ftyp", b"M4A \0\0\0\0") + box(b"mdat", bytes(BYTES), wide=wide) + movie
 
 
+def numbers(*told: int, flags: int = 0, wide: bool = False) -> bytes:
+    """Fields of a box that has a version (1: wide) and flags."""
+    return struct.pack(f">I{len(told)}{'Q' if wide else 'I'}", flags | wide << 24, *told)
+
+
+def track(number: int, scale: int, *, usual: int | None = None) -> tuple[bytes, bytes]:
+    """(its box, what says how long its samples last)."""
+    media = box(b"mdia", box(b"hdlr", b"") + box(b"mdhd", numbers(0, 0, scale, 0) + bytes(4)))
+    usually = b"" if usual is None else box(b"trex", numbers(number, 1, usual, 0, 0))
+    return box(b"trak", box(b"tkhd", numbers(0, 0, number, 0, 0)) + media), usually
+
+
+def fragment(*parts: bytes, number: int = 1) -> bytes:
+    return box(b"moof", box(b"mfhd", numbers(number)) + b"".join(parts)) + box(b"mdat", bytes(100))
+
+
+def part(
+    ticks: int, *runs: bytes, number: int = 1, usual: int | None = None, wide: bool = False, more: int = 0
+) -> bytes:
+    """Of a track in a fragment; ``more``: flags of fields that come before the usual duration."""
+    before = (0,) * (2 * (more & 1) + (more >> 1 & 1))
+    header = numbers(
+        number, *before, *([] if usual is None else [usual]), flags=more | 8 * (usual is not None)
+    )
+    return box(
+        b"traf",
+        box(b"tfhd", header) + box(b"tfdt", numbers(ticks, wide=wide)) + b"".join(runs),
+    )
+
+
+def run(*samples: int, count: int | None = None, flags: int = 0x101) -> bytes:
+    """Samples by the ticks that each lasts, or ``count`` usual ones; ``flags``: which fields are there."""
+    if count is not None:
+        return box(b"trun", numbers(count, 0, flags=1))
+    before = (0,) * ((flags & 1) + (flags >> 2 & 1))
+    others = (7,) * sum(flags >> bit & 1 for bit in (9, 10, 11))
+    fields = [field for sample in samples for field in (sample, *others)]
+    return box(b"trun", numbers(len(samples), *before, *fields, flags=flags))
+
+
+def fragmented(
+    *fragments: bytes, tracks: tuple[tuple[bytes, bytes], ...] | None = None, told: int = 0
+) -> bytes:
+    """As browsers record: the movie comes first, and knows nothing of what follows."""
+    boxes, extends = zip(*(tracks or (track(1, 1000, usual=20),)), strict=True)
+    header = box(b"mvhd", numbers(0, 0, 1000, told) + bytes(80))
+    movie = box(b"moov", header + b"".join(boxes) + box(b"mvex", b"".join(extends)))
+    return box(b"ftyp", b"iso5\0\0\0\0") + movie + box(b"free", bytes(BYTES)) + b"".join(fragments)
+
+
 def mp3(head: bytes, side: int = 0, tag: bytes = b"", *, size: int = BYTES, id3: int = 0) -> bytes:
     frame = head + bytes(side) + tag
     named = b"ID3\4\0\0" + bytes([0, 0, id3 >> 7, id3 & 127]) + bytes(id3) if id3 else b""
@@ -159,6 +209,29 @@ XING = b"Xing\0\0\0\x01" + (383).to_bytes(4)
             (mp4(3000, version=1), 3000),
             (mp4(2500, wide=True), 2500),
         ),
+        # In fragments: the last one counts, and each place that says how long its samples last.
+        *(
+            (fragmented(fragment(part(0, run(count=50))), fragment(part(1000, run(count=50)))), 2000),
+            (fragmented(fragment(part(2000, run(count=50), usual=10))), 2500),
+            (fragmented(fragment(part(2000, run(count=50), usual=10, more=3))), 2500),
+            (fragmented(fragment(part(2000, run(count=50), usual=10, more=1, wide=True))), 2500),
+            (fragmented(fragment(part(2000, run(30, 30, 40)))), 2100),
+            (fragmented(fragment(part(2000, run(30, 30, 40, flags=0xF05)))), 2100),
+            (fragmented(fragment(part(2000, run(30, 30, flags=0x300), run(count=2)))), 2100),
+            (fragmented(fragment(part(1, run(count=1))), told=3000), 3000),
+            (fragmented(fragment(part(1400, run(count=5))), told=0xFFFFFFFF), 1500),
+            (
+                fragmented(fragment(part(96_000, run(count=2))), tracks=(track(1, 48_000, usual=24_000),)),
+                3000,
+            ),
+            (
+                fragmented(
+                    fragment(part(1000, run(count=2)), part(9000, run(count=2), number=2)),
+                    tracks=(track(1, 1000, usual=20), track(2, 3000, usual=1500)),
+                ),
+                4000,
+            ),
+        ),
         *(
             (mp3(FIRST), 2500),
             (mp3(FIRST, id3=300), 2500),
@@ -211,6 +284,14 @@ def test_the_length_is_that_of_the_header(file: bytes, length: int) -> None:
             box(b"ftyp", b"M4A ") + box(b"moov", b""),
         ),
         *(
+            fragmented(),
+            fragmented(told=0xFFFFFFFF),
+            fragmented(fragment(part(2000, run(count=9), number=2))),
+            fragmented(fragment(part(2000, run(count=9))), tracks=(track(1, 0, usual=20),)),
+            fragmented(fragment(part(2000, run(count=9))), tracks=((box(b"trak", b""), b""),)),
+            fragmented(fragment(box(b"traf", run(count=99)))),
+        ),
+        *(
             webm(info(0), SOUNDS[:0]),
             webm(info(600), SOUNDS),
             webm(info(2500, 0), SOUNDS),
@@ -254,6 +335,10 @@ def test_a_file_of_a_million_parts_takes_no_time() -> None:
     began = time.process_time()
     assert milliseconds(b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 10**6) is None
     assert milliseconds(box(b"ftyp", b"M4A ") + box(b"free", b"") * 10**6) is None
+    assert milliseconds(fragmented(tracks=((box(b"trak", box(b"free", b"") * 1000), b""),) * 1000)) is None
+    assert milliseconds(fragmented(fragment(box(b"traf", box(b"free", b"") * 1000) * 999))) is None
+    assert milliseconds(fragmented(fragment(part(0, run(*[0] * 10**6))))) is None
+    assert milliseconds(fragmented(told=50_000) + b"moof\0\0\0\x10mfhd" * 10**5) == 50_000
     assert milliseconds(webm(element("ec", b"") * 10**6)) is None
     assert milliseconds(webm(info(None), cluster(1, *[block(1)] * 10**6))) is None
     assert milliseconds(webm(info(None), cluster(0)[:4] * 10**6)) is None
@@ -266,9 +351,10 @@ def test_a_file_of_a_million_parts_takes_no_time() -> None:
         [
             *(wav(0.1), flac(9), opus(9), vorbis(9), mp4(9), mp4(9, version=1), mp3(FIRST, 32, XING)),
             webm(info(9, 1), cluster(9, block(9), block(9, group=True))),
+            fragmented(fragment(part(9, run(9, 9), run(count=9), usual=9))).replace(bytes(BYTES), b""),
         ]
     ),
-    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=20),
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 255)), max_size=20),
     st.integers(0, 1000),
 )
 def test_no_file_does_harm(file: bytes, changes: list[tuple[int, int]], size: int) -> None:
