@@ -3,18 +3,27 @@
     python3 - SECONDS PATTERN < units_on_host.py    # prints {"UNIT": [bytes, seconds of a processor]}
 
 Memory is the proportional set size of a unit's processes at the end: what they have for themselves, and their
-share of what several have. A program that a timer starts and that ends within the time has none. Processor
-time is systemd's account of the unit, switched on for the time of the measurement alone.
+share of what several have. Processor time is that of the processes which a unit has at the end, with their
+children's, by /proc: systemd accounts for none where a host is a container. What ended in between, such as
+the programs that timers start, is told as one line, ENDED: all that the first process has waited for.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+ENDED = "ended meanwhile, of any unit"
+GROUPS = next(path for path in map(Path, ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup")) if path.exists())
+TICKS = os.sysconf("SC_CLK_TCK")
+# Of /proc/PID/stat, after the command's closing parenthesis.
+OWN, OF_CHILDREN = slice(11, 13), slice(13, 15)
 
 
 def output(*command: str) -> str:
@@ -28,52 +37,46 @@ def units(pattern: str) -> list[str]:
     return sorted({name for name in names if re.search(pattern, name)})
 
 
-def show(unit: str, name: str) -> str:
-    return output("systemctl", "show", "--property", name, "--value", unit).strip()
+def processes(unit: str) -> Iterator[Path]:
+    group = output("systemctl", "show", "--property", "ControlGroup", "--value", unit).strip()
+    if group:
+        for listed in (GROUPS / group.lstrip("/")).rglob("cgroup.procs"):
+            yield from (Path("/proc", process) for process in listed.read_text().split())
 
 
-def memory(unit: str) -> int:
-    group = Path("/sys/fs/cgroup/systemd" + show(unit, "ControlGroup"))
-    if group == Path("/sys/fs/cgroup/systemd"):
+def memory(process: Path) -> int:
+    """Bytes."""
+    try:
+        rollup = (process / "smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return 0
-    found = 0
-    for listed in group.rglob("cgroup.procs"):
-        for process in listed.read_text().split():
-            try:
-                rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
-            found += int(match[1]) * 1024 if match else 0
-    return found
+    match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
 
 
-def running(unit: str) -> int:
-    """Nanoseconds of a processor that its present run has used."""
-    value = show(unit, "CPUUsageNSec")
-    return int(value) if value.isdigit() and show(unit, "ActiveState") == "active" else 0
+def used(process: Path, *which: slice) -> float:
+    """Seconds of a processor."""
+    try:
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(ticks) for one in which for ticks in fields[one]) / TICKS
 
 
-def ended(unit: str, since: float) -> int:
-    """Nanoseconds of its runs that have ended since then, as systemd wrote them into the journal."""
-    journal = output("journalctl", "-u", unit, f"--since=@{since:.0f}", "-o", "json", "--no-pager")
-    lines = [json.loads(line) for line in journal.splitlines()]
-    return sum(int(line["CPU_USAGE_NSEC"]) for line in lines if "CPU_USAGE_NSEC" in line)
+def times(found: list[str]) -> dict[Path, float]:
+    return {process: used(process, OWN, OF_CHILDREN) for unit in found for process in processes(unit)}
 
 
 def main(seconds: float, pattern: str) -> None:
-    found = units(pattern)
+    found, first = units(pattern), Path("/proc/1")
+    before, ended = times(found), used(first, OF_CHILDREN)
+    time.sleep(seconds)
+    told = {}
     for unit in found:
-        output("systemctl", "set-property", "--runtime", unit, "CPUAccounting=yes")
-    try:
-        before, since = {unit: running(unit) for unit in found}, time.time()
-        time.sleep(seconds)
-        used = {unit: running(unit) - before[unit] + ended(unit, since) for unit in found}
-        told = {unit: [memory(unit), used[unit] / 1e9] for unit in found}
-    finally:
-        for unit in found:
-            Path(f"/run/systemd/system.control/{unit}.d/50-CPUAccounting.conf").unlink(missing_ok=True)
-        output("systemctl", "daemon-reload")
+        now = list(processes(unit))
+        spent = (used(process, OWN, OF_CHILDREN) - before.get(process, 0.0) for process in now)
+        told[unit] = [sum(map(memory, now)), sum(spent)]
+    told[ENDED] = [0, used(first, OF_CHILDREN) - ended]
     print(json.dumps(told))
 
 
