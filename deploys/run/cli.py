@@ -20,7 +20,6 @@ from deploys.lib.errors import DeployError
 from deploys.run import bans, doctor, drains, environment, release, secret_commands, trust, waf
 from deploys.run.node import commands as node_commands
 
-CHECKERS = 6
 LOOK_AGAIN_SECONDS = 5
 # pytest's exit codes; nothing to run is usual with a limit to hosts that a file does not check.
 CHECKS_FAILED = 1
@@ -82,19 +81,19 @@ def verify(arguments: argparse.Namespace) -> int:
     """Runs the launch checklist: 0 all true, 1 not. Looks again at what is not true for `--wait` seconds."""
     with environment.use(arguments.environment) as inventory:
         hosts = environment.select(inventory, arguments.limit)
-        shares = _shares()
+        files = _files()
     settings = {
         "RELAY_ENVIRONMENT": arguments.environment,
         "RELAY_CHECK_HOSTS": ",".join(host.name for host in hosts),
     }
     start = time.monotonic()
-    look = _look(shares, settings)
+    look = _look(files, settings)
     end = time.monotonic() + arguments.wait
     while look.items and not broke_off(look.codes, look.counts) and time.monotonic() < end:
         print(f"\nnot true yet: {len(look.failures)}; looking at that again", flush=True)
         time.sleep(LOOK_AGAIN_SECONDS)
-        again = _look([look.items], settings)
-        # What was true counts as a share of its own: one that tells no counts must still be missed.
+        again = _look(look.items, settings)
+        # What was true counts as a look of its own: one that tells no counts must still be missed.
         look = Look([0, *again.codes], [(look.passed, 0), *again.counts], again.failures, again.items)
     true, words = verdict(look.codes, look.counts)
     # Once more at the end: the lists above are long, and several lines may stand between ✘ and here.
@@ -105,8 +104,8 @@ def verify(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Look:
-    """One look at some checks: pytest's exit code of each share that ran, (passed, failed) of each that told
-    its counts, the failures in words and as pytest's names."""
+    """One look at some checks, or several as one: pytest's exit codes, (passed, failed) of each that told its
+    counts, the failures in words and as pytest's names."""
 
     codes: list[int]
     counts: list[tuple[int, int]]
@@ -118,38 +117,33 @@ class Look:
         return sum(passed for passed, _ in self.counts)
 
 
-def _look(shares: Sequence[Sequence[str]], settings: Mapping[str, str]) -> Look:
-    """Runs shares of the checklist side by side, since most of it is waiting."""
+def _look(checks: Sequence[str], settings: Mapping[str, str]) -> Look:
+    """Runs checks, which are files or single ones; tests/checklist/conftest.py runs them side by side."""
     command = [sys.executable, "-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider"]
-    # Loading the plugins of other tests takes each share longer than collecting its checks.
-    command += ["-p", "testinfra.plugin"]
+    # Loading the plugins of other tests takes longer than collecting the checks. Processes that are forked
+    # share a file, if pytest keeps in one what checks print.
+    command += ["-p", "testinfra.plugin", "--capture=sys"]
     with tempfile.NamedTemporaryFile(mode="r", prefix="relay-checklist-") as tally:
         own = {"RELAY_CHECK_TALLY": tally.name, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         environ = os.environ | settings | own
-        running = [
-            subprocess.Popen([*command, *share], cwd=fleet.REPOSITORY, env=environ) for share in shares
-        ]
-        codes = [process.wait() for process in running]
-        told = [json.loads(line) for line in tally]
-    return Look(
-        codes,
-        [(share["passed"], len(share["failures"])) for share in told],
-        [failure for share in told for failure in share["failures"]],
-        [item for share in told for item in share["items"]],
-    )
+        done = subprocess.run([*command, *checks], cwd=fleet.REPOSITORY, env=environ, check=False)
+        text = tally.read()
+    if not text:
+        return Look([done.returncode], [], [], [])
+    told = json.loads(text)
+    counts = [(told["passed"], len(told["failures"]))]
+    return Look([done.returncode], counts, told["failures"], told["items"])
 
 
-def _shares() -> list[list[str]]:
-    """The files of the checklist, dealt out to as many shares as run at once, but for those of roles that
-    the environment does without."""
+def _files() -> list[str]:
+    """The files of the checklist, but for those of roles that the environment does without."""
     without = {f"test_{role.name}.py" for role in roles.table() if not roles.members(role)}
     found = sorted((fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py"))
-    files = [str(path) for path in found if path.name not in without]
-    return [files[first::CHECKERS] for first in range(min(CHECKERS, len(files)))]
+    return [str(path) for path in found if path.name not in without]
 
 
 def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bool, str]:
-    """Whether all is true, and the words for it, from each share's exit code and its (passed, failed)."""
+    """Whether all is true, and the words for it, from each look's exit code and its (passed, failed)."""
     passed, failed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if broke_off(codes, counts):
         return False, f"broke off after {passed + failed} checks, {failed} failed; the reason stands above"
@@ -159,7 +153,7 @@ def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bo
 
 
 def broke_off(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> bool:
-    """Whether a share ended otherwise than by its checks. Silence is not consent: each must tell counts."""
+    """Whether a look ended otherwise than by its checks. Silence is not consent: each must tell counts."""
     explained = {0, NO_TESTS, CHECKS_FAILED} if any(failed for _, failed in counts) else {0, NO_TESTS}
     return len(counts) < len(codes) or not set(codes) <= explained
 

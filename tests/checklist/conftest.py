@@ -18,10 +18,14 @@ import pytest
 
 from deploys import roles
 from deploys.run.cli import verdict
-from tests.checklist import targets
+from tests.checklist import targets, workers
 
 # A check that waited longer says so.
 SLOW_SECONDS = 10
+# So many modules are checked side by side, since most of it is waiting.
+CHECKERS = 6
+# pytest's exit code for what went wrong besides tests.
+BROKE_OFF = 3
 # A role that no host has is not checked; `validate` says which groups must have hosts.
 OPTIONAL = {f"test_{role.name}.py": role for role in roles.table()}
 
@@ -81,6 +85,30 @@ class Checklist:
         for item in session.items:
             self.waiting.setdefault(item.location[0], []).append(item)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Checks the modules in forked processes: what is imported and collected is so once for all."""
+        if session.testsfailed or session.config.option.collectonly:
+            # A file that cannot be read: pytest ends here.
+            return None
+        modules = [list(items) for items in self.waiting.values()]
+        modules.sort(key=_cost, reverse=True)
+
+        def check(number: int) -> None:
+            items = modules[number]
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+        found = workers.deal(len(modules), CHECKERS, check, self._told)
+        for told in filter(None, found):
+            self.passed += told["passed"]
+            self.failures += told["failures"]
+            self.items += told["items"]
+        session.testsfailed = len(self.items)
+        if None in found:
+            pytest.exit("a process of the checklist broke off; the reason stands above", BROKE_OFF)
+        return True
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         outcome = yield
@@ -127,13 +155,18 @@ class Checklist:
     def pytest_sessionfinish(self) -> None:
         tally = os.environ.get("RELAY_CHECK_TALLY")
         if tally:
-            # `verify` runs several of us and adds up.
-            with Path(tally).open("a") as file:
-                told = {"passed": self.passed, "failures": self.failures, "items": self.items}
-                file.write(json.dumps(told) + "\n")
+            Path(tally).write_text(json.dumps(self._told()))
             return
         _, words = verdict([int(bool(self.failures))], [(self.passed, len(self.failures))])
         print(f"\n{targets.ENVIRONMENT}: {words} ({time.monotonic() - self.start:.0f} s)")
+
+    def _told(self) -> dict[str, Any]:
+        return {"passed": self.passed, "failures": self.failures, "items": self.items}
+
+
+def _cost(items: list[pytest.Item]) -> int:
+    """What a module is thought to take: those that take long begin first, lest one of them be the last."""
+    return len(items)
 
 
 def _title(item: pytest.Item) -> str:

@@ -27,10 +27,12 @@ from pyinfra.context import ctx_inventory
 
 from deploys.lib import fleet
 from deploys.run import environment
+from tests.checklist import connections
 
 ENVIRONMENT = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
 # Longer than a connection takes on a busy host; a firewall that drops packets costs all of it.
 CONNECT_SECONDS = 1.5
+LOGIN_SECONDS = 10
 
 End = tuple[str, int]
 
@@ -74,7 +76,7 @@ def hosts(group: str) -> list[str]:
 
 def uri(name: str) -> str:
     """testinfra's address of one host."""
-    return f"ssh://{name}?sudo=true&ssh_config={ssh_config()}"
+    return f"{connections.SCHEME}://{name}?ssh_config={ssh_config()}"
 
 
 def on(name: str) -> Any:
@@ -146,6 +148,8 @@ def ssh(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 def disconnect() -> None:
     """Ends the connections that commands shared."""
     for name in INVENTORY.hosts:
+        if not Path(ssh_config()).with_name(name).exists():
+            continue
         command = ["ssh", "-F", ssh_config(), "-O", "exit", name]
         subprocess.run(command, capture_output=True, check=False)
     # The connections' masters remove their sockets in their own time: whoever comes second finds none.
@@ -154,9 +158,11 @@ def disconnect() -> None:
 
 @cache
 def ssh_config() -> str:
-    """Path of an ssh_config made from the inventory; commands to a host share one connection."""
+    """Path of an ssh_config made from the inventory; commands to a host share one connection, those of all
+    processes that this one forks."""
     directory = Path(tempfile.mkdtemp(prefix="relay-"))
     lines = ["ControlMaster auto", f"ControlPath {directory}/%n", "ControlPersist 30", "LogLevel ERROR"]
+    lines.append(f"ConnectTimeout {LOGIN_SECONDS}")
     for host in INVENTORY:
         lines.append(f"Host {host.name}")
         for name, option in _OPTIONS.items():

@@ -1,4 +1,4 @@
-"""What `verify` concludes from its shares of the checklist."""
+"""What `verify` concludes from its looks at the checklist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deploys.run.cli import Look, verdict
     ],
     ids=["true", "nothing to run in one", "failed", "nothing to run"],
 )
-def test_shares_are_added_up(codes: list[int], counts: list[tuple[int, int]], true: bool, words: str) -> None:
+def test_looks_are_added_up(codes: list[int], counts: list[tuple[int, int]], true: bool, words: str) -> None:
     assert verdict(codes, counts) == (true, words)
 
 
@@ -29,14 +29,14 @@ def test_shares_are_added_up(codes: list[int], counts: list[tuple[int, int]], tr
     [([0, 1], [(4, 0)]), ([0, 1], [(4, 0), (2, 0)]), ([0, 3], [(4, 0), (2, 0)]), ([-9], [])],
     ids=["no counts", "failed without a failure", "internal error", "killed"],
 )
-def test_a_share_that_broke_off_is_never_called_true(codes: list[int], counts: list[tuple[int, int]]) -> None:
+def test_a_look_that_broke_off_is_never_called_true(codes: list[int], counts: list[tuple[int, int]]) -> None:
     true, words = verdict(codes, counts)
     assert not true
     assert "broke off" in words
 
 
-# Looks and `wait` in; the status and the shares of each look out.
-Verify = Callable[..., tuple[int, list[list[list[str]]]]]
+# Looks and `wait` in; the status and the checks of each look out.
+Verify = Callable[..., tuple[int, list[list[str]]]]
 GREEN = Look([0, 0], [(4, 0), (3, 0)], [], [])
 ONE_FAILS = Look(
     [0, 1], [(4, 0), (2, 1)], ["base: No service has failed: db1"], ["test_base.py::test_it[db1]"]
@@ -47,11 +47,11 @@ ONE_FAILS = Look(
 def verify(monkeypatch: pytest.MonkeyPatch) -> Verify:
     """`verify` on looks that are told beforehand; returns its status and what each look was asked."""
 
-    def run(*looks: Look, wait: float) -> tuple[int, list[list[list[str]]]]:
-        asked: list[list[list[str]]] = []
+    def run(*looks: Look, wait: float) -> tuple[int, list[list[str]]]:
+        asked: list[list[str]] = []
 
-        def look(shares: list[list[str]], _: object) -> Look:
-            asked.append(shares)
+        def look(checks: list[str], _: object) -> Look:
+            asked.append(checks)
             return looks[min(len(asked), len(looks)) - 1]
 
         monkeypatch.setattr(cli, "_look", look)
@@ -64,7 +64,7 @@ def verify(monkeypatch: pytest.MonkeyPatch) -> Verify:
 def test_what_is_not_true_yet_is_looked_at_again(verify: Verify, capsys: pytest.CaptureFixture[str]) -> None:
     status, asked = verify(ONE_FAILS, Look([0], [(1, 0)], [], []), wait=5)
     assert status == 0
-    assert asked[1:] == [[ONE_FAILS.items]]
+    assert asked[1:] == [ONE_FAILS.items]
     assert "sandbox: 7 checks, all true" in capsys.readouterr().out
 
 
