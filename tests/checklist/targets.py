@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -34,7 +34,32 @@ ENVIRONMENT = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
 CONNECT_SECONDS = 1.5
 LOGIN_SECONDS = 10
 
+# Runs a program of the host once for each of several argument lists, all in one start of Python.
+ANSWERS = """
+import contextlib, io, json, runpy, sys
+program = runpy.run_path(sys.argv[1])
+told = []
+for words in json.loads(sys.argv[2]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = program["main"](words)
+        except SystemExit as stop:
+            code = stop.code
+    told.append([code or 0, out.getvalue(), err.getvalue()])
+print(json.dumps(told))
+"""
+
 End = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program on a host ended with, as testinfra tells it of a command."""
+
+    rc: int
+    stdout: str
+    stderr: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,15 @@ def uri(name: str) -> str:
 def on(name: str) -> Any:
     """testinfra's view of one host."""
     return testinfra.get_host(uri(name))
+
+
+def answers(host: Any, program: str, calls: Sequence[Sequence[str]]) -> list[Answer]:
+    """How a Python program of a host, which has a `main`, answers each of some lists of arguments.
+
+    Starting Python and importing what the program needs takes a host longer than most answers.
+    """
+    told = json.loads(host.check_output("python3 -c %s %s %s", ANSWERS, program, json.dumps(calls)))
+    return [Answer(*one) for one in told]
 
 
 def address(name: str) -> str:

@@ -40,9 +40,9 @@ def status(result: Any) -> str:
     return str(result.stdout).strip().splitlines()[-1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stored(host: Any) -> Iterator[tuple[str, str]]:
-    """An object of this check: (path, content)."""
+    """An object of these checks: (path, content)."""
     content = f"{MARKER}{uuid.uuid4()}"
     path = f"{fleet.setting('s3_bucket')}/checklist/object"
     digest = host.check_output(f"printf %s {content} | sha256sum").split()[0]
