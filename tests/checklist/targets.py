@@ -11,12 +11,9 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +24,7 @@ from pyinfra.context import ctx_inventory
 
 from deploys.lib import fleet
 from deploys.run import environment
-from tests.checklist import connections
+from tests.checklist import connections, port_scan
 
 ENVIRONMENT = os.environ.get("RELAY_ENVIRONMENT", "sandbox")
 # Longer than a connection takes on a busy host; a firewall that drops packets costs all of it.
@@ -128,49 +125,38 @@ def reached(source: str | None, ends: Iterable[End]) -> set[End]:
 
     All are tried at once: a firewall that drops packets costs its time-out only once.
     """
-    ends = list(ends)
-    if source is None:
-        with ThreadPoolExecutor(len(ends)) as pool:
-            return {end for end, opened in zip(ends, pool.map(_opens, ends), strict=True) if opened}
-    attempt = f"timeout {CONNECT_SECONDS} bash -c 'exec 3<>/dev/tcp/%s/%d' 2>/dev/null && echo %s %d"
-    tries = " & ".join(f"({attempt % (end + end)})" for end in ends)
-    lines = on(source).run(f"{tries} & wait").stdout.splitlines()
-    return {(line.split()[0], int(line.split()[1])) for line in lines}
+    return scan(source, ends, tries=1).open
 
 
-def scan(source: str | None, ends: Iterable[End], udp: Iterable[End] = ()) -> Scan:
+def scan(source: str | None, ends: Iterable[End], udp: Iterable[End] = (), tries: int = 2) -> Scan:
     """What becomes of a connection from host `source`, or this machine (None), to each of some ends, and of a
-    datagram to each of `udp`."""
-    program = (fleet.REPOSITORY / "tests/checklist/port_scan.py").read_text()
-    given = json.dumps({"ends": sorted(set(ends)), "udp": sorted(set(udp)), "seconds": CONNECT_SECONDS})
+    datagram to each of `udp`; what does not answer is tried `tries` times."""
+    given = {"ends": sorted(set(ends)), "udp": sorted(set(udp)), "seconds": CONNECT_SECONDS, "tries": tries}
     if source is None:
-        command = [sys.executable, "-c", program]
+        found = port_scan.scan(**given)
     else:
-        command = ["ssh", "-F", ssh_config(), source, f"python3 -c {shlex.quote(program)}"]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=120)
-    found = json.loads(done.stdout)
+        program = (fleet.REPOSITORY / "tests/checklist/port_scan.py").read_text()
+        said = on(source).check_output("python3 -I -S -c %s %s", program, json.dumps(given))
+        found = json.loads(said)
     kinds = ("open", "refused", "heard")
     return Scan(*({(address, port) for address, port in found[kind]} for kind in kinds))
 
 
-def listening(name: str, proto: str = "tcp") -> set[int]:
-    """Ports of `proto` (tcp, udp) on which a host listens, but for loopback."""
-    lines = on(name).run(f"ss --no-header --listening --{proto} --numeric").stdout.splitlines()
-    ends = [line.split()[3].rpartition(":") for line in lines]
-    return {int(port) for address, _, port in ends if not address.startswith(("127.", "[::1]"))}
+def listening(name: str) -> tuple[set[int], set[int]]:
+    """Ports of TCP and of UDP on which a host listens, but for loopback."""
+    lines = on(name).check_output("ss --no-header --listening --tcp --udp --numeric").splitlines()
+    found: dict[str, set[int]] = {"tcp": set(), "udp": set()}
+    for line in lines:
+        proto, _, _, _, end = line.split()[:5]
+        address, _, port = end.rpartition(":")
+        if not address.startswith(("127.", "[::1]")):
+            found[proto].add(int(port))
+    return found["tcp"], found["udp"]
 
 
 def reaches(source: str, target: str, port: int) -> bool:
     """Whether host `source` can open one connection; for several, `reached` takes no longer than for one."""
     return bool(reached(source, [(target, port)]))
-
-
-def _opens(end: End) -> bool:
-    try:
-        with socket.create_connection(end, timeout=CONNECT_SECONDS):
-            return True
-    except OSError:
-        return False
 
 
 def ssh(name: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from tests.checklist.targets import hosts
 testinfra_hosts = hosts("all")
 
 ADDRESS = "192.0.2.254"
-# Prints which of the addresses that it is given the host's program refuses to ban, and what the command itself
+# Prints which of the addresses it is given the host's program refuses to ban, and what the command itself
 # says of the first.
 REFUSED = """
 import json, runpy, sys

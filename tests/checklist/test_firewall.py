@@ -31,8 +31,8 @@ def test_ports_match_what_the_roles_declare() -> None:
 
 def _asked(node: fleet.Node) -> tuple[set[int], set[int]]:
     """The ports of TCP and of UDP that are asked for."""
-    own = listening(node.name), listening(node.name, "udp")
-    return reach.declared() | NOBODYS | own[0], NOBODYS_UDP | own[1]
+    tcp, udp = listening(node.name)
+    return reach.declared() | NOBODYS | tcp, NOBODYS_UDP | udp
 
 
 def _faults(source: fleet.Node | None, asked: dict[fleet.Node, tuple[set[int], set[int]]]) -> list[str]:

@@ -130,5 +130,5 @@ def scanned(ends: list[Any], udp: list[Any]) -> dict[str, list[Any]]:
     """What the scan tells, run as on a host."""
     given = json.dumps({"ends": ends, "udp": udp, "seconds": 0.3})
     program = fleet.REPOSITORY / "tests/checklist/port_scan.py"
-    done = subprocess.run([sys.executable, program], input=given, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, program, given], capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
