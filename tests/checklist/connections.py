@@ -13,12 +13,15 @@ import shlex
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import testinfra.backend
 from testinfra.backend.base import BaseBackend, CommandResult
+from testinfra.modules.file import GNUFile
+from testinfra.modules.service import SystemdService
 
 SCHEME = "root-shell"
 PROGRAM = (Path(__file__).parent / "root_shell.py").read_text()
@@ -112,52 +115,75 @@ class Shell:
         return Unreachable(self._over)
 
 
+class Login:
+    """A host's `Shell`: opened at the first command, never before; again when it was lost."""
+
+    def __init__(self, name: str, ssh_config: Path) -> None:
+        self.name, self.directory = name, ssh_config.parent
+        self._words = ["ssh", "-F", str(ssh_config), name, ON_THE_HOST]
+        self._shell: Shell | None = None
+        self._opening = Lock()
+
+    def run(self, command: bytes) -> tuple[int, bytes, bytes]:
+        """As a shell's."""
+        with self._opening:
+            shell = self._shell = self._shell or self._open()
+        try:
+            return shell.run(command)
+        except Unreachable:
+            # It may be back by the next command, over another connection.
+            self._shell = None
+            raise
+
+    def close(self) -> None:
+        if self._shell:
+            self._shell.close()
+
+    def _open(self) -> Shell:
+        """One process at a time logs in: those that come later find its connection, or that there is none."""
+        failed = self.directory / f"{self.name}.failed"
+        with (self.directory / f"{self.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if failed.exists():
+                raise Unreachable(failed.read_text())
+            try:
+                return Shell(self.name, self._words)
+            except Unreachable as error:
+                failed.write_text(str(error))
+                raise
+
+
+@cache
+def login(name: str, ssh_config: Path) -> Login:
+    """The one to a host: testinfra has several views of it."""
+    return Login(name, ssh_config)
+
+
 class RootShell(BaseBackend):  # type: ignore[misc]
-    """testinfra's way to a host, by a `Shell`. Connects at the first command, never before."""
+    """testinfra's way to a host, by its `login`."""
 
     # As testinfra's own: part of the names of checks.
     NAME = "ssh"
 
     def __init__(self, hostspec: str, ssh_config: str, **kwargs: Any) -> None:
         self.host = self.parse_hostspec(hostspec)
-        self.directory = Path(ssh_config).parent
-        self._words = ["ssh", "-F", ssh_config, self.host.name, ON_THE_HOST]
-        self._shell: Shell | None = None
-        self._opening = Lock()
+        self.login = login(self.host.name, Path(ssh_config))
         super().__init__(self.host.name, **kwargs)
+
+    def set_host(self, host: Any) -> None:
+        """Every host of a fleet has Linux and systemd; testinfra would ask each, several times over."""
+        super().set_host(host)
+        for name, module in (("file", GNUFile), ("service", SystemdService)):
+            setattr(host, name, type(name, (module,), {"_host": host}))
 
     def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
         line = self.encode(self.quote(command, *args))
-        try:
-            code, out, err = self._opened().run(line)
-        except Unreachable:
-            # It may be back by the next command, over another connection.
-            self._shell = None
-            raise
+        code, out, err = self.login.run(line)
         return self.result(code, line, out, err)
 
     def get_encoding(self) -> str:
         """That of every host of a fleet; testinfra would start Python on each to ask for it."""
         return "UTF-8"
-
-    def _opened(self) -> Shell:
-        with self._opening:
-            if self._shell is None:
-                self._shell = self._open()
-            return self._shell
-
-    def _open(self) -> Shell:
-        """One process at a time logs in: those that come later find its connection, or that there is none."""
-        failed = self.directory / f"{self.host.name}.failed"
-        with (self.directory / f"{self.host.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if failed.exists():
-                raise Unreachable(failed.read_text())
-            try:
-                return Shell(self.host.name, self._words)
-            except Unreachable as error:
-                failed.write_text(str(error))
-                raise
 
 
 testinfra.backend.BACKENDS[SCHEME] = f"{__name__}.{RootShell.__name__}"

@@ -1,11 +1,11 @@
 """Looks at many ports at once; runs on the fleet's hosts with their own Python, as one file.
 
 Its argument is {"ends": [[address, port], ...], "udp": [...], "seconds": 1.5, "tries": 2}; it writes {"open":
-[...], "refused": [...], "heard": [...]}. An end of `ends` (TCP) in neither of the first two did not answer: its
-packets are dropped. What does not answer within `seconds` is tried again, `tries` times in all, for a host may
-be busy. `heard` are those of `udp` that sent anything back, be it an answer or the host's refusal (port
-unreachable, RFC 1122, section 4.1.3.1): a firewall that drops lets neither happen. Of the others nothing is
-known: a program need not answer what makes no sense.
+[...], "refused": [...], "heard": [...]}. An end of `ends` (TCP) in neither of the first two did not answer:
+its packets are dropped. What does not answer within `seconds` is tried again, `tries` times in all, for a
+host may be busy. `heard` are those of `udp` that sent anything back, be it an answer or the host's refusal
+(port unreachable, RFC 1122, section 4.1.3.1): a firewall that drops lets neither happen. Of the others
+nothing is known: a program need not answer what makes no sense.
 """
 
 import json

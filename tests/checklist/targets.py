@@ -115,6 +115,12 @@ def answers(host: Any, program: str, calls: Sequence[Sequence[str]]) -> list[Ans
     return [Answer(*one) for one in told]
 
 
+def engine(host: Any, path: str) -> Any:
+    """What Docker's Engine answers on a host to a GET of its API; starting `docker` takes it longer."""
+    curl = "curl -sS --fail --max-time 30 --unix-socket /run/docker.sock"
+    return json.loads(host.check_output(f"{curl} %s", f"http://localhost/{path}"))
+
+
 def address(name: str) -> str:
     """A host's address within the fleet."""
     return str(INVENTORY.get_host(name).data.address)
@@ -183,6 +189,8 @@ def ssh_config() -> str:
     directory = Path(tempfile.mkdtemp(prefix="relay-"))
     lines = ["ControlMaster auto", f"ControlPath {directory}/%n", "ControlPersist 30", "LogLevel ERROR"]
     lines.append(f"ConnectTimeout {LOGIN_SECONDS}")
+    # As pyinfra's connections: agreeing on keys otherwise takes the most part of a login's processor time.
+    lines.append("KexAlgorithms ^curve25519-sha256,curve25519-sha256@libssh.org")
     for host in INVENTORY:
         lines.append(f"Host {host.name}")
         for name, option in _OPTIONS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from deploys.lib import fleet
@@ -11,22 +12,53 @@ from tests.checklist.targets import hosts
 testinfra_hosts = hosts("all")
 
 ADDRESS = "192.0.2.254"
-# Prints which of the addresses it is given the host's program refuses to ban, and what the command itself
-# says of the first.
-REFUSED = """
-import json, runpy, sys
+# One start of Python asks the host's program all, for it takes longer than any of its answers. Prints how the
+# command ends that bans the first argument, and what the kernel drops then, the same of its end; how it ends
+# for the others, the fleet's hosts, of which a list says whether the program's rules refuse each; what is
+# banned; and which jails fail2ban has.
+ASK = """
+import contextlib, io, json, runpy, subprocess, sys
 from pathlib import Path
 program = runpy.run_path("/usr/local/sbin/relay-bans")
 rules = program["load_rules"](Path(program["RULES"]))
-refused = []
-for address in sys.argv[1:]:
+address, *fleet = sys.argv[1:]
+
+def refused(address):
     try:
         rules.check(program["parse_network"](address), 60)
     except program["Refused"]:
-        refused.append(address)
-print(json.dumps([program["main"](["add", sys.argv[1], "--reason", "checklist"]), refused]))
-program["main"](["list", "--json"])
+        return True
+    return False
+
+def call(*words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = program["main"](words)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+def kernel():
+    words = "nft list table inet relay_bans".split()
+    return subprocess.run(words, capture_output=True, text=True).stdout
+
+told = {}
+try:
+    told["added"] = call("add", address, "--for", "1m", "--reason", "checklist")
+    told["dropped"] = kernel()
+finally:
+    told["removed"] = call("remove", address)
+    told["left"] = kernel()
+told["fleet"] = call("add", fleet[0], "--reason", "checklist")
+told["refused"] = [one for one in fleet if refused(one)]
+told["listed"] = call("list", "--json")
+print(json.dumps(told))
 """
+
+
+@cache
+def told(host: Any) -> dict[str, Any]:
+    """What `ASK` prints on a host."""
+    addresses = [ADDRESS, *(node.address for node in fleet.all_hosts())]
+    return dict(json.loads(host.check_output(f"python3 -c %s {' '.join(addresses)}", ASK)))
 
 
 def test_bans_are_held(host: Any) -> None:
@@ -39,23 +71,19 @@ def test_bans_are_held(host: Any) -> None:
 
 def test_a_ban_comes_into_force_and_ends(host: Any) -> None:
     """A ban of an address that nobody has is in force at once, and gone when it is ended."""
-    table = "nft list table inet relay_bans"
-    assert host.run(f"relay-bans add {ADDRESS} --for 1m --reason checklist").rc == 0
-    try:
-        assert ADDRESS in host.run(table).stdout
-    finally:
-        assert host.run(f"relay-bans remove {ADDRESS}").rc == 0
-    assert ADDRESS not in host.run(table).stdout
+    found = told(host)
+    assert found["added"]["code"] == 0, found["added"]
+    assert ADDRESS in found["dropped"]
+    assert found["removed"]["code"] == 0, found["removed"]
+    assert ADDRESS not in found["left"]
 
 
 def test_the_fleet_cannot_be_banned(host: Any) -> None:
     """No host of the fleet can be banned."""
-    addresses = [node.address for node in fleet.all_hosts()]
-    said = host.check_output(f"python3 -c %s {' '.join(addresses)}", REFUSED).splitlines()
-    (code, refused), bans = (json.loads(line) for line in said)
-    assert refused == addresses
-    assert code == 2, f"relay-bans add {addresses[0]} ended with {code}, not 2 (refused)"
-    banned = {ban["network"] for ban in bans}
+    found, addresses = told(host), [node.address for node in fleet.all_hosts()]
+    assert found["refused"] == addresses
+    assert found["fleet"]["code"] == 2, found["fleet"]
+    banned = {ban["network"] for ban in json.loads(found["listed"]["out"])}
     assert not {f"{address}/32" for address in addresses} & banned
 
 

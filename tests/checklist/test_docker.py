@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from deploys.roles import docker
-from tests.checklist.targets import address, hosts, names, reached
+from tests.checklist.targets import address, engine, hosts, names, reached
 
 testinfra_hosts = hosts("app")
 
@@ -14,7 +14,7 @@ testinfra_hosts = hosts("app")
 def test_engine(host: Any) -> None:
     """Docker runs, starts at boot and bounds the logs of containers."""
     assert host.run("systemctl is-active docker && systemctl is-enabled docker").rc == 0
-    assert host.run("docker info --format '{{.LoggingDriver}}'").stdout.strip() == "json-file"
+    assert engine(host, "info")["LoggingDriver"] == "json-file"
     settings = json.loads(host.run("cat /etc/docker/daemon.json").stdout)
     assert settings["log-opts"] == {"max-size": "20m", "max-file": "5"}
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from deploys.lib import fleet
 from deploys.roles import mend
-from tests.checklist.targets import answers, hosts
+from tests.checklist.targets import Answer, answers, hosts
 
 testinfra_hosts = hosts("all")
+
+FORBIDDEN = ("patroni.service", "etcd.service", "docker.service", "ssh.service", "reboot.target")
+WELL = ("restart-unit", "prometheus-node-exporter.service")
+UNKNOWN = ("failover",)
+
+
+@cache
+def asked(host: Any) -> dict[tuple[str, ...], Answer]:
+    """What a host's program answers to each request that is made of it here."""
+    calls = [*(("restart-unit", unit) for unit in FORBIDDEN), UNKNOWN, WELL]
+    return dict(zip(calls, answers(host, mend.PROGRAM, calls), strict=True))
 
 
 def test_the_healer_can_be_taken_in(host: Any) -> None:
@@ -26,18 +38,15 @@ def test_only_the_first_ops_host_may_ask(host: Any) -> None:
 
 def test_what_is_forbidden_is_refused(host: Any) -> None:
     """No unit of the database, the swarm or SSH may be restarted, and no unknown action is done."""
-    units = ("patroni.service", "etcd.service", "docker.service", "ssh.service", "reboot.target")
-    calls = [*(["restart-unit", unit] for unit in units), ["failover"]]
-    *found, unknown = answers(host, mend.PROGRAM, calls)
-    for unit, answer in zip(units, found, strict=True):
+    for unit in FORBIDDEN:
+        answer = asked(host)["restart-unit", unit]
         assert answer.rc == 3, f"{unit}: {answer}"
-    assert unknown.rc == 2, f"failover: {unknown}"
+    assert asked(host)[UNKNOWN].rc == 2, asked(host)[UNKNOWN]
 
 
 def test_what_is_well_is_left_alone(host: Any) -> None:
     """A unit that runs and answers is not restarted."""
-    found = host.run("relay-mend restart-unit prometheus-node-exporter.service")
-    assert found.rc == 4, found.stderr
+    assert asked(host)[WELL].rc == 4, asked(host)[WELL].stderr
 
 
 def test_everything_that_may_be_restarted_is_there_or_unknown(host: Any) -> None:

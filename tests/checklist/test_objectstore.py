@@ -32,8 +32,9 @@ def url(host: Any, path: str, scheme: str = "https") -> str:
 def request(host: Any, path: str, options: str = "", *, signed: bool = True, edit: str = "cat") -> Any:
     """A request as the account for backups; `edit` may change its key. stdout ends with the status."""
     sign = "--config - --aws-sigv4 aws:amz:us-east-1:s3" if signed else ""
-    curl = f"curl --silent --max-time 20 --write-out '\\n%{{http_code}}' {sign} {options} '{url(host, path)}'"
-    return host.run(f"python3 -c {shlex.quote(KEY)} | {edit} | {curl}" if signed else curl)
+    shown = "--cacert /etc/relay/tls/ca.crt --write-out '\\n%{http_code}'"
+    curl = f"curl --silent --max-time 20 {shown} {sign} {options} '{url(host, path)}'"
+    return host.run(f"python3 -I -S -c {shlex.quote(KEY)} | {edit} | {curl}" if signed else curl)
 
 
 def status(result: Any) -> str:

@@ -22,8 +22,16 @@ REPLAY_SECONDS = 10
 
 def query(host: Any, statement: str) -> str:
     """One value, asked as the superuser over the local socket."""
-    command = f"cd / && runuser -u postgres -- psql -XAtqc {shlex.quote(statement)}"
-    return str(host.check_output(command)).strip()
+    return queries(host, statement)[0]
+
+
+def queries(host: Any, *statements: str) -> list[str]:
+    """A value of each statement, over one connection."""
+    options = " ".join(f"-c {shlex.quote(statement)}" for statement in statements)
+    found = str(host.run_expect([0], f"cd / && runuser -u postgres -- psql -XAtq {options}").stdout)
+    values = found.removesuffix("\n").split("\n")
+    assert len(values) == len(statements), f"{len(statements)} values asked for, found: {values}"
+    return values
 
 
 def login(host: Any, to: str, user: str, database: str, *, sslmode: str, password: str | None = None) -> Any:
@@ -65,11 +73,11 @@ def test_synchronous_standby() -> None:
     host = primary()
     streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
     confirming = f"{streaming} and sync_state in ('quorum', 'sync')"
-    assert int(query(host, confirming)) >= 1
-    assert query(host, "show synchronous_standby_names") != ""
-    assert [query(host, f"show {name}") for name in ("synchronous_commit", "fsync", "full_page_writes")] == [
-        "on"
-    ] * 3
+    names = ("synchronous_standby_names", "synchronous_commit", "fsync", "full_page_writes")
+    confirm, standbys, *safe = queries(host, confirming, *(f"show {name}" for name in names))
+    assert int(confirm) >= 1
+    assert standbys != ""
+    assert dict(zip(names[1:], safe, strict=True)) == dict.fromkeys(names[1:], "on")
 
 
 def test_settings_of_the_cluster() -> None:
@@ -121,13 +129,13 @@ def test_reports_read_and_change_nothing() -> None:
     host = primary()
     may = "select bool_and({}) from pg_tables where tableowner = 'relay_owner'"
     table = "format('%I.%I', schemaname, tablename)"
-    command = "cd / && runuser -u postgres -- psql -XAtq -d relay -c {}"
+    command = "cd / && runuser -u postgres -- psql -XAtq -d relay -c {} -c {}"
     reads = may.format(f"has_table_privilege('relay_reader', {table}, 'SELECT')")
     writes = may.format(
         f"not has_table_privilege('relay_reader', {table}, 'INSERT, UPDATE, DELETE, TRUNCATE')"
     )
-    for statement in (reads, writes):
-        assert host.check_output(command.format(shlex.quote(statement))).strip() == "t"
+    found = host.check_output(command.format(shlex.quote(reads), shlex.quote(writes))).split()
+    assert found == ["t", "t"], "relay_reader cannot read all, or may write"
     limited = "select rolconnlimit > 0 and not rolsuper from pg_roles where rolname = 'relay_reader'"
     assert query(host, limited) == "t"
     assert reaches(fleet.hosts("ops")[0].name, address(fleet.hosts("db")[0].name), 5432)
@@ -140,22 +148,25 @@ def test_passwords_are_scram_and_set() -> None:
         "select coalesce(string_agg(rolname, ' '), '') from pg_authid where rolcanlogin"
         " and rolname <> 'postgres' and coalesce(rolpassword, '') not like 'SCRAM-SHA-256$%'"
     )
-    assert query(host, weak) == ""
-    assert query(host, "select rolpassword is null from pg_authid where rolname = 'postgres'") == "t"
+    without = "select rolpassword is null from pg_authid where rolname = 'postgres'"
+    assert queries(host, weak, without) == ["", "t"]
 
 
 def test_least_privilege() -> None:
     """Only the superuser is one; the application can neither own, create nor replicate."""
     host = primary()
-    assert query(host, "select string_agg(rolname, ' ') from pg_roles where rolsuper") == "postgres"
     powers = "select rolcreatedb or rolcreaterole or rolreplication or rolbypassrls from pg_roles"
-    powers += " where rolname = 'relay_app'"
-    assert query(host, powers) == "f"
-    assert query(host, "select has_database_privilege('relay_app', 'relay', 'CREATE')") == "f"
-    assert (
-        query(host, "select pg_get_userbyid(datdba) from pg_database where datname = 'relay'")
-        == "relay_owner"
+    superusers, may, creates, owner = queries(
+        host,
+        "select string_agg(rolname, ' ') from pg_roles where rolsuper",
+        f"{powers} where rolname = 'relay_app'",
+        "select has_database_privilege('relay_app', 'relay', 'CREATE')",
+        "select pg_get_userbyid(datdba) from pg_database where datname = 'relay'",
     )
+    assert superusers == "postgres"
+    assert may == "f", "relay_app has powers beyond its own data"
+    assert creates == "f", "relay_app may create in the database"
+    assert owner == "relay_owner"
 
 
 def test_roles_and_database(host: Any) -> None:
@@ -175,7 +186,7 @@ def test_only_the_application_reaches_it() -> None:
 def test_patroni_wants_a_password(host: Any) -> None:
     """Nobody changes the cluster through Patroni's interface without its password."""
     url = f"https://{address(host.backend.host.name)}:8008"
-    curl = "curl --silent --max-time 5 --output /dev/null --write-out '%{http_code}'"
+    curl = f"curl --silent --max-time 5 --cacert {CA_FILE} --output /dev/null --write-out '%{{http_code}}'"
     assert host.check_output(f"{curl} -X POST {url}/reload") == "401"
     assert host.check_output(f"{curl} {url}/health") == "200"
     assert host.run(f"curl --silent --max-time 5 http://{url.removeprefix('https://')}/health").rc != 0

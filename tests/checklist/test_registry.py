@@ -7,24 +7,26 @@ from typing import Any
 
 from deploys.roles.docker import REGISTRY_PORT, registry
 from deploys.run.releases import ENDED
-from tests.checklist.targets import address, hosts, names, on, reached
+from tests.checklist.targets import address, engine, hosts, names, on, reached
 
 testinfra_hosts = hosts("app")
+CA_FILE = "/etc/relay/tls/ca.crt"
 
 
 def test_registry_wants_a_password(host: Any) -> None:
     """The registry answers over TLS of the fleet's CA and wants a password."""
-    answer = host.run(f"curl -sS -o /dev/null -w '%{{http_code}}' https://{registry()}/v2/")
+    answer = host.run(
+        f"curl -sS --cacert {CA_FILE} -o /dev/null -w '%{{http_code}}' https://{registry()}/v2/"
+    )
     assert answer.stdout == "401", answer.stderr
 
 
 def test_relay_hosts_may_pull(host: Any) -> None:
     """Every relay host pulls the image that runs, by its digest."""
-    image = host.run(
-        "docker service inspect relay_relay --format '{{.Spec.TaskTemplate.ContainerSpec.Image}}'"
-    )
-    assert image.stdout.startswith(registry())
-    pulled = host.run(f"docker pull -q {image.stdout.strip()}")
+    service = engine(host, "services/relay_relay")
+    image = str(service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"])
+    assert image.startswith(registry())
+    pulled = host.run(f"docker pull -q {image}")
     assert pulled.rc == 0, pulled.stderr
 
 

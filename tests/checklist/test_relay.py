@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from deploys.lib import fleet
-from tests.checklist.targets import address, hosts, names, on
+from tests.checklist.targets import address, engine, hosts, names, on
 
 testinfra_hosts = hosts("app")
 
@@ -65,7 +66,7 @@ def test_schema_is_current(host: Any) -> None:
     assert isinstance(json.loads(answer.stdout), list)
 
 
+@cache
 def inspect() -> dict[str, Any]:
     """The service as Swarm has it."""
-    answer = on(names("app")[0]).run("docker service inspect relay_relay --format '{{json .}}'")
-    return dict(json.loads(answer.stdout))
+    return dict(engine(on(names("app")[0]), "services/relay_relay"))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from deploys.lib import fleet
 from deploys.roles import swarm
-from tests.checklist.targets import address, hosts, names, on, reached
+from tests.checklist.targets import address, engine, hosts, names, on, reached
 
 testinfra_hosts = hosts("app")
 
@@ -35,8 +33,8 @@ def test_labels() -> None:
 
 def test_one_swarm(host: Any) -> None:
     """All relay hosts are in the same swarm."""
-    state = json.loads(host.run("docker info --format '{{json .Swarm}}'").stdout)
-    first = json.loads(on(names("app")[0]).run("docker info --format '{{json .Swarm}}'").stdout)
+    state = engine(host, "info")["Swarm"]
+    first = engine(on(names("app")[0]), "info")["Swarm"]
     assert state["LocalNodeState"] == "active"
     assert state["Cluster"]["ID"] == first["Cluster"]["ID"]
 
@@ -52,5 +50,4 @@ def test_swarm_ports_are_closed_to_others() -> None:
 
 def inspect() -> list[dict[str, Any]]:
     """Nodes as the first manager sees them."""
-    listing = "docker node ls -q | xargs docker node inspect --format '{{json .}}'"
-    return [json.loads(line) for line in on(fleet.hosts("app")[0].name).run(listing).stdout.splitlines()]
+    return list(engine(on(names("app")[0]), "nodes"))

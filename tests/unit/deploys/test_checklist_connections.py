@@ -92,8 +92,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PATH", f"{ssh.parent}:/usr/bin:/bin")
     found = testinfra.get_host(f"{connections.SCHEME}://db1?ssh_config={tmp_path}/config")
     yield found
-    if found.backend._shell:
-        found.backend._shell.close()
+    found.backend.login.close()
 
 
 def logins(directory: Path) -> int:
@@ -106,6 +105,31 @@ def test_many_commands_cost_one_login(host: Any, tmp_path: Path) -> None:
     assert host.run("exit 3").rc == 3
     assert host.run("echo 'Ä'").stdout == "Ä\n"
     assert logins(tmp_path) == 1
+
+
+def test_all_views_of_a_host_share_its_login(host: Any, tmp_path: Path) -> None:
+    other = testinfra.get_hosts([f"{connections.SCHEME}://db1?ssh_config={tmp_path}/config"])
+    assert [one.check_output("echo $PPID") for one in other] == [host.check_output("echo $PPID")]
+    assert logins(tmp_path) == 1
+
+
+def test_files_are_asked_about_without_asking_what_host_it_is(host: Any, tmp_path: Path) -> None:
+    (tmp_path / "some").write_text("text")
+    (tmp_path / "some").chmod(0o640)
+    asked: list[bytes] = []
+    run = host.backend.login.run
+    host.backend.login.run = lambda command: asked.append(command) or run(command)
+    file = host.file(str(tmp_path / "some"))
+    assert (file.mode, file.content_string, file.exists) == (0o640, "text", True)
+    assert len(asked) == 3
+
+
+def test_units_are_those_of_systemd(host: Any, tmp_path: Path) -> None:
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.write_text('#!/bin/sh\n[ "$1 $2" = "is-active ssh" ] && echo active\n')
+    systemctl.chmod(0o755)
+    assert host.service("ssh").is_running
+    assert not host.service("telnet").is_running
 
 
 def test_a_host_that_is_down_is_tried_once(host: Any, tmp_path: Path) -> None:
