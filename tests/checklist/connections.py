@@ -29,7 +29,7 @@ PROGRAM = (Path(__file__).parent / "root_shell.py").read_text()
 ON_THE_HOST = f"sudo -n python3 -I -S -c {shlex.quote(PROGRAM)}"
 LOGIN_SECONDS = 60.0
 # Longer than any command of a check takes on a busy host: one that has frozen keeps its connections open.
-COMMAND_SECONDS = 240.0
+COMMAND_SECONDS = 600.0
 
 
 class Unreachable(Exception):
@@ -93,8 +93,8 @@ class Shell:
 
     def _receive(self, deadline: float, about: str) -> None:
         assert self._process.stdout
-        readable, _, _ = select.select([self._process.stdout], [], [], max(0, deadline - time.monotonic()))
-        if not readable:
+        left = max(0, deadline - time.monotonic())
+        if not select.select([self._process.stdout], [], [], left)[0]:
             raise self._lost(about, "no answer in time")
         more = os.read(self._process.stdout.fileno(), 65536)
         if not more:
@@ -109,8 +109,8 @@ class Shell:
         # For good: what it may yet say would be taken for the answer to the next command.
         self.close()
         self._over = (
-            f"{self.name} does not answer over SSH ({said or why}; asked: {about[:80]}): is it up, and may "
-            "this machine log in?"
+            f"{self.name} does not answer over SSH ({said or why}; asked: {about[:80]}): is it up, not "
+            "frozen, and may this machine log in?"
         )
         return Unreachable(self._over)
 

@@ -19,7 +19,7 @@ import os, pathlib
 
 def test_one():
     """The first is true."""
-    pathlib.Path("pids").open("a").write(f"{os.getpid()}\\\\n")
+    pathlib.Path("pids").open("a").write(f"{os.getpid()}\\n")
 
 def test_two():
     """The second is true."""
