@@ -137,13 +137,13 @@ def reached(source: str | None, ends: Iterable[End]) -> set[End]:
 def scan(source: str | None, ends: Iterable[End], udp: Iterable[End] = (), tries: int = 2) -> Scan:
     """What becomes of a connection from host `source`, or this machine (None), to each of some ends, and of a
     datagram to each of `udp`; what does not answer is tried `tries` times."""
-    given = {"ends": sorted(set(ends)), "udp": sorted(set(udp)), "seconds": CONNECT_SECONDS, "tries": tries}
+    tcp, other = sorted(set(ends)), sorted(set(udp))
     if source is None:
-        found = port_scan.scan(**given)
+        found = port_scan.scan(tcp, other, CONNECT_SECONDS, tries)
     else:
         program = (fleet.REPOSITORY / "tests/checklist/port_scan.py").read_text()
-        said = on(source).check_output("python3 -I -S -c %s %s", program, json.dumps(given))
-        found = json.loads(said)
+        given = json.dumps({"ends": tcp, "udp": other, "seconds": CONNECT_SECONDS, "tries": tries})
+        found = json.loads(on(source).check_output("python3 -I -S -c %s %s", program, given))
     kinds = ("open", "refused", "heard")
     return Scan(*({(address, port) for address, port in found[kind]} for kind in kinds))
 

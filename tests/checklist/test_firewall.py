@@ -37,10 +37,9 @@ def _asked(node: fleet.Node) -> tuple[set[int], set[int]]:
 
 def _faults(source: fleet.Node | None, asked: dict[fleet.Node, tuple[set[int], set[int]]]) -> list[str]:
     targets = [node for node in asked if node != source]
-    found = scan(
-        source.name if source else None,
-        *([(node.address, port) for node in targets for port in asked[node][kind]] for kind in (0, 1)),
-    )
+    tcp = [(node.address, port) for node in targets for port in asked[node][0]]
+    udp = [(node.address, port) for node in targets for port in asked[node][1]]
+    found = scan(source.name if source else None, tcp, udp)
     where = source.name if source else "outside"
     return [
         f"{where} to {node.name}: {fault}"

@@ -118,7 +118,13 @@ def test_files_are_asked_about_without_asking_what_host_it_is(host: Any, tmp_pat
     (tmp_path / "some").chmod(0o640)
     asked: list[bytes] = []
     run = host.backend.login.run
-    host.backend.login.run = lambda command: asked.append(command) or run(command)
+
+    def counted(command: bytes) -> tuple[int, bytes, bytes]:
+        asked.append(command)
+        answer: tuple[int, bytes, bytes] = run(command)
+        return answer
+
+    host.backend.login.run = counted
     file = host.file(str(tmp_path / "some"))
     assert (file.mode, file.content_string, file.exists) == (0o640, "text", True)
     assert len(asked) == 3
