@@ -61,8 +61,8 @@ class Shell:
             about = command.decode(errors="replace")
             try:
                 self._send(b"%d\n%b" % (len(command), command))
-            except OSError as error:
-                raise self._lost(about, str(error)) from None
+            except OSError:
+                raise self._lost(about, "the connection ended") from None
             code, out, err = (int(word) for word in self._line(deadline, about).split())
             return code, self._bytes(out, deadline, about), self._bytes(err, deadline, about)
 
