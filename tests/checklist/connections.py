@@ -28,6 +28,8 @@ PROGRAM = (Path(__file__).parent / "root_shell.py").read_text()
 # sudo must not ask for a password, for nobody would hear it.
 ON_THE_HOST = f"sudo -n python3 -I -S -c {shlex.quote(PROGRAM)}"
 LOGIN_SECONDS = 60.0
+# For so long a host that did not let us in is not asked again: all that is to be asked of it would wait.
+FAILED_SECONDS = 15
 # Longer than any command of a check takes on a busy host: one that has frozen keeps its connections open.
 COMMAND_SECONDS = 600.0
 
@@ -144,7 +146,7 @@ class Login:
         failed = self.directory / f"{self.name}.failed"
         with (self.directory / f"{self.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if failed.exists():
+            if failed.exists() and time.time() - failed.stat().st_mtime < FAILED_SECONDS:
                 raise Unreachable(failed.read_text())
             try:
                 return Shell(self.name, self._words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -138,12 +139,17 @@ def test_units_are_those_of_systemd(host: Any, tmp_path: Path) -> None:
     assert not host.service("telnet").is_running
 
 
-def test_a_host_that_is_down_is_tried_once(host: Any, tmp_path: Path) -> None:
+def test_a_host_that_is_down_is_tried_again_after_a_while(host: Any, tmp_path: Path) -> None:
     (tmp_path / "down").touch()
     for _ in range(3):
         with pytest.raises(Unreachable, match="db1 does not answer over SSH"):
             host.run("true")
     assert logins(tmp_path) == 1
+    (tmp_path / "down").unlink()
+    before = time.time() - connections.FAILED_SECONDS
+    os.utime(tmp_path / "db1.failed", (before, before))
+    assert host.run("echo back").stdout == "back\n"
+    assert logins(tmp_path) == 2
 
 
 def test_a_connection_that_is_lost_is_made_again(host: Any, tmp_path: Path) -> None:
