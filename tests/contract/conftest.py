@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How long each of the longest files took on its worker: what LONGEST is made of."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if isinstance(report, pytest.TestReport):
             seconds[Path(report.location[0]).stem] += report.duration
     terminalreporter.section(f"{sum(seconds.values()):.0f} s of workers, of which")
-    for name, spent in seconds.most_common(2 * len(LONGEST)):
+    for name, spent in sorted(seconds.items(), key=lambda item: -item[1])[: 2 * len(LONGEST)]:
         terminalreporter.write_line(f"{spent:7.1f} s {name}")
 
 

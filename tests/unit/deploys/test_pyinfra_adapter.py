@@ -502,8 +502,7 @@ def test_those_of_a_fact_are_gathered_as_pyinfra_does(state: State, asked: dict[
     (host, _) = state.inventory
     host.data.override_datas.update({"_sudo_user": "own"})
     outer, _ = arguments.pop_global_arguments(state, host, {"_env": {"A": "call"}, "_timeout": 7})
-    both: list[dict[str, Any]] = [{}, outer]
-    for given in both:
+    for given in ({}, cast(dict[str, Any], outer)):
         ours, theirs = {**given, **asked}, {**given, **asked}
         found, names = pyinfra_adapter._pop_for_fact(state, host, ours)
         expected, known = arguments.pop_global_arguments(state, host, theirs)
