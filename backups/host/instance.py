@@ -195,6 +195,7 @@ class Scratch:
         self.directory = Path(settings.root) / name
         self.data = self.directory / "data"
         self._lock: int | None = None
+        self._server: subprocess.Popen[str] | None = None
 
     # ------------------------------------------------------------------ what is known of it
 
@@ -450,7 +451,7 @@ class Scratch:
             self._start_unit(command, log)
             return
         with log.open("ab") as output:
-            self.spawn(command, stdout=output, stderr=output, start_new_session=True, nice=10)
+            self._server = self.spawn(command, stdout=output, stderr=output, start_new_session=True, nice=10)
 
     def _start_unit(self, command: Sequence[str], log: Path) -> None:
         properties = {
@@ -495,12 +496,18 @@ class Scratch:
                 state == "writable"
             ):  # recovery ended though it was to pause: PostgreSQL had nothing to stop at
                 raise NotPaused(f"recovery did not pause at {goal}: the backup ends there already")
-            if self.postmaster() is None and time.monotonic() - begin > 2:
+            if self.postmaster() is None and self._ended():
                 self._explain(goal)
             if time.monotonic() - told > 5:
                 told = time.monotonic()
                 self.say(f"  recovering: {self._last_segment()} after {told - begin:.0f} s")
             time.sleep(PAUSE_SECONDS)
+
+    def _ended(self) -> bool:
+        """Whether the server that `_start` began is gone: on a busy host it writes its file after seconds."""
+        if self._server is not None:
+            return self._server.poll() is not None
+        return subprocess.run(["systemctl", "is-active", "--quiet", self.unit], check=False).returncode != 0
 
     def _recovery(self) -> str:
         """paused, recovering, writable, or "" while nobody can connect."""

@@ -31,6 +31,12 @@ Commands = Generator[StringCommand, None, None]
 
 LOADED = "/var/lib/relay/loaded"
 TLS = "/etc/relay/tls"
+# Its files, and which secret each holds; {} is a host's name.
+_TLS_SECRETS = {
+    f"{TLS}/ca.crt": "ca_trusted",
+    f"{TLS}/host.crt": "tls_cert:{}",
+    f"{TLS}/host.key": "tls_key:{}",
+}
 AUTHORITIES = "/usr/local/share/ca-certificates"
 # Modules that programs on hosts share.
 LIBRARY = "/usr/local/lib/relay"
@@ -85,12 +91,12 @@ def _write_all(files: Sequence[ConfigFile], verb: str, asked: Mapping[str, Any])
 
 def tls_files() -> list[ConfigFile]:
     """The fleet's authorities and the current host's certificate and key, which base puts in place."""
-    own = fleet.node_of(host).name
-    return [
-        ConfigFile(f"{TLS}/ca.crt", fleet.secret("ca_trusted")),
-        ConfigFile(f"{TLS}/host.crt", fleet.secret(f"tls_cert:{own}")),
-        ConfigFile(f"{TLS}/host.key", fleet.secret(f"tls_key:{own}"), mode="640", group="ssl-cert"),
-    ]
+    return [_tls_file(path) for path in _TLS_SECRETS]
+
+
+def _tls_file(path: str) -> ConfigFile:
+    secret = fleet.secret(_TLS_SECRETS[path].format(fleet.node_of(host).name))
+    return ConfigFile(path, secret, "640", "ssl-cert") if path.endswith(".key") else ConfigFile(path, secret)
 
 
 def trusted_authorities() -> list[ConfigFile]:
@@ -132,8 +138,8 @@ class Configuration:
 
     def read(self) -> list[ConfigFile]:
         """All files that the unit reads on the current host."""
-        named = [file for file in tls_files() if any(file.path in own.text for own in self.files)]
-        return [*self.files, *self.reads, *named]
+        named = [path for path in _TLS_SECRETS if any(path in own.text for own in self.files)]
+        return [*self.files, *self.reads, *map(_tls_file, named)]
 
     def asked(self) -> dict[str, Any]:
         """The arguments of `SetState` for it on the current host: with the same ones each time, the host is

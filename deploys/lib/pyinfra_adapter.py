@@ -19,6 +19,7 @@ each sentence, so that another version is tried by running it:
 - An operation's global arguments are the fields of one class, and each is looked for in the host's data, for
   which all its groups' are merged; one dictionary, merged once in the same order, holds the same.
 - They are gathered by one function, which asks the host for nothing but its data and its deploy's arguments.
+- Those of an operation are all given to the facts that it asks for, and gathering them again changes none.
 - In a command line's run an operation's place is told by the lines of the functions that called it.
 - A fact's arguments are bound to its `command` as a call binds them, the fact itself among them.
 """
@@ -85,6 +86,15 @@ def _pop_quickly(state: State, host: Host, kwargs: dict[str, Any]) -> Any:
     return _pop_global_arguments(state, _Asked(data, host.current_deploy_kwargs), kwargs)  # type: ignore[arg-type]
 
 
+def _pop_for_fact(state: State, host: Host, kwargs: dict[str, Any]) -> Any:
+    """A fact's global arguments. Within an operation all of them are given: they are those that were found
+    and checked for it, which pyinfra would do once more for every question of each of its two rounds."""
+    names = arguments.all_argument_meta
+    if names.keys() <= kwargs.keys():
+        return {name: kwargs.pop(name) for name in names}, list(names)
+    return _pop_quickly(state, host, kwargs)
+
+
 def _bound(command: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What inspect.getcallargs answers, without taking the function apart for each fact that is asked for."""
     own = getattr(command, "__self__", None)
@@ -109,8 +119,9 @@ def _operation_order(state: State) -> list[int]:
 _signature = functools.cache(inspect.signature)
 # The package has functions of the same names as these two modules.
 _deploy, _operation = (importlib.import_module(f"pyinfra.api.{name}") for name in ("deploy", "operation"))
-for _module in (_deploy, facts, _operation):
+for _module in (_deploy, _operation):
     _module.pop_global_arguments = _pop_quickly  # type: ignore[attr-defined]
+facts.pop_global_arguments = _pop_for_fact  # type: ignore[attr-defined]
 facts.getcallargs = _bound  # type: ignore[attr-defined]
 _operation.get_operation_order_from_stack = _operation_order  # type: ignore[attr-defined]
 

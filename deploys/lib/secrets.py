@@ -99,7 +99,7 @@ class SecretStore(Mapping[str, str]):
             raise DeployError(
                 f"{secrets_file} needs its key: set {KEY_VARIABLE} to the path of the age identity file"
             )
-        return cls(root / secrets_file, root / Path(key).expanduser())
+        return _store(root, secrets_file, os.path.expanduser(key))
 
     @property
     def remedy(self) -> str:
@@ -120,11 +120,13 @@ class SecretStore(Mapping[str, str]):
 
     def read(self) -> dict[str, str]:
         """All secrets; an absent file is an empty mapping."""
-        if not self.path.exists():
+        try:
+            written = self.path.stat().st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         if not self.key_path.exists():
             raise DeployError(f"{self.path} cannot be opened: its key {self.key_path} does not exist")
-        return dict(_decrypt(self.path, self.key_path, self.path.stat().st_mtime_ns))
+        return dict(_decrypt(self.path, self.key_path, written))
 
     def write(self, values: Mapping[str, str]) -> None:
         """Replaces the file in one step, readable by its owner only; makes the key with the first file."""
@@ -138,6 +140,12 @@ class SecretStore(Mapping[str, str]):
         if self.path.exists():
             raise DeployError(f"{self.path} exists but its key {self.key_path} does not: restore the key")
         whole_files.write(self.key_path, f"{pyrage.x25519.Identity.generate()}\n".encode(), 0o600)
+
+
+@lru_cache(maxsize=4)
+def _store(root: Path, secrets_file: str, key: str) -> SecretStore:
+    """A role asks for hundreds of secrets, and joining paths takes longer than all else."""
+    return SecretStore(root / secrets_file, root / key)
 
 
 def create_missing(

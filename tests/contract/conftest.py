@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first (with xdist's --no-loadscope-reorder)."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How long each of the longest files took on its worker: what LONGEST is made of."""
+    seconds: dict[str, float] = defaultdict(float)
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            seconds[Path(report.location[0]).stem] += report.duration
+    terminalreporter.section(f"{sum(seconds.values()):.0f} s of workers, of which")
+    for name, spent in sorted(seconds.items(), key=lambda item: -item[1])[: 2 * len(LONGEST)]:
+        terminalreporter.write_line(f"{spent:7.1f} s {name}")
 
 
 @pytest.fixture(scope="session")

@@ -104,12 +104,12 @@ def running_raw_provider(choose: Choose) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_until_complete, args=(whole(),), daemon=True)
     thread.start()
     try:
-        if not ready.wait(10):
-            raise RuntimeError("the raw provider did not start within 10 s")
+        if not ready.wait(60):
+            raise RuntimeError("the raw provider did not start within 60 s")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 

@@ -113,6 +113,8 @@ def fake_role(
         state = State(inventory, None)
         state.config.SUDO = True
         state.config.FAIL_PERCENT = 0
+        # As in a run: each question is put once while nothing is executed.
+        pyinfra_adapter.FactMemory(state).attach()
         target = inventory.get_host(f"@fake/{host_name}")
         with ctx_state.use(state), ctx_inventory.use(inventory):
             for host in inventory:

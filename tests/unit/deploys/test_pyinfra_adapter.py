@@ -496,6 +496,19 @@ def test_global_arguments_are_gathered_as_pyinfra_does(
     assert pyinfra_adapter._pop_quickly(state, other, {}) == arguments.pop_global_arguments(state, other, {})
 
 
+@pytest.mark.parametrize("asked", [{}, {"_sudo": False}, {"_env": {"B": "fact"}, "path": "x"}])
+def test_those_of_a_fact_are_gathered_as_pyinfra_does(state: State, asked: dict[str, Any]) -> None:
+    """Within an operation, and with arguments of its own; outside of one, too."""
+    (host, _) = state.inventory
+    host.data.override_datas.update({"_sudo_user": "own"})
+    outer, _ = arguments.pop_global_arguments(state, host, {"_env": {"A": "call"}, "_timeout": 7})
+    for given in ({}, cast(dict[str, Any], outer)):
+        ours, theirs = {**given, **asked}, {**given, **asked}
+        found, names = pyinfra_adapter._pop_for_fact(state, host, ours)
+        expected, known = arguments.pop_global_arguments(state, host, theirs)
+        assert (found, set(names), ours) == (expected, set(known), theirs)
+
+
 def test_arguments_of_facts_are_bound_as_pyinfra_does() -> None:
     class Asked:
         def command(self, path: str, deep: bool = False, *more: str, command: str = "x") -> str:
@@ -534,9 +547,11 @@ def test_an_operations_place_is_the_one_that_pyinfra_finds(
 
 
 def test_pyinfra_asks_the_adapter() -> None:
-    for name in ("deploy", "facts", "operation"):
+    for name in ("deploy", "operation"):
         module = importlib.import_module(f"pyinfra.api.{name}")
         assert module.pop_global_arguments is pyinfra_adapter._pop_quickly
-    assert importlib.import_module("pyinfra.api.facts").getcallargs is pyinfra_adapter._bound
+    facts = importlib.import_module("pyinfra.api.facts")
+    assert facts.pop_global_arguments is pyinfra_adapter._pop_for_fact
+    assert facts.getcallargs is pyinfra_adapter._bound
     placing = importlib.import_module("pyinfra.api.operation").get_operation_order_from_stack
     assert placing is pyinfra_adapter._operation_order
