@@ -15,6 +15,11 @@ from relay.formats.reading import compact
 from relay.formats.text_estimate import split_text, text_estimate
 
 USAGE_FORMAT = "anthropic"
+# Anthropic tells the usage of a refusal before any output, too, and does not bill it:
+# https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons
+REFUSED = "refusal"
+FRESH = "input_tokens"
+_CACHES = ("cache_read_input_tokens", "cache_creation_input_tokens")
 Usage = dict[str, Any]
 
 
@@ -49,9 +54,12 @@ def read_message(body: bytes) -> Message:
     content, usage = value.get("content"), value.get("usage")
     if "content" not in value and not isinstance(usage, dict):
         raise ErrorAnswer(value)
-    return Message(
+    made = Message(
         value, usage if isinstance(usage, dict) else None, content if isinstance(content, list) else []
     )
+    if value.get("stop_reason") == REFUSED and not made.estimate():
+        made.usage = None
+    return made
 
 
 def collect_block(block: Any, into: list[str]) -> None:
@@ -77,14 +85,41 @@ def collect_delta(delta: Any, into: list[str]) -> None:
 
 
 def cumulated(first: Usage | None, later: Any) -> Usage | None:
-    """Usage told again: figures are totals so far, so none of them becomes less, and none is added twice."""
+    """Usage told again: figures are totals so far, so none becomes less, and none is added twice.
+
+    One figure may become less: of ``input_tokens`` the later one counts. Compatible providers (Moonshot's and
+    Alibaba's) tell the whole prompt at the begin, and at the end what of it was not in their cache.
+    """
     if not isinstance(later, Mapping):
         return first
+    joined = _joined(first, later)
+    if FRESH in (first or {}):
+        joined[FRESH] = _fresh(first or {}, later)
+    return joined
+
+
+def _fresh(first: Usage, later: Mapping[str, Any]) -> Any:
+    """The prompt's tokens that are in no cache, after both were told."""
+    before, now = first[FRESH], later.get(FRESH)
+    if not _is_number(before) or not (now is None or _is_number(now)):
+        return before if now is None else now
+    more = _cached(later) - _cached(first)
+    if now is not None:
+        return now if now > 0 or more > 0 else before  # some repeat it as zero
+    # Who tells of a cache later than of the prompt told the prompt whole.
+    return max(before - more, 0) if more > 0 and not first.keys() & set(_CACHES) else before
+
+
+def _cached(usage: Mapping[str, Any]) -> int:
+    return sum(value for value in map(usage.get, _CACHES) if _is_number(value) and value is not None)
+
+
+def _joined(first: Usage | None, later: Mapping[str, Any]) -> Usage:
     joined = dict(first or {})
     for name, value in later.items():
         before = joined.get(name)
         if isinstance(value, Mapping):
-            joined[name] = cumulated(before if isinstance(before, dict) else None, value)
+            joined[name] = _joined(before if isinstance(before, dict) else None, value)
         elif value is not None:
             both = _is_number(before) and _is_number(value)
             joined[name] = max(before, value) if both else value

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from relay.formats.anthropic_fields import BILLING_LINE, without_billing_line
+from relay.formats.anthropic_schema import answer_schema
 from relay.formats.conversation import (
     AnswerFormat,
     Conversation,
@@ -26,17 +29,21 @@ from relay.formats.conversation import (
     Turn,
     Untranslatable,
     merged,
+    without_blanks,
 )
 from relay.formats.format import Written
 from relay.formats.reading import (
+    CallNames,
     Object,
     arguments_object,
     arguments_text,
     encoded,
+    image_type,
     items,
     life,
     mapping,
     mark,
+    object_schema,
     one_of,
     only,
     optional,
@@ -118,7 +125,8 @@ def read_request(body: bytes, drop_unknown: bool) -> Conversation:
 def _read_turns(fields: Object, left_out: list[str]) -> list[Turn]:
     turns: list[Turn] = []
     if "system" in fields:
-        turns.append(Turn("system", _read_content(fields["system"], "system", left_out), place="system"))
+        parts = _read_content(fields["system"], "system", left_out)
+        turns.append(Turn("system", _without_billing_line(parts, left_out), place="system"))
     for number, message in enumerate(items(fields.get("messages"), "messages")):
         place = f"messages.{number}"
         message = mapping(message, place)
@@ -127,6 +135,15 @@ def _read_turns(fields: Object, left_out: list[str]) -> list[Turn]:
         parts = _read_content(message.get("content"), f"{place}.content", left_out)
         turns.append(Turn(role, parts, place=place))
     return merged(turns)
+
+
+def _without_billing_line(parts: list[Part], left_out: list[str]) -> list[Part]:
+    first = parts[0] if parts else None
+    if not isinstance(first, Text) or first.text == (rest := without_billing_line(first.text)):
+        return parts
+    left_out.append(BILLING_LINE.rstrip(":"))
+    first.text = rest
+    return parts if rest.strip() else parts[1:]
 
 
 def _read_content(content: Any, place: str, left_out: list[str]) -> list[Part]:
@@ -170,7 +187,7 @@ def _read_image(source: Object, cache: Any, place: str) -> Image:
         return Image(url=text(source.get("url"), f"{place}.source.url"), cache=cache, place=place)
     one_of(source.get("type"), ("base64",), f"{place}.source.type")
     return Image(
-        text(source.get("media_type"), f"{place}.source.media_type"),
+        image_type(text(source.get("media_type"), f"{place}.source.media_type")),
         text(source.get("data"), f"{place}.source.data"),
         cache=cache,
         place=place,
@@ -199,7 +216,7 @@ def _read_tool(tool: Object, place: str, left_out: list[str]) -> Tool:
     return Tool(
         name=text(tool.get("name"), f"{place}.name"),
         description=optional(tool.get("description"), str, f"{place}.description"),
-        schema=tool.get("input_schema"),
+        schema=object_schema(tool.get("input_schema")),
         strict=optional(tool.get("strict"), bool, f"{place}.strict") or None,
         cache=life(tool.get("cache_control"), f"{place}.cache_control"),
         place=place,
@@ -249,11 +266,12 @@ def write_request(conversation: Conversation, model: str, max_output: int, profi
     if made.temperature is not None and made.temperature > 1:
         raise Untranslatable(made.place_of("temperature"), "this model takes 0 to 1")
     left_out = list(made.left_out)
-    turns = merged(made.turns)
+    turns = merged(replace(turn, parts=without_blanks(turn.parts)) for turn in made.turns)
+    names = _Names()
     fields: Object = {"model": model, "max_tokens": made.max_output or max_output}
     if turns and turns[0].role == "system":
         fields["system"] = _write_content(turns.pop(0).parts, left_out)
-    fields["messages"] = [_write_turn(turn, left_out) for turn in turns]
+    fields["messages"] = [_write_turn(replace(turn, parts=names.of(turn.parts)), left_out) for turn in turns]
     if made.stream:
         fields["stream"] = True
     if made.tools:
@@ -298,12 +316,12 @@ def _write_part(part: Part, left_out: list[str]) -> Object:
     if isinstance(part, Reasoning):
         return _write_reasoning(part)
     if isinstance(part, ToolCall):
-        call: Object = {"type": "tool_use", "id": _call_id(part.id), "name": part.name}
+        call: Object = {"type": "tool_use", "id": part.id, "name": part.name}
         call["input"] = arguments_object(part.arguments)
         return call | mark(part.cache)
     if isinstance(part, Refusal):
         raise Untranslatable(part.place, "a refusal cannot be sent to this model's provider; send it as text")
-    result: Object = {"type": "tool_result", "tool_use_id": _call_id(part.call_id)}
+    result: Object = {"type": "tool_result", "tool_use_id": part.call_id}
     if part.parts:
         result["content"] = _write_content(part.parts, left_out)
     if part.is_error:
@@ -311,9 +329,28 @@ def _write_part(part: Part, left_out: list[str]) -> Object:
     return result | mark(part.cache)
 
 
-def _call_id(name: str) -> str:
-    """A call's name with the characters that this API takes, the same for the call and its result."""
-    return _NOT_OF_AN_ID.sub("_", name)
+class _Names:
+    """Names of calls as this API takes them: of certain characters, and each another one in the whole
+    conversation. Some models count their calls anew in each answer."""
+
+    def __init__(self) -> None:
+        self._names = CallNames()
+        self._waiting: dict[str, list[str]] = {}
+
+    def of(self, parts: Iterable[Part]) -> list[Part]:
+        """The parts with these names, the same for a call and its result."""
+        return [self._renamed(part) for part in parts]
+
+    def _renamed(self, part: Part) -> Part:
+        if isinstance(part, ToolCall):
+            name = self._names.name(_NOT_OF_AN_ID.sub("_", part.id))
+            self._waiting.setdefault(part.id, []).append(name)
+            return replace(part, id=name)
+        if isinstance(part, ToolResult):
+            waiting = self._waiting.get(part.call_id)
+            name = waiting.pop(0) if waiting else _NOT_OF_AN_ID.sub("_", part.call_id)
+            return replace(part, call_id=name)
+        return part
 
 
 def _source(image: Image) -> Object:
@@ -335,14 +372,14 @@ def _write_tool(tool: Tool) -> Object:
     made: Object = {"name": tool.name}
     if tool.description is not None:
         made["description"] = tool.description
-    made["input_schema"] = tool.schema if tool.schema is not None else {"type": "object"}
+    made["input_schema"] = object_schema(tool.schema if tool.schema is not None else {})
     if tool.strict:
         made["strict"] = True
     return made | mark(tool.cache)
 
 
 def _write_choice(made: Conversation) -> Object:
-    choice = made.tool_choice
+    choice = made.choice
     if choice is None and not (made.tools_one_by_one and made.tools):
         return {}
     mode = choice.mode if choice else "auto"
@@ -357,7 +394,7 @@ _OFF: Object = {"type": "disabled"}
 
 def _forbids_thinking(made: Conversation) -> bool:
     """Whether the request says what this API does not take together with thoughts."""
-    forced = made.tool_choice is not None and made.tool_choice.mode in ("any", "tool")
+    forced = made.choice is not None and made.choice.mode in ("any", "tool")
     return forced or made.temperature not in (None, 1) or made.top_k is not None
 
 
@@ -382,8 +419,10 @@ def _write_wishes(made: Conversation, left_out: list[str]) -> Object:
     if wanted is not None:
         if wanted.schema is None:
             raise Untranslatable(made.place_of("answer_format"), "use json_schema with a schema")
-        config["format"] = {"type": "json_schema", "schema": wanted.schema}
-        labels = {"name": wanted.name, "description": wanted.description, "strict": wanted.strict}
         place = made.place_of("answer_format")
+        said: list[str] = []
+        config["format"] = {"type": "json_schema", "schema": answer_schema(wanted.schema, said)}
+        left_out += [f"{place}.{name}" for name in said]
+        labels = {"name": wanted.name, "description": wanted.description, "strict": wanted.strict}
         left_out += [f"{place}.{name}" for name, value in labels.items() if value is not None]
     return fields | ({"output_config": config} if config else {})

@@ -5,7 +5,6 @@ Protocol: https://platform.claude.com/docs/en/build-with-claude/streaming
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +35,16 @@ from relay.formats.conversation import (
 from relay.formats.conversation import Usage as Told
 from relay.formats.format import Shown
 from relay.formats.meters import as_anthropic, meters_of, reasoning_of
-from relay.formats.reading import Object, arguments_object, arguments_text, encoded, number, object_of, string
+from relay.formats.reading import (
+    Object,
+    arguments_given,
+    arguments_object,
+    encoded,
+    is_json,
+    number,
+    object_of,
+    string,
+)
 from relay.formats.refusal import said_of
 
 _STOPS: dict[str, Stop] = {
@@ -77,7 +85,7 @@ def _read_part(block: Any) -> Part:
     if kind == "redacted_thinking":
         return Reasoning(hidden=string(block.get("data")))
     if kind == "tool_use":
-        arguments = arguments_text(object_of(block.get("input")))
+        arguments = arguments_given(block.get("input")) or "{}"
         return ToolCall(string(block.get("id")), string(block.get("name")), arguments)
     raise BadAnswer(f"a content block of type {str(kind)[:40]!r} cannot be translated")
 
@@ -185,7 +193,7 @@ class Decoder:
         """Some providers give a call's whole input with its begin, and no delta."""
         given = self._input.pop(number(event.index), None)
         if given:
-            yield ToolDelta(self._calls[number(event.index)], arguments_text(object_of(given)))
+            yield ToolDelta(self._calls[number(event.index)], arguments_given(given))
 
     def _stopped(self, event: StreamEvent) -> Iterator[Event]:
         self._usage = cumulated(self._usage, event.usage)
@@ -303,14 +311,8 @@ class Encoder:
 
     def _close_whole_calls(self) -> bytes:
         """End the calls whose arguments are complete."""
-        return b"".join(self._stop_call(index) for index in list(self._calls) if self._is_whole(index))
-
-    def _is_whole(self, index: int) -> bool:
-        try:
-            json.loads(self._calls[index][1])
-        except (ValueError, RecursionError):
-            return False
-        return True
+        whole = [index for index, (_, said) in self._calls.items() if is_json(said)]
+        return b"".join(map(self._stop_call, whole))
 
     def _stop_call(self, index: int) -> bytes:
         return event_of("content_block_stop", {"index": self._calls.pop(index)[0]})

@@ -75,6 +75,16 @@ UNPRICED_BLOCKS = {"container_upload": "a file in a container has no price here;
 # Sources of images and documents that the request itself holds or names.
 IMAGE_SOURCES = frozenset({"base64", "url"})
 DOCUMENT_SOURCES = frozenset({"text", "content"})
+# The begin of a line that Claude Code puts before its instructions, for Anthropic's books. It is another one
+# in each request, so nobody else would find anything in a cache:
+# https://github.com/anthropics/claude-code/issues/68900
+BILLING_LINE = "x-anthropic-billing-header:"
+
+
+def without_billing_line(text: str) -> str:
+    """Instructions without that line."""
+    return text.partition("\n")[2] if text.startswith(BILLING_LINE) else text
+
 
 _CONTENT: Schema = {
     "anyOf": [

@@ -43,7 +43,7 @@ from relay.formats.json_fields import (
     without_nulls,
 )
 from relay.formats.request import INSTRUCTION_TOKENS, Request
-from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.text_estimate import json_estimate, split_text, text_estimate
 from relay.formats.untouched import check_unknown, with_model
 from relay.providers.profiles import Profile
 from relay.settings import Settings, UnknownFields
@@ -57,7 +57,8 @@ Object = dict[str, Any]
 @dataclass(slots=True)
 class MessagesRequest(Request):
     """A request in Anthropic's format. ``body``: as it came; ``model_at``: begin and end of the value of
-    ``model`` in it. ``unknown``: names of its fields that are in no list here.
+    ``model`` in it. ``unknown``: names of its fields that are in no list here. ``tools``: counted tokens of
+    those that it declares.
     """
 
     body: bytes
@@ -65,6 +66,7 @@ class MessagesRequest(Request):
     unknown: frozenset[str]
     messages: list[Object]
     system: Any
+    tools: int
 
     def native(self, model: str, profile: Profile) -> bytes:
         """See Request."""
@@ -76,8 +78,8 @@ class MessagesRequest(Request):
 
     def counted_prompt(self, image_tokens: int) -> int:
         """See Request: 4 a message, and its texts' estimate."""
-        texts = (text_estimate(*split_text(text)) for text in _texts(self))
-        return TOKENS_A_MESSAGE * len(self.messages) + sum(texts) + self.images * image_tokens
+        texts = sum(text_estimate(*split_text(text)) for text in _texts(self))
+        return TOKENS_A_MESSAGE * len(self.messages) + texts + self.tools + self.images * image_tokens
 
 
 def parse(body: bytes, settings: Settings, *, counting: bool = False) -> MessagesRequest:
@@ -124,6 +126,7 @@ def parse(body: bytes, settings: Settings, *, counting: bool = False) -> Message
         unknown=frozenset(fields.keys() - PASSED),
         messages=messages,
         system=system,
+        tools=json_estimate(fields.get("tools")),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.formats import sse
 from relay.formats.answer import NOT_JSON, loads
-from relay.formats.anthropic_answer import collect_block, collect_delta, cumulated
+from relay.formats.anthropic_answer import REFUSED, collect_block, collect_delta, cumulated
 from relay.formats.stream_meter import DROP, END, KEEP, PASS, EventMeter
 from relay.formats.top_level import replace_string
 from relay.formats.typed_event import TypedEvent, decoder_of
@@ -40,7 +40,7 @@ class AnthropicMeter(EventMeter):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._over = False
+        self._over = self._unbilled = False
         self.done = False
 
     def end(self) -> None:
@@ -97,7 +97,7 @@ class AnthropicMeter(EventMeter):
             return self._not_json(payload)
         self.events += 1
         if self.done:
-            self.usage = cumulated(self.usage, decoded.usage)
+            self._tell(decoded.usage)
             return DROP
         if decoded.error or decoded.type == "error":
             return self._read_error(decoded, event, payload)
@@ -127,7 +127,7 @@ class AnthropicMeter(EventMeter):
 
     def _read_start(self, message: Any, event: bytes, payload: bytes) -> None:
         if isinstance(message, dict):
-            self.usage = cumulated(self.usage, message.get("usage"))
+            self._tell(message.get("usage"))
         if self._model is not None:
             renamed = replace_string(payload, "model", self._model, depth=2)
             if renamed != payload:
@@ -135,13 +135,19 @@ class AnthropicMeter(EventMeter):
 
     def _read_delta(self, decoded: StreamEvent) -> int:
         if isinstance(decoded.usage, dict) and decoded.usage:
-            self.usage = cumulated(self.usage, decoded.usage)
+            self._tell(decoded.usage)
             self.usage_is_last = True
         delta = decoded.delta
         if isinstance(delta, dict) and delta.get("stop_reason"):
             self._over = self._keeping = True
+            if delta["stop_reason"] == REFUSED and not self.generating:
+                self._unbilled, self.usage = True, None
             return END
         return KEEP if self._keeping else PASS
+
+    def _tell(self, usage: Any) -> None:
+        if not self._unbilled:
+            self.usage = cumulated(self.usage, usage)
 
     def _read_error(self, decoded: StreamEvent, event: bytes, payload: bytes) -> int:
         if self.finished:

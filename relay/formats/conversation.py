@@ -202,6 +202,12 @@ class Conversation:
         """
         return [] if self.top_k is None else [self.place_of("top_k")]
 
+    @property
+    def choice(self) -> ToolChoice | None:
+        """``tool_choice``, where there are tools to choose: without, APIs refuse even "none"."""
+        unsaid = self.tool_choice is None or (not self.tools and self.tool_choice.mode in ("auto", "none"))
+        return None if unsaid else self.tool_choice
+
     def refuse(self, *names: str, remedy: str = NO_SUCH_FIELD) -> None:
         """Raise Untranslatable for the first of these fields that was said."""
         for name in names:
@@ -331,6 +337,21 @@ def with_thoughts_signed(parts: Iterable[Part], kinds: tuple[type[Text] | type[T
             part = replace(part, signature=None)
         made.append(part)
     return made
+
+
+def without_blanks(parts: Iterable[Part]) -> list[Part]:
+    """The parts without texts of white space alone; a mark of the prompt cache there moves to the part before
+    it."""
+    kept: list[Part] = []
+    for part in parts:
+        if isinstance(part, ToolResult):
+            inner = without_blanks(part.parts)
+            part = replace(part, parts=[one for one in inner if isinstance(one, Text | Image)])
+        if not (isinstance(part, Text) and not part.text.strip()):
+            kept.append(part)
+        elif part.cache is not None and kept and not isinstance(kept[-1], Reasoning | Refusal):
+            kept[-1] = replace(kept[-1], cache=kept[-1].cache or part.cache)
+    return kept
 
 
 def merged(turns: Iterable[Turn]) -> list[Turn]:

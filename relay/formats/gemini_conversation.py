@@ -51,8 +51,10 @@ from relay.formats.reading import (
     arguments_text,
     compact,
     encoded,
+    image_type,
     items,
     mapping,
+    object_schema,
     one_of,
     only,
     optional,
@@ -325,7 +327,7 @@ def _read_media(part: Object, place: str) -> Image:
     where = f"{place}.inlineData"
     data = mapping(part["inlineData"], where)
     only(data, ("mimeType", "data", "displayName"), where)
-    kind = text(data.get("mimeType"), f"{where}.mimeType")
+    kind = image_type(text(data.get("mimeType"), f"{where}.mimeType"))
     if not kind.startswith("image/"):
         raise Untranslatable(
             f"{where}.mimeType", "images alone can be sent to this model's provider; send its text"
@@ -380,7 +382,7 @@ def _read_tools(tools: Any) -> Iterator[Tool]:
                 schema = json_schema(declared["parameters"], f"{place}.parameters")
             name = text(declared.get("name"), f"{place}.name")
             described = optional(declared.get("description"), str, f"{place}.description")
-            yield Tool(name, described, schema, place=place)
+            yield Tool(name, described, object_schema(schema), place=place)
 
 
 def _read_choice(config: Any, made: Conversation) -> None:
@@ -606,7 +608,7 @@ def _signature(signature: str | None) -> Object:
 def _write_choice(made: Conversation) -> Object:
     """Left alone a model may call by no schema: strict tools ask for the mode that does not let it. Calls
     that are forced are by their schema anyway."""
-    choice = made.tool_choice
+    choice = made.choice
     calling: Object = {}
     if choice is not None and choice.mode != "auto":
         calling["mode"] = "NONE" if choice.mode == "none" else "ANY"

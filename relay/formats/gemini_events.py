@@ -5,7 +5,6 @@ Protocol: https://ai.google.dev/api/generate-content#generatecontentresponse
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +34,19 @@ from relay.formats.conversation import (
 from relay.formats.format import Shown
 from relay.formats.gemini_answer import USAGE_FORMAT, is_blocked, parts_of, read_generated
 from relay.formats.gemini_conversation import content_of, thought_part, write_call
+from relay.formats.gemini_fields import BESIDE_PARTS
 from relay.formats.meters import as_gemini, meters_of, reasoning_of
-from relay.formats.reading import Object, arguments_text, encoded, list_of, object_of, string
+from relay.formats.reading import (
+    CallNames,
+    Object,
+    answer_name,
+    arguments_given,
+    encoded,
+    is_json,
+    list_of,
+    object_of,
+    string,
+)
 from relay.formats.refusal import said_of
 
 # Google's API sends nothing while it thinks. Blank lines are no event, and every client passes over them.
@@ -44,7 +54,16 @@ PING = b"\r\n"
 _STOPS: dict[str, Stop] = {
     "MAX_TOKENS": "length",
     **dict.fromkeys(("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"), "refusal"),
+    **dict.fromkeys(("IMAGE_SAFETY", "IMAGE_RECITATION", "IMAGE_PROHIBITED_CONTENT"), "refusal"),
+    **dict.fromkeys(("LANGUAGE", "MODEL_ARMOR"), "refusal"),
 }
+# Why an answer broke off. No other format has a word for that: told as an end it would pass for an answer.
+_FAILED = frozenset(
+    {
+        *("MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"),
+        *("MISSING_THOUGHT_SIGNATURE", "NO_IMAGE", "IMAGE_OTHER", "OTHER"),
+    }
+)
 _REASONS: dict[Stop, str] = {"length": "MAX_TOKENS", "context": "MAX_TOKENS", "refusal": "SAFETY"}
 # https://cloud.google.com/apis/design/errors#handling_errors; 402 is none of Google's.
 STATUSES = {
@@ -70,13 +89,13 @@ def read_answer(body: bytes) -> Answer:
     """See Format."""
     answer = read_generated(body)
     candidate = object_of(answer.candidates[0]) if answer.candidates else {}
-    name = string(answer.value.get("responseId"))
-    parts: list[Part] = []
-    for number, part in enumerate(parts_of(candidate)):
-        parts += _read_part(part, name, number)
+    if not candidate and not answer.blocked:
+        raise BadAnswer("the answer has no candidate, and the prompt was not blocked")
+    names = CallNames(answer_name(answer.value.get("responseId"), answer.value))
+    parts = [made for part in parts_of(candidate) for made in _read_part(part, names)]
     called = any(isinstance(part, ToolCall) for part in parts)
     return Answer(
-        id=name,
+        id=string(answer.value.get("responseId")),
         model=string(answer.value.get("modelVersion")),
         parts=parts,
         stop="refusal" if answer.blocked else _stop(candidate.get("finishReason"), called),
@@ -87,17 +106,19 @@ def read_answer(body: bytes) -> Answer:
 
 def _stop(reason: Any, called: bool) -> Stop:
     """Google ends with STOP where tools are to be called, too."""
+    if str(reason) in _FAILED:
+        raise BadAnswer(f"the answer broke off: {reason}")
     stop = _STOPS.get(str(reason), "end")
     return "tool" if called and stop == "end" else stop
 
 
-def _read_part(part: Any, answer: str, number: int) -> Iterator[Part]:
+def _read_part(part: Any, names: CallNames) -> Iterator[Part]:
     part = object_of(part)
     signature = string(part.get("thoughtSignature")) or None
     if "functionCall" in part:
         call = object_of(part["functionCall"])
-        name = string(call.get("id")) or call_name(answer, number)
-        yield ToolCall(name, string(call.get("name")), arguments_text(object_of(call.get("args"))), signature)
+        name = names.name(string(call.get("id")))
+        yield ToolCall(name, string(call.get("name")), arguments_given(call.get("args")) or "{}", signature)
     elif "text" in part or signature:
         text = string(part.get("text"))
         if part.get("thought") or not text:
@@ -105,13 +126,8 @@ def _read_part(part: Any, answer: str, number: int) -> Iterator[Part]:
                 yield Reasoning(text, signature)
         else:
             yield Text(text, signature=signature)
-    else:
+    elif part.keys() - BESIDE_PARTS:
         raise BadAnswer(f"a part with {', '.join(part)[:40]!r} cannot be translated")
-
-
-def call_name(answer: str, number: int) -> str:
-    """A name for a call to which the model gives none; no other answer has the same."""
-    return f"call_{answer}_{number}"
 
 
 def write_answer(answer: Answer, shown: Shown) -> bytes:
@@ -148,7 +164,7 @@ class Decoder:
     """See Decoder of ``relay.formats.format``."""
 
     def __init__(self) -> None:
-        self._name: str | None = None
+        self._names: CallNames | None = None
         self._calls = 0
 
     def feed(self, events: bytes) -> Iterator[Event]:
@@ -167,20 +183,20 @@ class Decoder:
             return
         usage = value.get("usageMetadata")
         meters = meters_of(USAGE_FORMAT, usage)
-        if self._name is None:
-            self._name = string(value.get("responseId"))
-            yield Begin(self._name, string(value.get("modelVersion")), meters)
+        if self._names is None:
+            self._names = CallNames(answer_name(value.get("responseId"), value))
+            yield Begin(string(value.get("responseId")), string(value.get("modelVersion")), meters)
         if meters is not None:
             yield Usage(meters, reasoning_of(usage))
         for candidate in list_of(value.get("candidates")):
             if isinstance(candidate, dict) and not candidate.get("index"):
-                yield from self._candidate(candidate, self._name)
+                yield from self._candidate(candidate, self._names)
         if is_blocked(value):
             yield Stopped("refusal")
 
-    def _candidate(self, candidate: Object, name: str) -> Iterator[Event]:
+    def _candidate(self, candidate: Object, names: CallNames) -> Iterator[Event]:
         for part in parts_of(candidate):
-            for made in _read_part(part, name, self._calls):
+            for made in _read_part(part, names):
                 yield from self._events(made)
         if candidate.get("finishReason"):
             yield Stopped(_stop(candidate["finishReason"], self._calls > 0))
@@ -208,11 +224,7 @@ class _Call:
 
     @property
     def is_whole(self) -> bool:
-        try:
-            json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            return False
-        return True
+        return is_json(self.arguments)
 
     def part(self) -> Object:
         return write_call(ToolCall(self.id, self.name, self.arguments, self.signature))

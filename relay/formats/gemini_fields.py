@@ -98,6 +98,8 @@ OPAQUE = frozenset(
 )
 
 
+# Objects of a schema whose names are the customer's own.
+_OF_SCHEMAS = frozenset({"properties", "defs", "$defs", "definitions"})
 # What Google reads there is no image, whatever it is said to be: hours of video, files of an account.
 _NO_IMAGES = ("youtube.com", "youtu.be", "youtube-nocookie.com", "googleapis.com")
 
@@ -146,7 +148,7 @@ def camelised(value: Any) -> Any:
             continue
         if name in OPAQUE:
             made[name] = inner
-        elif name == "properties" and isinstance(inner, dict):  # of a schema
+        elif name in _OF_SCHEMAS and isinstance(inner, dict):
             made[name] = {own: camelised(item) for own, item in inner.items()}
         else:
             made[name] = camelised(inner)

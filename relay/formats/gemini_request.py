@@ -46,7 +46,7 @@ from relay.formats.json_fields import (
 )
 from relay.formats.reading import compact
 from relay.formats.request import INSTRUCTION_TOKENS, Request
-from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.text_estimate import json_estimate, split_text, text_estimate
 from relay.formats.top_level import replace_string
 from relay.providers.profiles import Profile
 from relay.settings import Settings
@@ -112,9 +112,10 @@ class GenerateRequest(Request):
 
     def counted_prompt(self, image_tokens: int) -> int:
         """See Request: 4 a content, and its texts' estimate."""
-        texts = (text_estimate(*split_text(text)) for text in _texts(self.fields))
+        texts = sum(text_estimate(*split_text(text)) for text in _texts(self.fields))
+        tools = json_estimate(encode(self.fields["tools"])) if "tools" in self.fields else 0
         contents = len(self.fields.get("contents", ()))
-        return TOKENS_A_MESSAGE * contents + sum(texts) + self.images * image_tokens
+        return TOKENS_A_MESSAGE * contents + texts + tools + self.images * image_tokens
 
 
 def parse(body: bytes, settings: Settings, *, model: str, stream: bool = False) -> GenerateRequest:

@@ -6,11 +6,13 @@ may be texts.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from relay.formats.reading import Object, items, mapping, one_of
 
 _TYPES = ("string", "number", "integer", "boolean", "array", "object", "null", "type_unspecified")
+_REFERENCE = re.compile(r"^#/(?:\$?defs)/")
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength")
 
 
@@ -34,6 +36,12 @@ def _keyword(name: str, value: Any, nullable: bool, order: Any, where: str) -> O
     if name == "anyOf":
         choices = [json_schema(one, where) for one in items(value, where)]
         return {name: [*choices, {"type": "null"}] if nullable else choices}
+    if name in ("defs", "$defs"):
+        return {"$defs": _properties(mapping(value, where), None, where)}
+    if name in ("ref", "$ref"):
+        return {"$ref": _REFERENCE.sub("#/$defs/", str(value))}
+    if name == "additionalProperties" and isinstance(value, dict):
+        return {name: json_schema(value, where)}
     if name == "properties":
         return {name: _properties(mapping(value, where), order, where)}
     if name == "enum" and nullable:

@@ -12,9 +12,12 @@ from typing import Any
 import msgspec
 
 from relay.formats.answer import NOT_JSON, BadAnswer, ErrorAnswer, loads
+from relay.formats.reading import compact
 from relay.formats.text_estimate import split_text, text_estimate
 
 USAGE_FORMAT = "openai"
+# Reasons of an end that is none: OpenRouter's, Z.ai's and DeepSeek's.
+FAILED = frozenset({"error", "network_error", "insufficient_system_resource"})
 # How deep parts of a content are followed: Mistral's have texts inside their "thinking".
 PART_DEPTH = 3
 
@@ -40,13 +43,16 @@ class Message(msgspec.Struct):
 
 class Choice(msgspec.Struct):
     """One choice of a whole answer or of a stream's chunk. ``text``: in the place of both, in OpenAI's older
-    API."""
+    API. Its ``usage`` and ``error``: see Completion."""
 
     index: int = 0
     message: Message | None = None
     delta: Message | None = None
     finish_reason: str | None = None
     text: Any = None
+    usage: Any = None
+    error: Any = None
+    native_finish_reason: Any = None
 
     @classmethod
     def of(cls, value: Any) -> Choice | None:
@@ -60,15 +66,23 @@ class Choice(msgspec.Struct):
             Message.of(value.get("delta")),
             reason if isinstance(reason, str) else None,
             value.get("text"),
+            value.get("usage"),
+            value.get("error"),
+            value.get("native_finish_reason"),
         )
 
 
 class Completion(msgspec.Struct):
-    """What is read of a whole answer or of a stream's chunk."""
+    """What is read of a whole answer or of a stream's chunk.
+
+    ``usage`` and ``error`` wherever they stand: Moonshot tells the usage in the last chunk's choice, Groq in
+    ``x_groq``; OpenRouter tells an error in the choice, others by a reason of the end (FAILED).
+    """
 
     choices: list[Choice] = []
     usage: dict[str, Any] | None = None
     error: Any = None
+    x_groq: Any = None
 
     @property
     def empty(self) -> bool:
@@ -98,7 +112,7 @@ def decode(document: bytes) -> Completion | None:
     try:
         if not document.isascii():
             document.decode()  # the fast decoder does not look at the bytes of fields that it skips
-        return _answer.decode(document)
+        return _gathered(_answer.decode(document))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         value = loads(document)
         if value is NOT_JSON:
@@ -107,11 +121,43 @@ def decode(document: bytes) -> Completion | None:
         return None
     choices, usage = value.get("choices"), value.get("usage")
     listed = choices if isinstance(choices, list) else []
-    return Completion(
-        [choice for choice in map(Choice.of, listed) if choice is not None],
-        usage if isinstance(usage, dict) else None,
-        value.get("error"),
+    return _gathered(
+        Completion(
+            [choice for choice in map(Choice.of, listed) if choice is not None],
+            usage if isinstance(usage, dict) else None,
+            value.get("error"),
+            value.get("x_groq"),
+        )
     )
+
+
+def _gathered(answer: Completion) -> Completion:
+    """The same, with what stands in other places where those who follow OpenAI have it."""
+    for choice in answer.choices:
+        if choice.finish_reason or choice.usage or choice.error:
+            _gather(choice, answer)
+    if not answer.usage and isinstance(answer.x_groq, Mapping):
+        usage = answer.x_groq.get("usage")
+        answer.usage = usage if isinstance(usage, dict) else None
+    return answer
+
+
+def _gather(choice: Choice, answer: Completion) -> None:
+    if not answer.usage and isinstance(choice.usage, dict):
+        answer.usage = choice.usage
+    # The second one is OpenRouter's, of the provider behind it.
+    for reason in (choice.finish_reason, choice.native_finish_reason):
+        if isinstance(reason, str) and reason in FAILED:
+            answer.error = answer.error or choice.error or {"message": f"The provider broke off: {reason}."}
+    answer.error = answer.error or choice.error
+
+
+def usage_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The usage of a decoded answer or chunk, wherever it stands: see Completion."""
+    choices = answer.get("choices")
+    holders = (answer, *(choices if isinstance(choices, list) else ()), answer.get("x_groq"))
+    told = (holder.get("usage") for holder in holders if isinstance(holder, Mapping))
+    return next((usage for usage in told if isinstance(usage, dict) and usage), None)
 
 
 def read_completion(body: bytes) -> Completion:
@@ -152,7 +198,8 @@ def _collect_calls(message: Message, into: list[str]) -> None:
     for function in (*functions, message.function_call):
         if isinstance(function, dict):
             for name in ("name", "arguments", "input"):
-                into.extend(_texts(function.get(name)))
+                given = function.get(name)
+                into.extend(_texts(compact(given) if isinstance(given, dict) else given))
 
 
 def _texts(value: Any, depth: int = PART_DEPTH) -> Iterable[str]:

@@ -32,15 +32,25 @@ from relay.formats.conversation import (
     with_thoughts_signed,
 )
 from relay.formats.format import Written
-from relay.formats.openai_shared import EFFORTS, ERROR_MARK, read_image, url_of
+from relay.formats.openai_shared import (
+    BREAKPOINT,
+    EFFORTS,
+    ERROR_MARK,
+    breakpoint_of,
+    call_id,
+    read_image,
+    url_of,
+)
 from relay.formats.reading import (
     Object,
+    arguments_given,
     encoded,
     items,
     life,
     mapping,
     mark,
     object_of,
+    object_schema,
     one_of,
     only,
     optional,
@@ -78,6 +88,7 @@ _AS_IT_IS = (
     *("top_logprobs", "user"),
 )
 _MOST_STOPS = 4
+_MOST_CHARACTERS_OF_AN_ID = 40
 _IMAGE_HERE = "[image {} of this result follows the results]"
 _IMAGE_THERE = re.compile(r"\[image (\d+) of the result of (.*)\]")
 _ASSISTANT = (
@@ -203,9 +214,9 @@ def _read_content(content: Any, place: str) -> list[Part]:
 
 def _read_part(part: Object, place: str) -> Part:
     kind = part.get("type")
-    cache = life(part.get("cache_control"), f"{place}.cache_control")
+    cache = life(part.get("cache_control"), f"{place}.cache_control") or breakpoint_of(part, place)
     if kind == "text":
-        only(part, ("type", "text", "cache_control"), place)
+        only(part, ("type", "text", "cache_control", BREAKPOINT), place)
         return Text(text(part.get("text"), f"{place}.text"), cache, place=place)
     if kind == "refusal":
         return Refusal(text(part.get("refusal"), f"{place}.refusal"), place=place)
@@ -239,10 +250,16 @@ def read_calls(calls: Any, place: str) -> list[ToolCall]:
         function = mapping(call.get("function"), f"{where}.function")
         signature = google_signature(call)
         name = text(function.get("name"), f"{where}.function.name")
-        arguments = optional(function.get("arguments"), str, f"{where}.function.arguments") or "{}"
+        given = function.get("arguments")
+        arguments = given if isinstance(given, dict) else optional(given, str, f"{where}.function.arguments")
         found.append(
             ToolCall(
-                text(call.get("id"), f"{where}.id"), name, arguments, signature, place=f"{where}.function"
+                text(call.get("id"), f"{where}.id"),
+                name,
+                arguments_given(arguments) or "{}",
+                signature,
+                life(call.get("cache_control"), f"{where}.cache_control"),
+                f"{where}.function",
             )
         )
     return found
@@ -324,13 +341,13 @@ def _read_tool(tool: Object, place: str) -> Tool:
     if tool.get("type") not in (None, "function"):
         raise Untranslatable(f"{place}.type", "this model's provider has function tools alone")
     function = mapping(tool.get("function"), f"{place}.function")
-    only(function, ("name", "description", "parameters", "strict"), f"{place}.function")
+    only(function, ("name", "description", "parameters", "strict", "cache_control"), f"{place}.function")
     return Tool(
         text(function.get("name"), f"{place}.function.name"),
         optional(function.get("description"), str, f"{place}.function.description"),
-        function.get("parameters"),
+        object_schema(function.get("parameters")),
         optional(function.get("strict"), bool, f"{place}.function.strict") or None,
-        life(tool.get("cache_control"), f"{place}.cache_control"),
+        life(tool.get("cache_control", function.get("cache_control")), f"{place}.cache_control"),
         place,
     )
 
@@ -379,8 +396,8 @@ def write_request(conversation: Conversation, model: str, max_output: int, profi
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
     if made.tools:
         fields["tools"] = [writer.tool(tool) for tool in made.tools]
-    if made.tool_choice is not None:
-        fields["tool_choice"] = _write_choice(made.tool_choice)
+    if made.choice is not None:
+        fields["tool_choice"] = _write_choice(made.choice)
     fields[profile.output_limit] = made.max_output or max_output
     fields |= _write_options(made, profile)
     fields |= writer.mark(made.cache)
@@ -491,7 +508,7 @@ class _Writer:
     def _call(self, call: ToolCall) -> Object:
         self._mark_of_call(call)
         made: Object = {
-            "id": call.id,
+            "id": self._call_id(call.id),
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }
@@ -500,6 +517,10 @@ class _Writer:
         elif call.signature is not None:
             made["extra_content"] = {"google": {"thought_signature": call.signature}}
         return made
+
+    def _call_id(self, name: str) -> str:
+        """A call's name as far as OpenAI takes it."""
+        return name if self._extensions else call_id(name, _MOST_CHARACTERS_OF_AN_ID)
 
     def _mark_of_call(self, call: ToolCall) -> None:
         if call.cache is not None:
@@ -518,7 +539,7 @@ class _Writer:
         if result.is_error:
             first = parts[0] if parts and isinstance(parts[0], Text) else Text("")
             parts[:1] = [Text(ERROR_MARK + first.text, first.cache)]
-        message: Object = {"role": "tool", "tool_call_id": result.call_id}
+        message: Object = {"role": "tool", "tool_call_id": self._call_id(result.call_id)}
         message["content"] = self._content(parts) if parts else ""
         return message | self.mark(result.cache)
 

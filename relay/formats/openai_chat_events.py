@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from relay.formats import sse
@@ -36,7 +36,7 @@ from relay.formats.conversation import (
 )
 from relay.formats.format import Shown
 from relay.formats.meters import as_openai, meters_of, reasoning_of
-from relay.formats.openai_chat_answer import USAGE_FORMAT
+from relay.formats.openai_chat_answer import USAGE_FORMAT, usage_of
 from relay.formats.openai_chat_conversation import (
     google_signature,
     read_calls,
@@ -44,16 +44,28 @@ from relay.formats.openai_chat_conversation import (
     write_reasoning,
 )
 from relay.formats.openai_chat_stream import DONE
-from relay.formats.reading import Object, encoded, list_of, number, object_of, string
+from relay.formats.reading import (
+    CallNames,
+    Object,
+    answer_name,
+    arguments_given,
+    encoded,
+    is_json,
+    list_of,
+    number,
+    object_of,
+    string,
+)
 from relay.formats.refusal import in_openais_shape
 
 PING = b": ping\n\n"
+# OpenAI's reasons, and what compatible providers say in their place: Mistral, Z.ai, xAI, gateways to others.
 _STOPS: dict[str, Stop] = {
     "stop": "end",
-    "length": "length",
-    "tool_calls": "tool",
-    "function_call": "tool",
-    "content_filter": "refusal",
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
+    **dict.fromkeys(("tool_calls", "function_call", "tool_use"), "tool"),
+    **dict.fromkeys(("content_filter", "refusal", "safety", "sensitive"), "refusal"),
+    "model_context_window_exceeded": "context",
 }
 _REASONS: dict[Stop, str] = {
     "end": "stop",
@@ -75,7 +87,7 @@ def read_answer(body: bytes) -> Answer:
     if not isinstance(message, dict):
         raise BadAnswer("the answer has no choice with a message")
     try:
-        parts = _read_message(message)
+        parts = _read_message(message, CallNames(answer_name(value.get("id"), value)))
     except Untranslatable as problem:
         raise BadAnswer(f"the answer cannot be translated: {problem}") from None
     return Answer(
@@ -83,12 +95,13 @@ def read_answer(body: bytes) -> Answer:
         model=string(value.get("model")),
         parts=parts,
         stop=_stop(choice.get("finish_reason"), parts),
-        meters=meters_of(USAGE_FORMAT, value.get("usage")),
-        reasoning_tokens=reasoning_of(value.get("usage")),
+        meters=meters_of(USAGE_FORMAT, usage_of(value)),
+        reasoning_tokens=reasoning_of(usage_of(value)),
     )
 
 
-def _read_message(message: Object) -> list[Part]:
+def _read_message(message: Object, names: CallNames) -> list[Part]:
+    _check_images(message)
     parts: list[Part] = []
     thoughts, texts = _texts(message.get("content"))
     if thoughts:
@@ -97,10 +110,23 @@ def _read_message(message: Object) -> list[Part]:
         parts.append(Text(texts))
     if message.get("refusal"):
         parts.append(Refusal(string(message.get("refusal"))))
-    parts += read_calls(message.get("tool_calls"), "tool_calls")
+    parts += _read_calls(message, names)
     for at, thought in read_reasoning(message):
         parts.insert(at, thought)
     return parts
+
+
+def _check_images(message: Object) -> None:
+    """OpenRouter's field for images that a model made: no other format has them in answers."""
+    if message.get("images"):
+        raise BadAnswer("images of an answer cannot be translated")
+
+
+def _read_calls(message: Object, names: CallNames) -> list[ToolCall]:
+    """The calls of a whole answer, each with a name of its own."""
+    calls = [call for call in list_of(message.get("tool_calls")) if isinstance(call, dict)]
+    named = [call | {"id": names.name(string(call.get("id")))} for call in calls]
+    return read_calls(named, "tool_calls")
 
 
 def _texts(content: Any) -> tuple[str, str]:
@@ -163,6 +189,10 @@ def _write_call(call: ToolCall) -> Object:
     return made | _extra(call.signature)
 
 
+def _more_arguments(index: int, arguments: str) -> Object:
+    return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+
+
 def _extra(signature: str | None) -> Object:
     """Where Google's own compatible API has the signature of a call."""
     if signature is None:
@@ -175,6 +205,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._begun = False
+        self._names = CallNames()
         # The call that each index of the provider means now.
         self._calls: dict[int, _Call] = {}
         self._waiting: list[_Call] = []
@@ -198,19 +229,23 @@ class Decoder:
         if chunk.get("error"):
             yield Failed(chunk["error"])
             return
-        if not self._begun:
+        # Azure's first chunk tells of its filters alone, and has no id.
+        if not self._begun and (chunk.get("id") or chunk.get("choices")):
             self._begun = True
+            self._names = CallNames(answer_name(chunk.get("id"), chunk))
             yield Begin(string(chunk.get("id")), string(chunk.get("model")))
         for choice in list_of(chunk.get("choices")):
             if isinstance(choice, dict) and not choice.get("index"):
                 yield from self._choice(choice)
-        meters = meters_of(USAGE_FORMAT, chunk.get("usage"))
+        usage = usage_of(chunk)
+        meters = meters_of(USAGE_FORMAT, usage)
         if meters is not None:
-            yield Usage(meters, reasoning_of(chunk["usage"]))
+            yield Usage(meters, reasoning_of(usage))
 
     def _choice(self, choice: Object) -> Iterator[Event]:
         delta = choice.get("delta")
         if isinstance(delta, dict):
+            _check_images(delta)
             yield from self._reasoning(delta)
             thoughts, texts = _texts(delta.get("content"))
             if thoughts:
@@ -242,39 +277,56 @@ class Decoder:
             yield ReasoningDelta(plain)
 
     def _call(self, call: Object) -> Iterator[Event]:
-        """A new id at an index that is known is a new call: some providers number all of them 0."""
         index, given = number(call.get("index")), string(call.get("id"))
         function = object_of(call.get("function"))
+        name = string(function.get("name"))
         known = self._calls.get(index)
-        if known is None or (given and known.id and given != known.id):
+        if known is None or known.is_over(given, name):
             yield from self._begin()
             known = self._calls[index] = _Call(self._count)
             self._waiting.append(known)
             self._count += 1
         known.id = known.id or given
-        known.name += string(function.get("name"))
+        if name != known.name:  # some repeat it
+            known.name += name
         known.signature = known.signature or google_signature(call)
-        arguments = string(function.get("arguments"))
+        arguments = arguments_given(function.get("arguments"))
         if arguments:
             yield from self._begin()
+            known.said.append(arguments)
             yield ToolDelta(known.number, arguments)
 
     def _begin(self) -> Iterator[Event]:
         """What was told of calls before their arguments: some providers tell a name later than an id."""
         for call in self._waiting:
             self._seen.append(ToolBegin(0, "", ""))
-            yield ToolBegin(call.number, call.id or f"call_{call.number}", call.name, call.signature)
+            name = self._names.name(call.id)
+            yield ToolBegin(call.number, name, call.name, call.signature)
         self._waiting.clear()
 
 
 @dataclass(slots=True)
 class _Call:
-    """A call whose arguments are still to come."""
+    """A call whose arguments are still to come. ``said``: those that came."""
 
     number: int
     id: str = ""
     name: str = ""
     signature: str | None = None
+    said: list[str] = field(default_factory=list)
+
+    def is_over(self, given: str, name: str) -> bool:
+        """Whether a piece with this id and name begins another call at the same index.
+
+        Some providers number all calls alike, with an id each or with none. Others (older vLLM) give each
+        piece of one call an id of its own, or repeat id and name: only what has another id, or none, and a
+        name begins a call, and only once the one before it is whole.
+        """
+        if not name or (given and given == self.id):
+            return False
+        if not self.said:
+            return bool(given and self.id)
+        return is_json("".join(self.said))
 
 
 class Encoder:
@@ -286,6 +338,7 @@ class Encoder:
         self._role_sent = False
         self._usage: Usage | None = None
         self._thoughts = 0
+        self._silent: set[int] = set()
 
     def write(self, event: Event) -> bytes:
         """Events for the customer, or nothing yet."""
@@ -300,7 +353,7 @@ class Encoder:
         if isinstance(event, Failed):
             return f"data: {json.dumps({'error': in_openais_shape(event.error)})}\n\n".encode()
         if isinstance(event, Stopped):
-            return self._chunk({}, _REASONS[event.stop])
+            return self._whole_calls() + self._chunk({}, _REASONS[event.stop])
         delta = self._delta(event)
         return self._chunk(delta) if delta else b""
 
@@ -315,10 +368,18 @@ class Encoder:
         if isinstance(event, ToolBegin):
             call: Object = {"index": event.index, "id": event.id, "type": "function"}
             call["function"] = {"name": event.name, "arguments": ""}
+            self._silent.add(event.index)
             return {"tool_calls": [call | _extra(event.signature)]}
-        if isinstance(event, ToolDelta):
-            return {"tool_calls": [{"index": event.index, "function": {"arguments": event.arguments}}]}
+        if isinstance(event, ToolDelta) and event.arguments:
+            self._silent.discard(event.index)
+            return _more_arguments(event.index, event.arguments)
         return {}
+
+    def _whole_calls(self) -> bytes:
+        """Arguments for calls that have none: clients read them as JSON."""
+        written = b"".join(self._chunk(_more_arguments(index, "{}")) for index in sorted(self._silent))
+        self._silent.clear()
+        return written
 
     def _reasoning(self, event: ReasoningDelta) -> Object:
         if event.hidden is not None:

@@ -45,7 +45,7 @@ from relay.formats.openai_chat_fields import (
     UNPRICED_PARTS,
 )
 from relay.formats.request import INSTRUCTION_TOKENS, Request
-from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.text_estimate import json_estimate, split_text, text_estimate
 from relay.providers.profiles import Profile
 from relay.settings import Settings
 
@@ -90,7 +90,8 @@ class ChatRequest(Request):
 
     def counted_prompt(self, image_tokens: int) -> int:
         """See Request."""
-        return prompt_estimate(self.messages) + self.images * image_tokens
+        tools = json_estimate(self.fields.get("tools"))
+        return prompt_estimate(self.messages) + tools + self.images * image_tokens
 
 
 def parse(body: bytes, settings: Settings) -> ChatRequest:
@@ -130,11 +131,12 @@ def parse(body: bytes, settings: Settings) -> ChatRequest:
 
 
 def prompt_estimate(messages: list[ChatMessage]) -> int:
-    """Counted tokens of a prompt whose usage the provider did not tell: 4 a message and its text's
-    estimate.
+    """Counted tokens of a prompt whose usage the provider did not tell: 4 a message and the estimate of its
+    text and calls.
     """
     texts = sum(text_estimate(*split_text(message.text())) for message in messages)
-    return TOKENS_A_MESSAGE * len(messages) + texts
+    calls = sum(json_estimate(message.fields.get("tool_calls")) for message in messages)
+    return TOKENS_A_MESSAGE * len(messages) + texts + calls
 
 
 def provider_request(request: ChatRequest, model: str, profile: Profile) -> bytes:

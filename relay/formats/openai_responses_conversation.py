@@ -9,7 +9,6 @@ Protocol: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -31,8 +30,16 @@ from relay.formats.conversation import (
     merged,
 )
 from relay.formats.format import Written
-from relay.formats.openai_responses_tools import custom_arguments, joined, read_tools
-from relay.formats.openai_shared import EFFORTS, ERROR_MARK, read_image, url_of
+from relay.formats.openai_responses_tools import ADDITIONAL_TOOLS, custom_arguments, joined, read_tools
+from relay.formats.openai_shared import (
+    BREAKPOINT,
+    EFFORTS,
+    ERROR_MARK,
+    breakpoint_of,
+    call_id,
+    read_image,
+    url_of,
+)
 from relay.formats.reading import Object, encoded, items, mapping, one_of, only, optional, string, text
 from relay.providers.profiles import Profile
 
@@ -81,7 +88,7 @@ def read_request(body: bytes, drop_unknown: bool) -> Conversation:
         turns=_read_turns(fields, left_out),
         stream=bool(optional(fields.get("stream"), bool, "stream")),
         include_usage=True,
-        tools=read_tools(fields.get("tools"), left_out),
+        tools=[*read_tools(fields.get("tools"), left_out), *_read_added(fields.get("input"), left_out)],
         tool_choice=_read_choice(fields.get("tool_choice")),
         answer_format=_read_format(fields.get("text")),
         max_output=optional(fields.get("max_output_tokens"), int, "max_output_tokens"),
@@ -136,7 +143,20 @@ def _read_item(item: Object, place: str, left_out: list[str]) -> Turn:
     if kind == "reasoning":
         thought = read_reasoning(item, place)
         return Turn("assistant", [] if thought is None else [thought], place=place)
+    if kind == ADDITIONAL_TOOLS:
+        return Turn("system", [], place=place)
     raise Untranslatable(f"{place}.type", f"'{kind}' cannot be sent to this model's provider; send its text")
+
+
+def _read_added(given: Any, left_out: list[str]) -> list[Tool]:
+    """The tools that items add. Other formats have one place for all."""
+    found: list[Tool] = []
+    for number, item in enumerate(given if isinstance(given, list) else ()):
+        place = f"input[{number}]"
+        if isinstance(item, dict) and item.get("type") == ADDITIONAL_TOOLS:
+            only(item, (*_ITEM, "role", "tools"), place)
+            found += read_tools(item.get("tools"), left_out, f"{place}.tools")
+    return found
 
 
 def _read_message(item: Object, place: str, left_out: list[str]) -> Turn:
@@ -163,14 +183,14 @@ def _read_part(part: Object, place: str) -> Part:
     kind = part.get("type")
     if kind in ("input_text", "output_text", "text"):
         # What OpenAI tells of a text beside it are no words of the model's.
-        only(part, ("type", "text", "annotations", "logprobs"), place)
-        return Text(text(part.get("text"), f"{place}.text"), place=place)
+        only(part, ("type", "text", "annotations", "logprobs", BREAKPOINT), place)
+        return Text(text(part.get("text"), f"{place}.text"), breakpoint_of(part, place), place=place)
     if kind == "refusal":
         return Refusal(text(part.get("refusal"), f"{place}.refusal"), place=place)
     if kind == "input_image":
-        only(part, ("type", "image_url", "detail"), place)
-        where = f"{place}.image_url"
-        return read_image(text(part.get("image_url"), where), part.get("detail"), place, where)
+        only(part, ("type", "image_url", "detail", BREAKPOINT), place)
+        where, cache = f"{place}.image_url", breakpoint_of(part, place)
+        return read_image(text(part.get("image_url"), where), part.get("detail"), place, where, cache)
     raise Untranslatable(f"{place}.type", f"'{kind}' cannot be sent to this model's provider; send text")
 
 
@@ -259,8 +279,8 @@ def write_request(conversation: Conversation, model: str, max_output: int, profi
         fields["stream"] = True
     if made.tools:
         fields["tools"] = [writer.tool(tool) for tool in made.tools]
-    if made.tool_choice is not None:
-        fields["tool_choice"] = _write_choice(made.tool_choice)
+    if made.choice is not None:
+        fields["tool_choice"] = _write_choice(made.choice)
     if made.tools_one_by_one and made.tools:
         fields["parallel_tool_calls"] = False
     if made.answer_format is not None:
@@ -348,11 +368,18 @@ class _Writer:
         if isinstance(part, ToolCall):
             self._check_signature(part.signature)
             self.mark(part.cache)
-            call = {"type": "function_call", "call_id": _call_id(part.id), "name": part.name}
+            call = {
+                "type": "function_call",
+                "call_id": call_id(part.id, _MOST_CHARACTERS_OF_AN_ID),
+                "name": part.name,
+            }
             return [call | {"arguments": part.arguments}]
         if isinstance(part, ToolResult):
             self.mark(part.cache)
-            output = {"type": "function_call_output", "call_id": _call_id(part.call_id)}
+            output = {
+                "type": "function_call_output",
+                "call_id": call_id(part.call_id, _MOST_CHARACTERS_OF_AN_ID),
+            }
             return [output | {"output": self._output(part)}]
         raise Untranslatable(part.place, "that cannot stand here for this model's provider; leave it out")
 
@@ -387,13 +414,6 @@ class _Writer:
         described = {} if tool.description is None else {"description": tool.description}
         written = {"type": "function", "name": tool.name} | described
         return written | {"parameters": schema, "strict": bool(tool.strict)}
-
-
-def _call_id(name: str) -> str:
-    """A call's name as far as this API takes it, the same for the call and its result."""
-    if len(name) <= _MOST_CHARACTERS_OF_AN_ID:
-        return name
-    return f"call_{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 def _write_choice(choice: ToolChoice) -> Any:

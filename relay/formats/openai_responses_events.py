@@ -37,8 +37,8 @@ from relay.formats.meters import as_responses, meters_of, reasoning_of
 from relay.formats.openai_responses_answer import USAGE_FORMAT, read_response
 from relay.formats.openai_responses_conversation import read_reasoning
 from relay.formats.openai_responses_stream import ENDS, ERRORS, StreamEvent, decode, error_of
-from relay.formats.openai_responses_tools import Named, custom_input, declared
-from relay.formats.reading import Object, encoded, list_of, object_of, string
+from relay.formats.openai_responses_tools import ADDITIONAL_TOOLS, Named, custom_input, declared
+from relay.formats.reading import Object, arguments_given, encoded, list_of, object_of, string
 from relay.formats.refusal import said_of
 
 PING = b": ping\n\n"
@@ -69,7 +69,7 @@ def _read_item(item: Any) -> list[Part]:
         return [part for given in list_of(item.get("content")) for part in _read_part(object_of(given))]
     if kind == "function_call":
         name = string(item.get("call_id")) or string(item.get("id"))
-        return [ToolCall(name, string(item.get("name")), string(item.get("arguments")) or "{}")]
+        return [ToolCall(name, string(item.get("name")), arguments_given(item.get("arguments")) or "{}")]
     if kind == "reasoning":
         try:
             thought = read_reasoning(item)
@@ -176,7 +176,7 @@ class Decoder:
         if item.get("type") == "function_call":
             yield from self._call(item, index)
             if index not in self._arguments and item.get("arguments"):
-                yield ToolDelta(self._calls[index], string(item.get("arguments")))
+                yield ToolDelta(self._calls[index], arguments_given(item.get("arguments")))
             self._arguments.add(index)
             return
         if index not in self._texts:
@@ -397,7 +397,8 @@ class Encoder:
 
     def __init__(self, shown: Shown) -> None:
         self._shown = shown
-        self._tools = declared(shown.repeated.get("tools"))
+        asked = shown.repeated
+        self._tools = declared([*list_of(asked.get("tools")), *list_of(asked.get(ADDITIONAL_TOOLS))])
         self._events = _Events()
         self._name = "relay"
         self._begun = False
@@ -567,5 +568,18 @@ def event_of(kind: str, data: Mapping[str, Any]) -> bytes:
 
 
 def error_event_of(code: str | None, message: str, param: str | None) -> bytes:
-    """An error event. It tells no place in the stream, as OpenAI's own do."""
-    return event_of("error", {"code": code, "message": message, "param": param, "sequence_number": 0})
+    """How a stream ends that fails: OpenAI's SDKs stop at the first event, Codex reads the second one alone.
+
+    Neither tells its place in the stream.
+    """
+    failed: Object = {
+        "id": "resp_relay",
+        "object": "response",
+        "status": "failed",
+        "error": {"code": code or "server_error", "message": message},
+        "incomplete_details": None,
+        "output": [],
+        "usage": None,
+    }
+    error = event_of("error", {"code": code, "message": message, "param": param, "sequence_number": 0})
+    return error + event_of("response.failed", {"response": failed, "sequence_number": 0})

@@ -71,10 +71,17 @@ UNPRICED_PARTS = frozenset({"input_file", "input_audio", "input_video", "output_
 # an image.
 TEXT_ITEMS = frozenset(
     {
-        *("message", "reasoning", "function_call", "function_call_output", "custom_tool_call"),
+        *(
+            "additional_tools",
+            "message",
+            "reasoning",
+            "function_call",
+            "function_call_output",
+            "custom_tool_call",
+        ),
         *("custom_tool_call_output", "local_shell_call", "local_shell_call_output", "shell_call"),
         *("shell_call_output", "apply_patch_call", "apply_patch_call_output", "tool_search_call"),
-        *("tool_search_output", "computer_call", "computer_call_output"),
+        *("tool_search_output", "additional_tools", "computer_call", "computer_call_output"),
     }
 )
 _RUN_THERE = "what a provider's own tools did there has no price here; leave it out"

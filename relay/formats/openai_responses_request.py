@@ -46,9 +46,10 @@ from relay.formats.openai_responses_fields import (
     UNPRICED_ITEMS,
     UNPRICED_PARTS,
 )
+from relay.formats.openai_responses_tools import ADDITIONAL_TOOLS, additional_tools
 from relay.formats.passed import PassedRequest, check
 from relay.formats.request import INSTRUCTION_TOKENS
-from relay.formats.text_estimate import split_text, text_estimate
+from relay.formats.text_estimate import json_estimate, split_text, text_estimate
 from relay.providers.profiles import Profile
 from relay.settings import Settings
 
@@ -82,7 +83,8 @@ class ResponsesRequest(PassedRequest):
 
     def repeated(self) -> Mapping[str, Any]:
         """See Request."""
-        return {name: _any.decode(self.fields[name]) for name in REPEATED if name in self.fields}
+        given = {name: _any.decode(self.fields[name]) for name in REPEATED if name in self.fields}
+        return given | {ADDITIONAL_TOOLS: additional_tools(_any.decode(self.fields["input"]))}
 
 
 def parse(body: bytes, settings: Settings) -> ResponsesRequest:
@@ -106,15 +108,18 @@ def parse(body: bytes, settings: Settings) -> ResponsesRequest:
         - count.image_bytes
         + TOKENS_AN_ITEM * (len(items) + 1)
         + (count.images + count.others) * settings.image_hold_tokens
-        + _check_tools(fields) * TOOL_TOKENS
-        + (INSTRUCTION_TOKENS if "tools" in fields else 0),
+        + (_own_tools(read(fields, "tools", _any), "tools") + count.own_tools) * TOOL_TOKENS
+        + (INSTRUCTION_TOKENS if "tools" in fields or count.declares else 0),
         images=count.images,
         choices=1,
         include_usage=True,
         body=body,
         model_at=checked.model_at,
         unknown=checked.unknown,
-        counted=TOKENS_AN_ITEM * len(items) + sum(text_estimate(*split_text(text)) for text in texts),
+        counted=TOKENS_AN_ITEM * len(items)
+        + sum(text_estimate(*split_text(text)) for text in texts)
+        + json_estimate(fields.get("tools"))
+        + sum(json_estimate(encode(item["tools"])) for item in items if item.get("tools")),
         output_is_capped=limit is not None,
         fields=fields,
     )
@@ -162,16 +167,16 @@ def _items(given: Any) -> list[Object]:
     return given
 
 
-def _check_tools(fields: Fields) -> int:
-    """How many tools bring instructions of their own; raises ApiError 400 for those that providers run."""
-    tools = read(fields, "tools", _any)
+def _own_tools(tools: Any, where: str) -> int:
+    """How many tools of a list bring instructions of their own; raises ApiError 400 for those that providers
+    run."""
     if tools is None:
         return 0
     if not isinstance(tools, list):
-        raise _wrong("tools", "a list")
+        raise _wrong(where, "a list")
     own = 0
     for number, tool in enumerate(tools):
-        place = f"tools[{number}]"
+        place = f"{where}[{number}]"
         kind = _kind(tool, place)
         if kind == "namespace":
             inner = tool.get("tools")
@@ -209,10 +214,12 @@ def _is_customers(tool: Object, kind: str) -> bool:
 
 
 class _Count:
-    """What items hold beside text. ``image_bytes``: of images' data, which are no tokens."""
+    """What items hold beside text. ``image_bytes``: of images' data, which are no tokens. ``own_tools``: see
+    ``_own_tools``; ``declares``: some item declares tools."""
 
     def __init__(self) -> None:
-        self.images = self.image_bytes = self.others = 0
+        self.images = self.image_bytes = self.others = self.own_tools = 0
+        self.declares = False
 
     def item(self, item: Object, place: str) -> None:
         """One item of the input."""
@@ -224,6 +231,9 @@ class _Count:
             raise bad_request(f"{place}.type", message, "unsupported_content")
         if kind not in TEXT_ITEMS:
             self.others += 1
+        if item.get("tools") is not None:
+            self.declares = True
+            self.own_tools += _own_tools(item["tools"], f"{place}.tools")
         for name in ("content", "output", "summary"):
             content = item.get(name)
             for number, part in enumerate(content if isinstance(content, list) else []):

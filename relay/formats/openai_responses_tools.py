@@ -1,4 +1,5 @@
-"""Tools that OpenAI's Responses format has and the others do not: custom ones, and those in namespaces.
+"""Tools that OpenAI's Responses format has and the others do not: custom ones, and those in namespaces; and
+tools that an item of the input adds to those of the request, as Codex does.
 
 For a provider of another format they are functions. A custom tool takes a text: as a function it has one
 argument, ``input``. A tool in a namespace is called by both names. What the model calls is told to the
@@ -19,6 +20,7 @@ from relay.formats.reading import (
     items,
     list_of,
     mapping,
+    object_schema,
     only,
     optional,
     string,
@@ -31,6 +33,7 @@ CUSTOM_SCHEMA = {
     "required": ["input"],
     "additionalProperties": False,
 }
+ADDITIONAL_TOOLS = "additional_tools"
 _MOST_CHARACTERS = 64
 _FUNCTION = ("type", "name", "description", "parameters", "strict", "defer_loading")
 
@@ -63,6 +66,15 @@ def declared(tools: Any) -> Mapping[str, Named]:
     return found
 
 
+def additional_tools(input: Any) -> list[Any]:
+    """The tools that items of an input add."""
+    found: list[Any] = []
+    for item in input if isinstance(input, list) else ():
+        if isinstance(item, dict) and item.get("type") == ADDITIONAL_TOOLS:
+            found += list_of(item.get("tools"))
+    return found
+
+
 def _flat(tools: list[Any]) -> Iterator[tuple[Object, str | None]]:
     for tool in tools:
         if isinstance(tool, dict) and tool.get("type") == "namespace":
@@ -73,11 +85,11 @@ def _flat(tools: list[Any]) -> Iterator[tuple[Object, str | None]]:
             yield tool, None
 
 
-def read_tools(given: Any, left_out: list[str]) -> list[Tool]:
+def read_tools(given: Any, left_out: list[str], where: str = "tools") -> list[Tool]:
     """The tools of a request; raises Untranslatable."""
     found: list[Tool] = []
-    for number, tool in enumerate(items(given, "tools")):
-        place = f"tools[{number}]"
+    for number, tool in enumerate(items(given, where)):
+        place = f"{where}[{number}]"
         tool = mapping(tool, place)
         if tool.get("type") != "namespace":
             found.append(_read_tool(tool, None, place, left_out))
@@ -106,7 +118,7 @@ def _read_tool(tool: Object, namespace: str | None, place: str, left_out: list[s
         return Tool(name, _with_format(description, tool.get("format"), place), CUSTOM_SCHEMA, place=place)
     only(tool, _FUNCTION, place)
     strict = optional(tool.get("strict"), bool, f"{place}.strict") or None
-    return Tool(name, description, tool.get("parameters"), strict, place=place)
+    return Tool(name, description, object_schema(tool.get("parameters")), strict, place=place)
 
 
 def _with_format(description: str | None, wanted: Any, place: str) -> str | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from relay.formats.anthropic_fields import without_billing_line
+
 # Characters that decide; the least that providers keep in their caches is 1,024 tokens.
 BEGIN = 4_096
 _ASKING = frozenset({"user", "system", "developer"})
@@ -90,7 +92,7 @@ def _asks(turn: dict[str, Any]) -> bool:
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        yield without_billing_line(value)
     elif isinstance(value, list):
         for one in value:
             yield from _texts(one)

@@ -5,6 +5,7 @@ What is of another type is refused by its place in a request, and passed over in
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -99,6 +100,59 @@ def arguments_text(value: Object) -> str:
     if list(value) == [INVALID] and isinstance(value[INVALID], str):
         return str(value[INVALID])
     return compact(value)
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is whole JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def arguments_given(value: Any) -> str:
+    """What a model called a tool with, as JSON text; nothing where it is none. Formats have a text or an
+    object there, and some who follow them have the other."""
+    return arguments_text(value) if isinstance(value, dict) else string(value)
+
+
+def answer_name(given: Any, answer: Object) -> str:
+    """An answer's name, or one of what it says, or of its first event: calls without one are named by it."""
+    return string(given) or hashlib.sha256(encoded(answer)).hexdigest()[:16]
+
+
+class CallNames:
+    """Names of calls, each another one: some providers give none, or the same to several. ``answer``: the
+    name of the answer they are in."""
+
+    def __init__(self, answer: str = "") -> None:
+        self._answer = answer
+        self._taken: set[str] = set()
+
+    def name(self, given: str) -> str:
+        """The next call's name, by the one that its provider gave it."""
+        number = len(self._taken)
+        name = given or f"call_{self._answer}_{number}"
+        while name in self._taken:
+            name = f"{name}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def image_type(media_type: str) -> str:
+    """An image's type by its registered name: Anthropic's API takes no other."""
+    given = media_type.lower()
+    return "image/jpeg" if given == "image/jpg" else given
+
+
+def object_schema(schema: Any) -> Any:
+    """The schema of a tool's arguments, with what OpenAI's and Anthropic's APIs want to read in it though it
+    says nothing: that an object is an object, and that it may have properties."""
+    if not isinstance(schema, dict):
+        return schema
+    made = schema if "type" in schema else {"type": "object"} | schema
+    return made if made["type"] != "object" or "properties" in made else made | {"properties": {}}
 
 
 def string(value: Any) -> str:

@@ -8,10 +8,15 @@ from relay.formats.format import Decoder, Encoder, Meter
 
 
 class TranslatedMeter:
-    """A Meter: the provider's own reads along and cuts the stream, what it lets pass is translated."""
+    """A Meter: the provider's own reads along and cuts the stream, what it lets pass is translated.
+
+    What is kept back for the end is translated once the stream has ended: whether it can be said must be
+    known before the call is paid for.
+    """
 
     def __init__(self, meter: Meter, decoder: Decoder, encoder: Encoder) -> None:
         self._meter, self._decoder, self._encoder = meter, decoder, encoder
+        self._last: bytes | None = None
 
     def _translated(self, events: bytes) -> bytes:
         if not events:
@@ -28,16 +33,24 @@ class TranslatedMeter:
 
     def tail(self) -> bytes:
         """See Meter."""
-        tail = self._translated(self._meter.tail())
-        return tail + self._encoder.finish() if self._meter.complete else tail
+        self._close()
+        return self._last or b""
 
     def end(self) -> None:
-        """See Meter."""
+        """See Meter; raises BadAnswer."""
         self._meter.end()
+        self._close()
 
     def break_off(self) -> None:
-        """See Meter."""
+        """See Meter; raises BadAnswer."""
         self._meter.break_off()
+        self._close()
+
+    def _close(self) -> None:
+        if self._last is None:
+            self._last = b""  # also where it cannot be translated
+            last = self._translated(self._meter.tail())
+            self._last = last + self._encoder.finish() if self._meter.complete else last
 
     @property
     def usage(self) -> Any:

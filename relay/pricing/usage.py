@@ -17,6 +17,8 @@ Raw = Mapping[str, Any]
 MOST = 10**30  # units of anything; more is no count
 METERS_FORMAT = "meters"  # disjoint meters as they are: {"meters": {"in_text": 10}}
 
+_WRITTEN, _HOUR = "cache_creation_input_tokens", "ephemeral_1h_input_tokens"
+_HOUR_OF_NEW_API = "claude_cache_creation_1_h_tokens"
 _WRAPPERS = ("usage", "usageMetadata", "usage_metadata")
 _MODALITIES_IN = {"AUDIO": "in_audio", "IMAGE": "in_image", "VIDEO": "in_image"}
 _MODALITIES_OUT = {"AUDIO": "out_audio", "IMAGE": "out_image", "VIDEO": "out_image"}
@@ -90,13 +92,17 @@ def _openai(raw: Raw) -> dict[str, int]:
     """Chat completions, completions and responses: details are parts of the totals.
 
     Cached tokens may be of any kind. They are taken by kind where the provider says so, else from text first
-    and then from audio and images. Where the parts exceed the total, the provider counts them beside it.
+    and then from audio and images. Where the parts exceed the total, or the total of both sides says so, the
+    provider counts them beside it.
     """
     _require(raw, "prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
     inputs = part(raw, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     prompt = count(raw, "prompt_tokens", "input_tokens")
-    cached = count(inputs, "cached_tokens") or count(raw, "prompt_cache_hit_tokens", "cached_tokens")
-    written = count(inputs, "cache_write_tokens", "cache_creation_tokens")
+    cached = count(inputs, "cached_tokens") or count(raw, *_CACHE_READS)
+    written, hour = _cache_writes(raw, inputs)
+    beside = cached + written if raw.keys() & _ANTHROPICS else 0
+    if _total(raw, "total_tokens") == prompt + beside + count(raw, *_OUTPUTS):
+        prompt += beside
     audio, image = count(inputs, "audio_tokens"), count(inputs, "image_tokens")
     by_kind = part(inputs, "cached_tokens_details")
     audio -= min(audio, count(by_kind, "audio_tokens"))
@@ -107,12 +113,29 @@ def _openai(raw: Raw) -> dict[str, int]:
     return {
         "in_text": max(text, 0),
         "cache_read": cached,
-        "cache_write_5m": written,
+        "cache_write_5m": written - hour,
+        "cache_write_1h": hour,
         "in_audio": audio,
         "in_image": image,
         **_openai_output(raw, max(prompt, cached + written + audio + image)),
         **_tools(raw),
     }
+
+
+_OUTPUTS = ("completion_tokens", "output_tokens")
+# By these names Anthropic counts beside its input_tokens; most who have them in OpenAI's format count inside.
+_ANTHROPICS = {"cache_read_input_tokens", _WRITTEN}
+_CACHE_READS = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
+
+
+def _cache_writes(raw: Raw, inputs: Raw) -> tuple[int, int]:
+    """(tokens written to the cache, those of them that stay for an hour), of Anthropic's models and Alibaba's
+    behind OpenAI's format: each gateway has names of its own for them.
+    """
+    names = ("cache_write_tokens", "cache_creation_tokens", "cached_creation_tokens", _WRITTEN)
+    split = part(inputs, "cache_creation_token_details", "cache_creation") or part(raw, "cache_creation")
+    hour = count(split, _HOUR) or count(raw, _HOUR_OF_NEW_API)
+    return max(count(inputs, *names) or count(raw, _WRITTEN), hour), hour
 
 
 def _absorb(quantity: int, deficit: int) -> tuple[int, int]:
@@ -148,9 +171,9 @@ def _anthropic(raw: Raw) -> dict[str, int]:
     """Messages: cache reads and writes stand beside input_tokens; writes may be split by lifetime."""
     _require(raw, "input_tokens", "output_tokens")
     split = part(raw, "cache_creation")
-    hour = count(split, "ephemeral_1h_input_tokens")
+    hour = count(split, _HOUR) or count(raw, _HOUR_OF_NEW_API)
     short = count(split, "ephemeral_5m_input_tokens")
-    written = max(count(raw, "cache_creation_input_tokens"), hour + short)
+    written = max(count(raw, _WRITTEN), hour + short)
     return {
         "in_text": count(raw, "input_tokens"),
         "cache_read": count(raw, "cache_read_input_tokens"),

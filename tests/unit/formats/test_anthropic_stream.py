@@ -148,9 +148,46 @@ def test_usage_is_a_running_total(told: list[dict[str, int]]) -> None:
     usage: dict[str, Any] | None = None
     for later in told:
         usage = cumulated(usage, later)
-    for name in ("input_tokens", "output_tokens"):
-        figures = [later[name] for later in told if name in later]
-        assert (usage or {}).get(name) == (max(figures) if figures else None)
+    answers = [later["output_tokens"] for later in told if "output_tokens" in later]
+    assert (usage or {}).get("output_tokens") == (max(answers) if answers else None)
+    # A prompt that is told again as less was told more exactly; as zero, it was not told.
+    prompts = [later["input_tokens"] for later in told if "input_tokens" in later]
+    known = [figure for figure in prompts if figure]
+    assert (usage or {}).get("input_tokens") == (known[-1] if known else 0 if prompts else None)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "fresh"),
+    [
+        # Moonshot's and Alibaba's (maximhq/bifrost#5510, #5355): the begin tells the whole prompt.
+        ({"input_tokens": 8834}, {"input_tokens": 18, "cache_read_input_tokens": 8816}, 18),
+        ({"input_tokens": 8834}, {"input_tokens": 0, "cache_read_input_tokens": 8834}, 0),
+        # Alibaba's some weeks earlier (jeremychone/rust-genai#258): the end tells the cache alone.
+        ({"input_tokens": 3602}, {"cache_read_input_tokens": 3604, "cache_creation_input_tokens": 0}, 0),
+        ({"input_tokens": 3602}, {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 2000}, 1602),
+        # Anthropic's own: the begin tells both, the end repeats them or tells the answer alone.
+        ({"input_tokens": 10, "cache_read_input_tokens": 90}, {"output_tokens": 5}, 10),
+        (
+            {"input_tokens": 10, "cache_read_input_tokens": 90},
+            {"input_tokens": 10, "cache_read_input_tokens": 90},
+            10,
+        ),
+        # Its own tools make a prompt longer while it answers.
+        ({"input_tokens": 10, "cache_read_input_tokens": 0}, {"input_tokens": 4000}, 4000),
+        # Gateways: a begin that knows nothing yet, an end that repeats nothing.
+        ({"input_tokens": 0}, {"input_tokens": 70, "cache_read_input_tokens": 30}, 70),
+        ({"input_tokens": 70, "cache_read_input_tokens": 30}, {"input_tokens": 0}, 70),
+        ({"input_tokens": 70, "cache_read_input_tokens": 30}, {"input_tokens": None}, 70),
+    ],
+)
+def test_no_token_of_a_prompt_is_counted_as_fresh_and_as_cached(
+    first: dict[str, int], later: dict[str, int], fresh: int
+) -> None:
+    told = cumulated(cumulated(None, first), later)
+    assert told is not None
+    assert told["input_tokens"] == fresh
+    for name in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+        assert told.get(name) == later.get(name, first.get(name))
 
 
 def test_usage_of_nested_kinds_adds_nothing_twice() -> None:
@@ -177,3 +214,22 @@ def test_whole_answers() -> None:
     for bad in (b"", b"[]", b"nonsense"):
         with pytest.raises(BadAnswer):
             read_message(bad)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", sse("content_block_delta", index=0, delta={"type": "text_delta", "text": "No"})]
+)
+def test_a_refusal_before_any_output_is_not_billed(said: bytes) -> None:
+    """theopenco/llmgateway#2642: Anthropic tells its usage, and does not bill it."""
+    ended = {"stop_reason": "refusal", "stop_sequence": None}
+    made = meter()
+    made.feed(START + said + sse("message_delta", delta=ended, usage={"output_tokens": 1}) + STOP)
+    made.end()
+    assert made.complete
+    assert (made.usage is None) == (not said)
+    whole = {
+        "content": [{"type": "text", "text": "No"}] if said else [],
+        "stop_reason": "refusal",
+        "usage": USAGE,
+    }
+    assert (read_message(json.dumps(whole).encode()).usage is None) == (not said)

@@ -26,6 +26,7 @@ from relay.formats.conversation import (
     Untranslatable,
     merged,
     with_thoughts_signed,
+    without_blanks,
 )
 from relay.formats.registry import FORMATS
 from relay.providers.profiles import Profile
@@ -134,9 +135,12 @@ def comparable(conversation: Conversation, left_out: frozenset[str]) -> Any:
             parts = [_unsigned(part) for part in parts if not _signs_what_follows(part)]
         # A signature stands at what it signs or, in formats that sign thoughts alone, before it.
         parts = with_thoughts_signed(parts, (Text, ToolCall))
+        if "anthropic" in left_out:  # its API takes no texts of white space
+            parts = without_blanks(parts)
         # Results come first in a turn.
         parts = sorted(parts, key=lambda part: not isinstance(part, ToolResult))
         turns.append(replace(turn, parts=[_comparable(part, left_out) for part in parts]))
+    turns = merged(turns)
     answer = conversation.answer_format
     mode = conversation.tool_choice.mode if conversation.tool_choice else "auto"  # which is the default
     return replace(
@@ -152,7 +156,7 @@ def comparable(conversation: Conversation, left_out: frozenset[str]) -> Any:
         user=None if "user" in left_out or "metadata.user_id" in left_out else conversation.user,
         cache=None if "cache_control" in left_out else conversation.cache,
         tools_one_by_one=conversation.tools_one_by_one if conversation.tools and mode != "none" else None,
-        tool_choice=None if mode == "auto" else conversation.tool_choice,
+        tool_choice=None if mode == "auto" else conversation.choice,
     )
 
 

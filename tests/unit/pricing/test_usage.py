@@ -184,6 +184,90 @@ def test_a_total_that_cannot_be_read_says_nothing(total: Any) -> None:
     assert normalise("openai", raw) == {"in_text": 10, "out_text": 5}
 
 
+CACHES_OF_GATEWAYS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
+    # Alibaba's Qwen (BerriAI/litellm#40090)
+    (
+        "openai",
+        {
+            "prompt_tokens": 2000,
+            "prompt_tokens_details": {
+                "cached_tokens": 50,
+                "cache_creation_input_tokens": 1889,
+                "cache_creation": {"ephemeral_5m_input_tokens": 1889},
+            },
+        },
+        {"in_text": 61, "cache_read": 50, "cache_write_5m": 1889},
+    ),
+    # LiteLLM's own answers; the figures beside the details repeat them
+    (
+        "openai",
+        {
+            "prompt_tokens": 2000,
+            "total_tokens": 2000,
+            "cache_creation_input_tokens": 1889,
+            "cache_read_input_tokens": 50,
+            "prompt_tokens_details": {
+                "cached_tokens": 50,
+                "cache_creation_tokens": 1889,
+                "cache_creation_token_details": {"ephemeral_1h_input_tokens": 1000},
+            },
+        },
+        {"in_text": 61, "cache_read": 50, "cache_write_5m": 889, "cache_write_1h": 1000},
+    ),
+    # new-api's, in both formats
+    (
+        "openai",
+        {
+            "prompt_tokens": 2000,
+            "prompt_tokens_details": {"cached_tokens": 50, "cached_creation_tokens": 1889},
+            "claude_cache_creation_5_m_tokens": 889,
+            "claude_cache_creation_1_h_tokens": 1000,
+        },
+        {"in_text": 61, "cache_read": 50, "cache_write_5m": 889, "cache_write_1h": 1000},
+    ),
+    (
+        "anthropic",
+        {
+            "input_tokens": 61,
+            "cache_read_input_tokens": 50,
+            "cache_creation_input_tokens": 1889,
+            "claude_cache_creation_1_h_tokens": 1000,
+        },
+        {"in_text": 61, "cache_read": 50, "cache_write_5m": 889, "cache_write_1h": 1000},
+    ),
+    # Anthropic's names with its meaning, beside the prompt, which the total says (QuantumNous/new-api#5003)
+    (
+        "openai",
+        {
+            "prompt_tokens": 61,
+            "completion_tokens": 7,
+            "total_tokens": 2007,
+            "cache_creation_input_tokens": 1889,
+            "cache_read_input_tokens": 50,
+        },
+        {"in_text": 61, "cache_read": 50, "cache_write_5m": 1889, "out_text": 7},
+    ),
+    # xAI's thoughts beside the completion happen to be as many as its cached tokens
+    (
+        "openai",
+        {
+            "prompt_tokens": 61,
+            "completion_tokens": 7,
+            "total_tokens": 118,
+            "prompt_tokens_details": {"cached_tokens": 50},
+        },
+        {"in_text": 11, "cache_read": 50, "out_text": 57},
+    ),
+]
+
+
+@pytest.mark.parametrize(("fmt", "raw", "meters"), CACHES_OF_GATEWAYS)
+def test_caches_are_charged_as_such_whatever_a_gateway_calls_them(
+    fmt: str, raw: dict[str, Any], meters: dict[str, int]
+) -> None:
+    assert normalise(fmt, raw) == meters
+
+
 def test_cached_audio_counts_once() -> None:
     raw = {"prompt_tokens": 2100, "prompt_tokens_details": {"audio_tokens": 2000, "cached_tokens": 1000}}
     meters = normalise("openai", raw)
