@@ -123,6 +123,9 @@ class Role:
     secrets: tuple[Secret | BcryptHash, ...] = ()
     # Who needs a certificate of the fleet's CA; asked when the inventory is known.
     certificates: Callable[[], Iterable[Subject]] = tuple
+    # Names of packages (regular expressions) that no nightly upgrade touches, since it restarts what all
+    # depend on: `patch` brings them, host after host.
+    held: tuple[str, ...] = ()
     # What is wrong with its settings, each with its remedy; asked before anything connects.
     problems: Callable[[], Iterable[str]] = tuple
 

@@ -90,6 +90,11 @@ def _wanted(opening: Opening) -> bool:
     return not opening.when or bool(fleet.setting(opening.when))
 
 
+def held() -> list[str]:
+    """Regular expressions, of whole names, for the packages that only `patch` upgrades."""
+    return [pattern for role in table() for pattern in role.held]
+
+
 def secrets() -> list[Secret | BcryptHash]:
     """The secrets of all roles."""
     return [secret for role in table() for secret in role.secrets]

@@ -12,6 +12,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt, files, server
 
+from deploys import roles
 from deploys.lib import fleet, pki
 from deploys.lib.config_files import (
     SYSTEMD_UNITS,
@@ -154,8 +155,8 @@ def clock() -> None:
 
 
 def updates() -> None:
-    """Security updates every night, where the environment wants them."""
-    text = render("base/auto-upgrades.j2", switch=int(host.data.unattended_upgrades))
+    """Security updates every night, where the environment wants them, but for those of engines."""
+    text = render("base/auto-upgrades.j2", switch=int(host.data.unattended_upgrades), held=roles.held())
     place(ConfigFile("/etc/apt/apt.conf.d/20auto-upgrades", text))
 
 

@@ -53,6 +53,7 @@ ROLE = Role(
             mend="what its log names, then `sudo systemctl start docker`",
         ),
     ),
+    held=(r"docker(\.io|-cli)", "containerd", "runc"),
     scrapes=(Scrape("docker", METRICS_PORT),),
 )
 

@@ -252,6 +252,7 @@ ROLE = Role(
             mend="`sudo nginx -t` names the file and line; then `sudo systemctl start nginx`",
         ),
     ),
+    held=("nginx(-.*)?", "libnginx-mod-.*"),
     scrapes=(Scrape("nginx", EXPORTER_PORT),),
     probes=(Probe("edge", 443, "/healthz"),),
     openings=(

@@ -50,6 +50,7 @@ ROLE = Role(
             "aside and joins as a new member; without --yes it says what it would do",
         ),
     ),
+    held=("etcd-(server|client)",),
     scrapes=(Scrape("etcd", METRICS_PORT),),
     openings=(Opening((CLIENT_PORT, PEER_PORT), ("db",)),),
     problems=problems,

@@ -194,6 +194,7 @@ ROLE = Role(
             mend="`sudo patronictl reinit relay HOST` makes a replica anew from the primary",
         ),
     ),
+    held=(r"postgresql(-client)?-[0-9]+",),
     scrapes=(Scrape("postgres", EXPORTER_PORT), Scrape("patroni", REST_PORT, tls=True)),
     probes=(Probe("tls", REST_PORT),),
     openings=(Opening((POSTGRES_PORT,), ("db", "app", MONITORS)), Opening((REST_PORT,), ("db",))),

@@ -19,6 +19,7 @@ from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
 from deploys.run import bans, doctor, drains, environment, release, secret_commands, trust, waf
 from deploys.run.node import commands as node_commands
+from deploys.run.patch import commands as patch_commands
 
 LOOK_AGAIN_SECONDS = 5
 # pytest's exit codes; nothing to run is usual with a limit to hosts that a file does not check.
@@ -38,6 +39,7 @@ EPILOG = """examples:
   python -m deploys doctor sandbox                what to know before touching anything, on one screen
   python -m deploys release sandbox               bring a new version of the relay out (--yes does it)
   python -m deploys node replace sandbox db2      take an empty machine in for one that died (--yes does it)
+  python -m deploys patch sandbox                 updates and due reboots, host after host (--yes does it)
   python -m deploys waf explain sandbox ID        why the edge refused a call: its rules, and an exception
   python -m deploys sandbox up                    boot the sandbox's hosts
 """
@@ -288,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=examples.PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=examples.LAYOUT
     )
-    names = "plan|apply|verify|doctor|release|rollback|releases|secrets|ban|node|edge|waf|sandbox"
+    names = "plan|apply|verify|doctor|release|rollback|releases|secrets|ban|node|patch|edge|waf|sandbox"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     for run, text in (
         (plan, "show what apply would change; exit code 0: nothing, 2: something, 1: error"),
@@ -322,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=secrets)
     _add_ban(commands)
     node_commands.add_to(commands)
+    patch_commands.add_to(commands)
     _add_edge(commands)
     waf.add_to(commands)
     doctor.add_to(commands)

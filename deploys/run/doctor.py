@@ -27,6 +27,8 @@ from deploys.roles.edge import EDGE_CERTIFICATES
 from deploys.run import environment, figures, releases, remote
 from deploys.run.figures import Alert, Row
 from deploys.run.node.records import Records
+from deploys.run.patch import records as patches
+from deploys.run.patch.records import Record
 from deploys.run.releases import Release
 
 T = TypeVar("T")
@@ -170,6 +172,8 @@ class Fleet:
     now: float
     # Verb and name of nodes that `node` was interrupted with.
     begun: Sequence[tuple[str, str]] = ()
+    # A run of `patch` that has not ended.
+    patch: Record | None = None
 
     def of(self, group: str) -> list[Told]:
         """What the hosts of a group that answered said."""
@@ -180,7 +184,7 @@ def examine(fleet: Fleet) -> list[Line]:
     """The whole screen."""
     parts = (
         _hosts, _drift, _versions, _reboots, _certificates, _etcd, _patroni, _swarm, _replicas, _backup,
-        _drill, _alerts, _disks, _lock, _releases, _nodes,
+        _drill, _alerts, _disks, _lock, _releases, _nodes, _patch,
     )  # fmt: skip
     return [line for part in parts for line in part(fleet)]
 
@@ -239,8 +243,8 @@ def _versions(seen: Fleet) -> Iterator[Line]:
     skewed = {package: versions for package, versions in where.items() if len(versions) > 1}
     for package, versions in sorted(skewed.items()):
         text = "; ".join(f"{version} on {', '.join(hosts)}" for version, hosts in sorted(versions.items()))
-        following = "one host after the other, replicas first: `sudo apt-get install --only-upgrade "
-        yield Line("versions", Verdict.ATTENTION, f"{package}: {text}", f"{following}{package}`")
+        following = f"`python -m deploys patch {seen.name} --engines` brings the newest, host after host"
+        yield Line("versions", Verdict.ATTENTION, f"{package}: {text}", following)
     if not skewed:
         shown = (
             f"{package} {next(iter(where[package]))}" for package in sorted(where) if package in HEADLINE
@@ -258,7 +262,8 @@ def _reboots(seen: Fleet) -> Iterator[Line]:
         return
     since = _ago(seen.now - min(waiting.values()))
     text = f"{', '.join(waiting)} wait for a reboot, the first for {since.removesuffix(' ago')}"
-    yield Line("reboots", Verdict.ATTENTION, text, "one at a time: monitoring/runbooks/HostRebootOverdue.md")
+    following = f"`python -m deploys patch {seen.name}`; monitoring/runbooks/HostRebootOverdue.md"
+    yield Line("reboots", Verdict.ATTENTION, text, following)
 
 
 def _certificates(seen: Fleet) -> Iterator[Line]:
@@ -505,6 +510,16 @@ def _nodes(seen: Fleet) -> Iterator[Line]:
         yield _well("nodes", "none is being added, replaced or removed")
 
 
+def _patch(seen: Fleet) -> Iterator[Line]:
+    if seen.patch is None:
+        yield _well("patch", "none is unfinished")
+        return
+    where = f"stopped with {seen.patch.node} out of service" if seen.patch.node else "has not ended"
+    text = f"the one of {seen.patch.by}, {seen.patch.began}, {where}"
+    following = f"`python -m deploys patch {seen.name}` says what is left, with --yes it goes on"
+    yield Line("patch", Verdict.ATTENTION, text, following)
+
+
 def _ago(seconds: float) -> str:
     if seconds < 2 * 3600:
         return f"{seconds / 60:.0f} min ago"
@@ -540,6 +555,7 @@ def look(name: str, hosts: Sequence[Host], groups: Mapping[str, Sequence[str]]) 
             certificate_days=days,
             now=time.time(),
             begun=[(one.command, one.name) for one in Records(directory).read().values()],
+            patch=patches.Records(directory).read(),
         )
 
 

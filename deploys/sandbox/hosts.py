@@ -15,6 +15,8 @@ from deploys.sandbox.shell import each, phase, say
 LABEL = "relay.sandbox"
 # Capabilities that no engine of the supported distributions can name.
 UNKNOWN_CAPABILITIES = {"BPF", "PERFMON", "CHECKPOINT_RESTORE"}
+# A host that boots itself comes back, as a machine does; one that `kill` took the power from stays off.
+RESTART = "unless-stopped"
 BOOT_PATIENCE_SECONDS = 180.0
 OPEN_FILES = 1_048_576
 # Directories below /var/lib of an app host that are volumes.
@@ -57,6 +59,7 @@ def create_command(sandbox: Sandbox, host: Host, image: str, hardware: Hardware)
         "--security-opt=seccomp=unconfined",
         "--security-opt=apparmor=unconfined",
         "--stop-signal=SIGRTMIN+3",
+        f"--restart={RESTART}",
         "--tmpfs=/run:mode=755",
         "--tmpfs=/run/lock",
         "--shm-size=512m",
@@ -167,6 +170,9 @@ def start_all(sandbox: Sandbox, engine: Engine) -> None:
             engine.docker(verb, sandbox.container(host))
 
     each(begin, sandbox.hosts)
+    # Also those that an older version of us has made.
+    containers = [sandbox.container(host) for host in sandbox.hosts]
+    engine.docker("update", f"--restart={RESTART}", *containers, check=False)
 
 
 def wait_all(sandbox: Sandbox, engine: Engine) -> None:

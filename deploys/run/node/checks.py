@@ -1,4 +1,5 @@
-"""What must hold before a node is added, replaced or removed. Each check names what it refuses, and why."""
+"""What must hold before a node is added, replaced, removed or patched. Each check names what it refuses and
+why."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def swarm(seen: Seen, names: Collection[str], change: str) -> Iterator[Check]:
     managers = {name for name, _, _, manager in seen.nodes if manager}
     reachable = {name for name, _, _, manager in seen.nodes if manager in REACHABLE}
     stay = managers - set(names)
-    able = reachable & stay if change == "replace" else reachable
+    able = reachable & stay if change in ("replace", "patch") else reachable
     yield _quorum("the swarm", able, max(len(managers), 1), sorted(stay - reachable))
     if change == "remove":
         last = max(len(managers - (reachable & set(names))), 1)
@@ -109,7 +110,7 @@ def database(seen: Seen, names: Collection[str], change: str) -> Iterator[Check]
         return
     yield Check(f"{what} ({leaders[0]})")
     confirming = [name for name, one in members.items() if name not in names and _confirms(one)]
-    if change == "remove":
+    if change in ("remove", "patch"):
         # Whoever takes over needs somebody, too, who confirms what it writes.
         needed = 1 if stays else 2
         enough = len(confirming) >= needed

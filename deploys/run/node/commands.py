@@ -11,8 +11,9 @@ from deploys.run import drains, environment
 from deploys.run.node import checks, facts
 from deploys.run.node.arrival import add, replace
 from deploys.run.node.facts import groups_of
+from deploys.run.node.primary import hand_over, leads
 from deploys.run.node.removal import remove
-from deploys.run.node.work import DONE, REMAINS, must
+from deploys.run.node.work import DONE, REMAINS
 
 EPILOG = """examples:
   python -m deploys node list sandbox
@@ -96,22 +97,11 @@ def _hand_over(name: str, host: str) -> int:
     """Lets another database host be the primary; a replica needs nothing."""
     with environment.use(name) as inventory:
         seen = facts.look(environment.select(inventory, ["db"]))
-        if not any(one["Member"] == host and one["Role"] == "Leader" for one in seen.patroni):
+        if not leads(seen, host):
             print(f"{host} is a replica: it may be stopped while two others run")
             return DONE
-        problems = [one.problem for one in checks.database(seen, [host], "remove") if one.problem]
-        if problems:
-            raise DeployError(f"{host} stays the primary: {'; '.join(problems)}")
-        confirming = [
-            str(one["Member"])
-            for one in seen.patroni
-            if one["Member"] != host and str(one["Role"]).startswith(("Sync", "Quorum"))
-        ]
-        (there,) = environment.select(inventory, [host])
-        words = ["patronictl", "switchover", "relay", "--leader", host, "--candidate", confirming[0]]
-        must(there, [*words, "--force"])
-        must(there, ["relay-patroni", "wait"])
-    print(f"{confirming[0]} is the primary; {host} is a replica and may become primary again by a failover")
+        successor = hand_over(seen, host, environment.select(inventory, [host])[0])
+    print(f"{successor} is the primary; {host} is a replica and may become primary again by a failover")
     return DONE
 
 

@@ -53,6 +53,10 @@ class Work:
     out: TextIO
     seen: Seen = field(default_factory=Seen)
     start: float = field(default_factory=time.monotonic)
+    # The fleet's lock, on the host that measures it.
+    fleet_lock: ExitStack = field(default_factory=ExitStack)
+    # What the line of the audit log says besides.
+    audit: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     remains: list[Trace] = field(default_factory=list)
 
@@ -68,6 +72,11 @@ class Work:
         if not fleet.hosts("ops") or fleet.hosts("ops")[0].name in self.nodes:
             return None
         return figures.monitor(self.hosts)
+
+    def hold_fleet(self) -> None:
+        """Takes the fleet's lock, where a host outside of the nodes keeps it."""
+        if monitor := self.monitor():
+            self.fleet_lock.enter_context(releases.History(monitor).exclusive())
 
     def begun(self) -> dict[str, Record]:
         """The nodes that this command was interrupted with; of replaced and added ones, the same machine."""
@@ -95,8 +104,8 @@ def shared_checks(work: Work, begun: Mapping[str, Record]) -> list[Check]:
     away = [name for name in work.nodes if name not in begun or not _whole(work, name)]
     return [
         checks.others_answer(work.seen, work.nodes),
-        *_nobody_else(work),
-        checks.calm(_alerts(work), work.nodes, work.options.despite_alerts),
+        *nobody_else(work),
+        checks.calm(alerts(work), work.nodes, work.options.despite_alerts),
         *checks.etcd(work.seen, away, work.command),
         *checks.swarm(work.seen, away, work.command),
         *checks.database(work.seen, away, work.command),
@@ -118,7 +127,8 @@ def _whole(work: Work, name: str) -> bool:
     return work.command != "remove" and not facts.not_yet(work.seen, name, groups_of(name))
 
 
-def _alerts(work: Work) -> list[figures.Alert] | DeployError | None:
+def alerts(work: Work) -> list[figures.Alert] | DeployError | None:
+    """What fires, or why that is not known; None where the monitoring is one of the nodes."""
     monitor = work.monitor()
     if monitor is None:
         return None
@@ -128,7 +138,7 @@ def _alerts(work: Work) -> list[figures.Alert] | DeployError | None:
         return error
 
 
-def _nobody_else(work: Work) -> Iterator[Check]:
+def nobody_else(work: Work) -> Iterator[Check]:
     """Where something is done the locks are held already."""
     what, unfinished = "nobody else is at work", "no release is unfinished"
     here = "" if work.lock else locks.holder(fleet.state_directory() / "deploy.lock")
@@ -189,8 +199,13 @@ def plan_step(work: Work) -> Step:
 
 
 @contextmanager
-def session(arguments: argparse.Namespace, command: str) -> Iterator[Work]:
-    """The environment; its locks where something is done, and a line of the audit log however that ends."""
+def session(
+    arguments: argparse.Namespace, command: str, *, noun: str = "node ", nodes: Sequence[str] | None = None
+) -> Iterator[Work]:
+    """The environment; its locks where something is done, and a line of the audit log however that ends.
+
+    `nodes` are those that change all at once, by default those of `arguments`.
+    """
     name = arguments.environment
     with ExitStack() as stack:
         inventory = stack.enter_context(environment.use(name))
@@ -199,13 +214,14 @@ def session(arguments: argparse.Namespace, command: str) -> Iterator[Work]:
             stack.enter_context(redirect_stdout(sys.stderr))
         directory = fleet.state_directory()
         hosts, records = list(inventory), Records(directory)
-        work = Work(command, name, arguments.nodes, arguments, hosts, None, records, out)
+        nodes = arguments.nodes if nodes is None else nodes
+        work = Work(command, name, nodes, arguments, hosts, None, records, out)
         if not arguments.yes:
             yield work
             return
         work.lock = stack.enter_context(lock.exclusive(directory))
-        if monitor := work.monitor():
-            stack.enter_context(releases.History(monitor).exclusive())
+        stack.enter_context(work.fleet_lock)
+        work.hold_fleet()
         result = "interrupted"
         try:
             yield work
@@ -214,8 +230,9 @@ def session(arguments: argparse.Namespace, command: str) -> Iterator[Work]:
             result = f"failed: {str(error).splitlines()[0]}"
             raise
         finally:
-            about = {"command": f"node {command}", "environment": name, "nodes": list(arguments.nodes)}
-            lock.audit(directory, **about, result=result, seconds=round(time.monotonic() - work.start, 1))
+            about = {"command": f"{noun}{command}", "environment": name, "nodes": list(work.nodes)}
+            seconds = round(time.monotonic() - work.start, 1)
+            lock.audit(directory, **about | work.audit, result=result, seconds=seconds)
 
 
 def carry_out(

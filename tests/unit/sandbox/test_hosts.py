@@ -26,6 +26,7 @@ def test_a_host_is_created_with_its_address_and_the_machines_capabilities(sandbo
         "--name=relay-sandbox-db1",
         "--hostname=db1",
         "--ip=172.30.77.31",
+        "--restart=unless-stopped",
         "--network=relay-sandbox",
         "--cap-add=SYS_ADMIN",
         "--env=SANDBOX_MTU=1400",
