@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.lib.config_files import TLS
 from deploys.roles.base import UPLOADS
@@ -63,6 +64,14 @@ def test_security_updates(host: Any) -> None:
     shown = host.run("apt-config dump APT::Periodic::Unattended-Upgrade").stdout
     assert shown.strip() == f'APT::Periodic::Unattended-Upgrade "{wanted}";'
     assert host.run("systemctl is-enabled apt-daily-upgrade.timer").stdout.strip() == "enabled"
+
+
+def test_engines_wait_for_patch(host: Any) -> None:
+    """The nightly upgrade leaves alone what all hosts depend on."""
+    shown = host.run("apt-config dump Unattended-Upgrade::Package-Blacklist").stdout
+    assert {f'Unattended-Upgrade::Package-Blacklist:: "^({held})$";' for held in roles.held()} <= set(
+        shown.splitlines()
+    )
 
 
 def test_journal_is_bounded(host: Any) -> None:

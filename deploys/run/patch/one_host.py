@@ -15,7 +15,7 @@ from datetime import timedelta
 from pyinfra.api.host import Host
 
 from deploys import roles
-from deploys.lib import fleet
+from deploys.lib import edge_names, fleet
 from deploys.lib.errors import DeployError
 from deploys.lib.timing import seconds
 from deploys.run import drains, remote, silences
@@ -343,6 +343,12 @@ class Patch:
                 where = members[0] if check.first else name
                 text = f"{role.name}: not true on {where}: {check.what}"
                 found.setdefault(where, []).append((text, check.command))
+        if "edge" in groups_of(name):
+            # As a customer: TLS, the firewall, a relay. Its alert would come when the next one is away.
+            address, api = str(self.host(name).data.address), edge_names.api()[0]
+            resolved = f"--resolve {api}:443:{address} https://{api}/healthz"
+            command = f"curl -fsS --insecure --max-time 10 -o /dev/null {resolved}"
+            found.setdefault(name, []).append((f"edge: {name} does not answer a call", command))
         return found
 
 

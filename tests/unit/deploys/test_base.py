@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploys import roles
 from deploys.lib import fleet
 from deploys.roles import base
 from tests.unit.deploys.scripts import load
@@ -56,6 +58,20 @@ def test_security_updates_follow_the_setting(fake_role: Any, wanted: bool, switc
     assert (
         f"APT::Periodic::Unattended-Upgrade {switch};" in outcome.files["/etc/apt/apt.conf.d/20auto-upgrades"]
     )
+
+
+def test_the_nightly_upgrade_leaves_engines_alone(plain_role: Any) -> None:
+    """Whole names only: what merely begins like an engine is upgraded."""
+    text = plain_role(base.base, "db1").files["/etc/apt/apt.conf.d/20auto-upgrades"]
+    patterns = re.findall(r'^Unattended-Upgrade::Package-Blacklist:: "(.*)";$', text, re.MULTILINE)
+    assert patterns == [f"^({held})$" for held in roles.held()]
+    for name, held_back in (
+        ("docker.io", True), ("containerd", True), ("etcd-server", True), ("postgresql-15", True),
+        ("nginx", True), ("libnginx-mod-http-lua", True), ("openssl", False), ("runc-tools", False),
+        ("postgresql-common", False), ("prometheus-nginx-exporter", False),
+    ):  # fmt: skip
+        # As unattended-upgrades does: re.match.
+        assert any(re.match(pattern, name) for pattern in patterns) == held_back, name
 
 
 def test_lists_of_packages_are_fetched_only_where_there_are_none(fake_role: Any, plain_role: Any) -> None:

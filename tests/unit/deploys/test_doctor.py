@@ -18,6 +18,7 @@ from deploys.lib.errors import DeployError
 from deploys.run import cli, doctor, figures
 from deploys.run.doctor import Fleet, Told, Verdict, examine, status
 from deploys.run.figures import Alert, Row
+from deploys.run.patch.records import Record
 from deploys.run.releases import Release
 
 NOW = 1_800_000_000.0
@@ -92,7 +93,7 @@ def test_a_fleet_that_wants_nothing() -> None:
     assert status(lines) == 0
     topics = (
         "hosts drift versions reboots certificates etcd database lag swarm relay backup drill alerts disks "
-        "lock releases nodes"
+        "lock releases nodes patch"
     )
     assert list(dict.fromkeys(line.topic for line in lines)) == topics.split()
 
@@ -186,6 +187,8 @@ FAULTS: list[tuple[str, str, Callable[[Fleet], None]]] = [
     ("lock", "you is at work (lock on ops1)", whole(holders={"this machine": "", "ops1": "you"})),
     ("releases", "1 by me is unfinished: canary", whole(history=[release("canary")])),
     ("nodes", "replace db2 was begun", whole(begun=[("replace", "db2")])),
+    ("patch", "of me, yesterday, stopped with db2 out", whole(patch=Record("yesterday", "me", node="db2"))),
+    ("patch", "of me, yesterday, has not ended", whole(patch=Record("yesterday", "me"))),
 ]  # fmt: skip
 
 
