@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ class Patched(Model):
     drained_nodes: set[str] = field(default_factory=set)
     does_not_return: str = ""
     along: str = ""
+    replicas: int = 4
     dies_at: int = -1
     changes: int = 0
     # Of each change: which relay nodes, database hosts and edges were out of service then.
@@ -181,7 +183,11 @@ class Patched(Model):
 
     def facts(self, name: str, machine: Any) -> str:
         away = len(self.out_of_swarm())
-        return super().facts(name, machine).replace("replicas 4/4", f"replicas {4 - away}/4")
+        return (
+            super()
+            .facts(name, machine)
+            .replace("replicas 4/4", f"replicas {self.replicas - away}/{self.replicas}")
+        )
 
     def hosts_with(self, verb: str) -> list[str]:
         return [one.partition(":")[0] for one in self.done if f": {verb}" in one]
@@ -380,7 +386,7 @@ def broken_apt(fleet: Any) -> None:
         (unhealthy("db5"), (), "etcd on db5 is not healthy"),
         (drained("app3"), (), "app3 is not ready in the swarm"),
         (having(alerts=[critical("PostgresNoPrimary", "")]), (), "PostgresNoPrimary: mend that first"),
-        (having(holder="somebody"), (), "somebody is at work"),
+        (having(holder="somebody"), (), "somebody is"),
         (unfinished, (), "7 is: `python -m deploys release trial` goes on"),
         (node_begun, (), "db5 is in the middle of `node`"),
         (broken_apt, (), "edge1: unmet dependencies"),
@@ -541,7 +547,21 @@ def prepared(fleet: Patched) -> None:
         fleet.waiting[name] = Waiting([OPENSSL], will_be_stale=["sshd"])
 
 
+def smaller(fleet: Patched) -> None:
+    """As many hosts as it takes: each is asked hundreds of times."""
+    gone = ("edge3", "app4", "db4", "db5", "vault1", "provider1")
+    path = environment.INVENTORIES / "trial.py"
+    text = re.sub(r"    # The newest.\n    \(\n(.*\n){2}    \),\n", "", path.read_text())
+    lines = [line for line in text.splitlines(keepends=True) if not any(f'("{one}"' in line for one in gone)]
+    path.write_text("".join(lines))
+    fleet.etcd = {name: well for name, well in fleet.etcd.items() if name not in gone}
+    fleet.patroni = {name: about for name, about in fleet.patroni.items() if name not in gone}
+    fleet.swarm = [entry for entry in fleet.swarm if entry[0] not in gone]
+    fleet.replicas = len(fleet.swarm)
+
+
 def test_killed_at_any_moment_it_ends_well_when_it_is_run_again(patched: Patched) -> None:
+    smaller(patched)
     for moment in count():
         patched.done.clear()
         patched.silenced.clear()
@@ -566,7 +586,7 @@ def test_killed_at_any_moment_it_ends_well_when_it_is_run_again(patched: Patched
         assert record(patched) is None, moment
         if not killed:
             break
-    assert moment > 40
+    assert moment > 30
 
 
 LINES = """openssl [3.0.11-1] (3.0.14-1 Debian-Security:12/stable-security [amd64])
