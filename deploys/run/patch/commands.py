@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not work.options.yes:
             print(preview.DRY_RUN)
             return _answer(patch, checks_, todo, DONE)
-        return _go(patch, checks_, todo, names)
+        return _go(patch, checks_, todo)
 
 
 def _begin(work: Work) -> Patch:
@@ -114,7 +114,11 @@ def _checks(patch: Patch, names: Sequence[str]) -> list[Check]:
         Check("apt on them can upgrade", "; ".join(unwell)),
         *nobody_else(work),
         Check("no `node` is unfinished", first),
-        Check("an interrupted run goes on first", outside if mine and record.node not in names else ""),
+        *(
+            [Check("what is in hand comes first", outside if record.node not in names else "")]
+            if mine
+            else []
+        ),
         checks.calm(alerts(work), mine, work.options.despite_alerts),
         *([] if mine else [patch.whole()]),
         *_may_leave(patch, mine or _todo(patch, names)),
@@ -177,14 +181,15 @@ def _step(patch: Patch, name: str) -> str:
     return f"{name} ({role}): {'; '.join(words)}"
 
 
-def _go(patch: Patch, checks_: Sequence[Check], todo: Sequence[str], names: Sequence[str]) -> int:
+def _go(patch: Patch, checks_: Sequence[Check], todo: Sequence[str]) -> int:
     work = patch.work
     if not todo:
         patch.records.drop()
         return _answer(patch, checks_, todo, DONE)
     patch.records.put(patch.record)
     work.audit = {"hosts": list(todo), "engines": work.options.engines, "all": work.options.all}
-    left, done = list(todo), []
+    left = list(todo)
+    done: list[str] = []
     try:
         while left:
             name = left[0]
