@@ -163,8 +163,9 @@ def _show(patch: Patch, checks_: Sequence[Check], todo: Sequence[str]) -> None:
         if left := patch.choice.held_back(about):
             print(f"Note: {name}: held back without --engines: {told(left)}")
     for name in todo:
-        if set(facts.groups_of(name)) & {"ops", "vault", "provider"}:
-            print(f"Note: {name} has no second: what only it does waits while it boots; calls go on")
+        if found := set(facts.groups_of(name)) & {"ops", "vault", "provider"}:
+            calls = "calls fail" if "provider" in found else "calls go on"
+            print(f"Note: {name} has no second: what only it does waits while it boots; {calls}")
 
 
 def _step(patch: Patch, name: str) -> str:
