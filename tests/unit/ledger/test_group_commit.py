@@ -90,6 +90,38 @@ def test_a_lone_call_waits_for_nobody() -> None:
     assert play(database, story()) < 0.05
 
 
+def test_those_who_come_together_wait_for_more() -> None:
+    database = Database(seconds=0)
+    database.group = GroupCommit("test", database.connect, database.execute, gather_seconds=0.2)
+
+    async def story() -> None:
+        together = [database.ask("a"), database.ask("b")]
+        await asyncio.sleep(0.02)
+        await asyncio.gather(*together, database.ask("c"))
+        after = database.ask("d")
+        await asyncio.sleep(0.02)
+        await asyncio.gather(after, database.ask("e"))
+
+    play(database, story())
+    assert database.batches == [list("abc"), list("de")]
+
+
+def test_who_is_alone_again_waits_once_at_most() -> None:
+    database = Database(seconds=0)
+    database.group = GroupCommit("test", database.connect, database.execute, gather_seconds=0.2)
+
+    async def story() -> float:
+        await asyncio.gather(database.ask("a"), database.ask("b"))
+        await database.ask("c")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await database.ask("d")
+        return loop.time() - began
+
+    assert play(database, story()) < 0.15
+    assert database.batches == [["a", "b"], ["c"], ["d"]]
+
+
 def test_a_repeated_key_waits_for_its_predecessors_commit() -> None:
     database = Database()
 

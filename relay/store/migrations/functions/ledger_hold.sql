@@ -2,7 +2,8 @@
 -- another: refusals are results, not exceptions.
 --
 -- Members are visited account by account, beside the locked rows in the same order: sorted lists instead of joins
--- between arrays, which the planner takes for ten rows each and would join in squares.
+-- between arrays, which the planner takes for ten rows each and would join in squares. Rows of tables are found by
+-- their keys alone: a session's plan that was made while a table was small must not read all of it once it has grown.
 --
 -- p_quotas: {unit: quantity} a member, or null. p_covered: what to hold if they are reserved in full.
 create or replace function ledger_hold(
@@ -10,17 +11,18 @@ create or replace function ledger_hold(
     p_covered bigint[], p_model text[], p_group text[], p_expires timestamptz[], p_quotas text[]
 ) returns table (outcome text, missing bigint, quotas text, overage text)
 language plpgsql security definer
-set search_path = public, pg_temp set enable_seqscan = off set jit = off
-set plan_cache_mode = force_generic_plan as $$
+set search_path = public, pg_temp set jit = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     members      integer := cardinality(p_request);
+    -- of each member, by its place; those without a first value are null where a member has none
     result       text[] := array_fill(null::text, array[members]);
-    short        bigint[] := array_fill(null::bigint, array[members]);
+    short        bigint[];
     amount       bigint[] := p_amount;
-    reserved     text[] := array_fill(null::text, array[members]);
-    bound        text[] := array_fill(null::text, array[members]);
-    factor       numeric[] := array_fill(null::numeric, array[members]);
+    reserved     text[];
+    bound        text[];
+    factor       numeric[];
     -- credit rows by account
     purse        integer := 0;
     purse_id     bigint[];
@@ -56,9 +58,6 @@ declare
     slot         integer;
     written      uuid[];
 begin
-    -- Even an answer that changes nothing is confirmed by the standby: a primary that was replaced without knowing
-    -- it cannot answer, neither that it knows no such hold nor that it has written one.
-    perform pg_logical_emit_message(true, 'ledger', '');
     for attempt in 1..2 loop
         select array_agg(b.account_id), array_agg(b.free), array_agg(b.active), array_agg(b.factor),
                array_agg(b.account_id) filter (where b.due), array_agg(0::bigint)
@@ -96,13 +95,12 @@ begin
 
     select array_agg(b.token_id),
            array_agg('breaker:' || extract(epoch from b.hour + interval '1 hour')::bigint
-                     || ':' || b.spent || ':' || b.maximum)
-      into broken_id, broken_says
+                     || ':' || b.spent || ':' || b.maximum),
+           exists (select from holds h where h.request_id = any (p_request))
+      into broken_id, broken_says, known
       from spend_breakers b
      where b.token_id = any (p_token) and b.hour >= date_trunc('hour', now(), 'UTC')
        and b.spent - b.lifted >= b.maximum;
-
-    known := exists (select from holds h where h.request_id = any (p_request));
 
     for m in
         select u.* from unnest(p_request, p_attempt, p_account, p_token, p_amount, p_covered, p_quotas)
@@ -158,18 +156,20 @@ begin
             short[m.ord] := need - purse_free[purse];
             continue;
         end if;
-        refused := null;
-        for slot in 1..coalesce(cardinality(budget_id), 0) loop
-            if need > 0 and budget_free[slot] < need
-               and (budget_scope[slot] = 'global' or budget_scope[slot] = 'account' and budget_of[slot] = account
-                    or budget_scope[slot] = 'token' and budget_of[slot] = m.token_id) then
-                refused := 'budget:' || budget_scope[slot];
-                short[m.ord] := need - budget_free[slot];
+        if budget_id is not null then
+            refused := null;
+            for slot in 1..cardinality(budget_id) loop
+                if need > 0 and budget_free[slot] < need
+                   and (budget_scope[slot] = 'global' or budget_scope[slot] = 'account' and budget_of[slot] = account
+                        or budget_scope[slot] = 'token' and budget_of[slot] = m.token_id) then
+                    refused := 'budget:' || budget_scope[slot];
+                    short[m.ord] := need - budget_free[slot];
+                end if;
+            end loop;
+            if refused is not null then
+                result[m.ord] := refused;
+                continue;
             end if;
-        end loop;
-        if refused is not null then
-            result[m.ord] := refused;
-            continue;
         end if;
 
         result[m.ord] := 'held';
@@ -193,37 +193,45 @@ begin
             end loop;
             reserved[m.ord] := reserved[m.ord] || '}';
         end if;
-        for slot in 1..coalesce(cardinality(budget_id), 0) loop
-            if budget_scope[slot] = 'global' or budget_scope[slot] = 'account' and budget_of[slot] = account
-               or budget_scope[slot] = 'token' and budget_of[slot] = m.token_id then
-                budget_free[slot] := budget_free[slot] - need;
-                budget_taken[slot] := budget_taken[slot] + need;
-                bound[m.ord] := coalesce(bound[m.ord] || ',', '{') || budget_id[slot];
-            end if;
-        end loop;
-        bound[m.ord] := bound[m.ord] || '}';
+        if budget_id is not null then
+            for slot in 1..cardinality(budget_id) loop
+                if budget_scope[slot] = 'global' or budget_scope[slot] = 'account' and budget_of[slot] = account
+                   or budget_scope[slot] = 'token' and budget_of[slot] = m.token_id then
+                    budget_free[slot] := budget_free[slot] - need;
+                    budget_taken[slot] := budget_taken[slot] + need;
+                    bound[m.ord] := coalesce(bound[m.ord] || ',', '{') || budget_id[slot];
+                end if;
+            end loop;
+            bound[m.ord] := bound[m.ord] || '}';
+        end if;
     end loop;
 
     with made as (
         insert into holds (request_id, attempt, account_id, token_id, amount, model, customer_group, expires_at,
                            quotas, budget_ids, overage)
         select u.request_id, u.attempt, u.account_id, u.token_id, u.amount, u.model, u.customer_group,
-               u.expires_at, u.quotas::jsonb, u.budgets::bigint[], u.overage
-          from unnest(p_request, p_attempt, p_account, p_token, amount, p_model, p_group, p_expires, reserved,
-                      bound, factor, result)
+               u.expires_at, reserved[u.ord]::jsonb, bound[u.ord]::bigint[], factor[u.ord]
+          from unnest(p_request, p_attempt, p_account, p_token, amount, p_model, p_group, p_expires, result)
+                   with ordinality
                    u (request_id, attempt, account_id, token_id, amount, model, customer_group, expires_at,
-                      quotas, budgets, overage, result)
+                      result, ord)
          where u.result = 'held'
          order by u.request_id
         on conflict (request_id) do nothing
         returning request_id)
     select array_agg(request_id) into written from made;
+    if written is null then
+        -- Even an answer that changes nothing is confirmed by the standby: a primary that was replaced without
+        -- knowing it cannot answer, neither that it knows no such hold nor that it has written one.
+        perform pg_logical_emit_message(true, 'ledger', '');
+    end if;
 
     -- Another session wrote the same request id in this very moment: that member takes back what it took.
     if coalesce(cardinality(written), 0) < cardinality(array_positions(result, 'held')) then
         for m in
-            select u.* from unnest(p_request, p_account, amount, reserved, bound, result)
-                with ordinality u (request_id, account_id, amount, quotas, budgets, result, ord)
+            select u.*, reserved[u.ord] as quotas, bound[u.ord] as budgets
+              from unnest(p_request, p_account, amount, result)
+                   with ordinality u (request_id, account_id, amount, result, ord)
              where u.result = 'held' and u.request_id <> all (coalesce(written, '{}'))
         loop
             result[m.ord] := 'duplicate';
@@ -243,9 +251,9 @@ begin
         end loop;
     end if;
 
-    update balances b set held = b.held + u.taken
-      from unnest(purse_id, purse_taken) u (account_id, taken)
-     where b.account_id = u.account_id and b.unit = 'credit' and u.taken <> 0;
+    update balances b set held = b.held + purse_taken[array_position(purse_id, b.account_id)]
+     where b.account_id = any (purse_id) and b.unit = 'credit'
+       and purse_taken[array_position(purse_id, b.account_id)] <> 0;
     if unit_of is not null then
         update balances b set held = b.held + u.taken
           from unnest(unit_of, unit_name, unit_taken) u (account_id, unit, taken)
@@ -256,6 +264,7 @@ begin
           from unnest(budget_id, budget_taken) u (id, taken) where b.id = u.id and u.taken <> 0;
     end if;
     return query
-        select case when u.result = 'known' then 'held' else u.result end, u.short, u.quotas, u.overage::text
-          from unnest(result, short, reserved, factor) u (result, short, quotas, overage);
+        select case when u.result = 'known' then 'held' else u.result end, short[u.ord], reserved[u.ord],
+               factor[u.ord]::text
+          from unnest(result) with ordinality u (result, ord);
 end $$;

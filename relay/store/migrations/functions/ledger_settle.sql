@@ -13,16 +13,17 @@ create or replace function ledger_settle(
     p_facts text[]
 ) returns table (outcome text, charge bigint)
 language plpgsql security definer
-set search_path = public, pg_temp set enable_seqscan = off set jit = off
-set plan_cache_mode = force_generic_plan as $$
+set search_path = public, pg_temp set jit = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     members       integer := cardinality(p_request);
     result        text[] := array_fill(null::text, array[members]);
     charged       bigint[] := array_fill(0::bigint, array[members]);
-    plan_paid     bigint[] := array_fill(0::bigint, array[members]);
-    indebted      bigint[] := array_fill(0::bigint, array[members]);
-    used          text[] := array_fill(null::text, array[members]);
+    -- null where a member has none
+    plan_paid     bigint[];
+    indebted      bigint[];
+    used          text[];
     documents     jsonb[] := p_documents::jsonb[];
     -- credit rows of the accounts, and what this batch does to them
     purse         integer := 0;
@@ -39,15 +40,16 @@ declare
     grant_plan    boolean[];
     grant_touched boolean[];
     -- typed units that holds reserved and calls used
-    unit_of       bigint[] := '{}';
-    unit_name     text[] := '{}';
-    unit_paid     bigint[] := '{}';
-    unit_held     bigint[] := '{}';
-    unit_debt     bigint[] := '{}';
-    entry_member  integer[] := '{}';
-    entry_unit    text[] := '{}';
-    entry_grant   bigint[] := '{}';
-    entry_amount  bigint[] := '{}';
+    unit_of       bigint[];
+    unit_name     text[];
+    unit_paid     bigint[];
+    unit_held     bigint[];
+    unit_debt     bigint[];
+    entry_member  integer[];
+    entry_account bigint[];
+    entry_unit    text[];
+    entry_grant   bigint[];
+    entry_amount  bigint[];
     m             record;
     quota         record;
     account       bigint := null;
@@ -58,19 +60,20 @@ declare
     typed         boolean := false;
     limited       boolean := false;
     guarded       boolean := false;
+    channelled    boolean := false;
+    changed       boolean := false;
 begin
-    -- Even an answer that changes nothing is confirmed by the standby: a primary that was replaced without knowing
-    -- it cannot answer, neither that it knows no such hold nor that it has written one.
-    perform pg_logical_emit_message(true, 'ledger', '');
     select array_agg(b.account_id), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint)
       into purse_id, purse_paid, purse_held, purse_debt
       from (select b.account_id from balances b
-             where b.account_id in (select h.account_id from holds h where h.request_id = any (p_request))
+             where b.account_id = any (array(select h.account_id from holds h where h.request_id = any (p_request)))
                and b.unit = 'credit'
              order by b.account_id for no key update) b;
     select coalesce(bool_or(h.quotas is not null), false), coalesce(bool_or(h.budget_ids is not null), false),
-           coalesce(bool_or(h.token_id in (select b.token_id from spend_breakers b)), false)
-      into typed, limited, guarded from holds h where h.request_id = any (p_request);
+           coalesce(bool_or(b.token_id is not null), false),
+           exists (select from channel_budgets c where c.channel_id = any (p_channel))
+      into typed, limited, guarded, channelled
+      from holds h left join spend_breakers b on b.token_id = h.token_id where h.request_id = any (p_request);
     if limited then
         perform from (
             select from budgets b
@@ -88,7 +91,8 @@ begin
     for m in
         select u.ord::integer as ord, h.account_id, h.state, h.charge, h.overage, h.amount, h.quotas
           from unnest(p_request) with ordinality u (request_id, ord)
-          left join holds h on h.request_id = u.request_id
+          -- A hold whose account is not locked was written after these were: it does not exist yet.
+          left join holds h on h.request_id = u.request_id and h.account_id = any (purse_id)
          order by h.account_id, u.ord
     loop
         if m.state is null then
@@ -99,6 +103,7 @@ begin
             charged[m.ord] := coalesce(m.charge, 0);
             continue;
         end if;
+        changed := true;
         if m.account_id is distinct from account then
             account := m.account_id;
             while purse_id[purse + 1] <= account loop
@@ -126,6 +131,7 @@ begin
         result[m.ord] := 'capture';
         owing := p_list[m.ord];
         if m.overage <> 1 then
+            plan_paid[m.ord] := 0;
             slot := first;
             while grant_of[slot] = account and grant_plan[slot] loop
                 if grant_unit[slot] = 'credit' then
@@ -154,6 +160,7 @@ begin
                 grant_touched[slot] := true;
                 owing := owing - taken;
                 entry_member := entry_member || m.ord;
+                entry_account := entry_account || account;
                 entry_unit := entry_unit || 'credit'::text;
                 entry_grant := entry_grant || grant_id[slot];
                 entry_amount := entry_amount || -taken;
@@ -166,6 +173,7 @@ begin
             indebted[m.ord] := owing;
             purse_debt[purse] := purse_debt[purse] + owing;
             entry_member := entry_member || m.ord;
+            entry_account := entry_account || account;
             entry_unit := entry_unit || 'credit'::text;
             entry_grant := entry_grant || null::bigint;
             entry_amount := entry_amount || -owing;
@@ -182,6 +190,7 @@ begin
                         grant_touched[slot] := true;
                         owing := owing - taken;
                         entry_member := entry_member || m.ord;
+                        entry_account := entry_account || account;
                         entry_unit := entry_unit || quota.key;
                         entry_grant := entry_grant || grant_id[slot];
                         entry_amount := entry_amount || -taken;
@@ -190,6 +199,7 @@ begin
                 end loop;
                 if owing > 0 then
                     entry_member := entry_member || m.ord;
+                    entry_account := entry_account || account;
                     entry_unit := entry_unit || quota.key;
                     entry_grant := entry_grant || null::bigint;
                     entry_amount := entry_amount || -owing;
@@ -202,13 +212,21 @@ begin
             end loop;
         end if;
     end loop;
+    if not changed then
+        -- Even an answer that changes nothing is confirmed by the standby: a primary that was replaced without
+        -- knowing it cannot answer, neither that it knows no such hold nor that it has written one.
+        perform pg_logical_emit_message(true, 'ledger', '');
+        return query select u.* from unnest(result, charged) u (result, charged);
+        return;
+    end if;
 
     update grants g set remaining = u.remaining, closed = (u.remaining = 0)
       from unnest(grant_id, grant_left, grant_touched) u (id, remaining, touched)
      where u.touched and g.id = u.id;
-    update balances b set balance = b.balance - u.paid, held = b.held - u.held, debt = b.debt + u.debt
-      from unnest(purse_id, purse_paid, purse_held, purse_debt) u (account_id, paid, held, debt)
-     where b.account_id = u.account_id and b.unit = 'credit';
+    update balances b set balance = b.balance - purse_paid[array_position(purse_id, b.account_id)],
+                          held = b.held - purse_held[array_position(purse_id, b.account_id)],
+                          debt = b.debt + purse_debt[array_position(purse_id, b.account_id)]
+     where b.account_id = any (purse_id) and b.unit = 'credit';
     if typed then
         update balances b set balance = b.balance - u.paid, held = b.held - u.held, debt = b.debt + u.debt
           from (select account_id, unit, sum(paid)::bigint as paid, sum(held)::bigint as held,
@@ -219,9 +237,9 @@ begin
          where b.account_id = u.account_id and b.unit = u.unit;
     end if;
     insert into entries (account_id, unit, grant_id, kind, amount, request_id, reason, source)
-    select h.account_id, e.unit, e.grant_id, 'capture', e.amount, h.request_id, p_reason[e.member], 'call'
-      from unnest(entry_member, entry_unit, entry_grant, entry_amount) e (member, unit, grant_id, amount)
-      join holds h on h.request_id = p_request[e.member];
+    select e.account_id, e.unit, e.grant_id, 'capture', e.amount, p_request[e.member], p_reason[e.member], 'call'
+      from unnest(entry_member, entry_account, entry_unit, entry_grant, entry_amount)
+               e (member, account_id, unit, grant_id, amount);
     if limited then
         update budgets b set held = b.held - s.held, spent = b.spent + s.spent
           from (select id, sum(h.amount)::bigint as held, sum(u.charged)::bigint as spent
@@ -257,14 +275,14 @@ begin
                        stream, started_at, duration_ms, first_byte_ms, cost, meters, raw_usage, sell, cost_side,
                        unpriced, attempts, facts, exact_numerator, exact_denominator)
     select d.request_id, d.account_id, d.token_id, d.model, d.customer_group, d.created_at, d.amount,
-           charged[d.ord], plan_paid[d.ord], indebted[d.ord], d.overage, used[d.ord]::jsonb,
+           charged[d.ord], coalesce(plan_paid[d.ord], 0), coalesce(indebted[d.ord], 0), d.overage, used[d.ord]::jsonb,
            p_quotas[d.ord]::jsonb, p_channel[d.ord], p_outcome[d.ord], p_abort[d.ord], p_stream[d.ord],
            p_started[d.ord], p_duration[d.ord], p_first_byte[d.ord], p_cost[d.ord], p_meters[d.ord]::jsonb,
            p_raw[d.ord]::jsonb, documents[p_sell[d.ord]], documents[p_cost_side[d.ord]],
            p_unpriced[d.ord]::jsonb, p_attempts[d.ord]::jsonb, p_facts[d.ord]::jsonb,
            p_numerator[d.ord], p_denominator[d.ord]
       from done d;
-    if exists (select from channel_budgets b where b.channel_id = any (p_channel)) then
+    if channelled then
         perform from (
             select from channel_budgets b
              where b.channel_id = any (p_channel)
