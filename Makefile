@@ -9,7 +9,7 @@ DEPLOYS := $(PY) -m deploys
 unexport PYTHONDONTWRITEBYTECODE
 TARGET = $(ENV) $(addprefix --limit ,$(LIMIT))
 
-.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge bench-streams bench-observability bench-logs boards logs-away fuzz mutation waf-regression tools lock clean
+.PHONY: api-fuzz backup backup-list backup-status backup-verify help up down status plan apply verify secrets test lint types unit coverage properties contract fleet fleet-faults failovers kills chaos drain flood clients bench bench-gateway bench-edge bench-streams bench-observability bench-logs boards release-calls logs-away fuzz mutation waf-regression tools lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,6 +134,9 @@ bench-observability: .venv/ready ## On the sandbox that `make up` built: what wa
 
 bench-logs: .venv/ready tools ## Print how long searches over ten million lines of logs take
 	@$(PY) -m tests.bench.logs_bench
+
+release-calls: .venv/ready tools ## Before a release: record what its relay asks of its database, which later migrations must keep
+	@$(PY) -m tests.contract.calls
 
 mutation: .venv/ready ## Change the code of money, failover and limits; fail on changes that no test notices
 	@rm -rf mutants

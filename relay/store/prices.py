@@ -15,6 +15,8 @@ _VERSION = (
     "id, model, side, provider, customer_group, currency, valid_from, valid_to, status, free, quantum,"
     " minimum, style, typed, hash, source, created_at"
 )
+_GROUP = "id, customer_group, for_group, multiplier, valid_from, valid_to"
+_FX = "id, currency, numerator, denominator, valid_from, valid_to"
 _INSERT = """
 insert into price_versions (model, side, provider, customer_group, currency, valid_from, valid_to, free,
 quantum,
@@ -50,9 +52,9 @@ async def load_published(connection: AsyncConnection[Any], since: datetime) -> P
             (since,),
         )
         versions = await _with_rows(cursor, await cursor.fetchall())
-        await cursor.execute(f"select * from group_multipliers where {lately}", (since,))  # noqa: S608
+        await cursor.execute(f"select {_GROUP} from group_multipliers where {lately}", (since,))  # noqa: S608
         groups = await cursor.fetchall()
-        await cursor.execute(f"select * from fx_rates where {lately}", (since,))  # noqa: S608
+        await cursor.execute(f"select {_FX} from fx_rates where {lately}", (since,))  # noqa: S608
         return PriceRows(revision, versions, groups, await cursor.fetchall())
 
 

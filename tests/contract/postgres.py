@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -159,12 +159,16 @@ def migrate(server: PostgresServer, database: str) -> None:
 
 
 @contextmanager
-def running_server() -> Iterator[PostgresServer]:
-    """A started server with the fleet's roles and a migrated template database; removed afterwards."""
+def running_server(**environment: str) -> Iterator[PostgresServer]:
+    """A started server with the fleet's roles and a migrated template database; removed afterwards.
+
+    ``environment``: what it is started with beside ours.
+    """
     root = Path(tempfile.mkdtemp(prefix="relay-pg-"))
     try:
         server = copied(root)
-        server.control("start")
+        own = ["env", *(f"{name}={value}" for name, value in environment.items())]
+        replace(server, prefix=(*server.prefix, *own)).control("start")
         try:
             prepare(server)
             yield server

@@ -17,7 +17,8 @@ Rules, so that replicas of the previous version serve on while one runs, and aga
 - the relay names the columns that it reads and writes: an added one must not change what a statement returns.
 A released migration is never edited. The linter squawk (``.squawk.toml``) and a comparison of the catalogs
 hold every migration after the first release's to this; tests/contract/test_migrations.py shows a previous
-version living through one.
+version living through one, and tests/contract/test_previous_release.py asks of the newest schema what each
+recorded release asks of its own.
 """
 
 from importlib import resources
