@@ -16,7 +16,7 @@ _HEX = r"(?<![0-9a-fA-F])[0-9a-f]{%s}(?![0-9a-fA-F])"
 _UUID = re.compile(_HEX % "8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12" + "|" + _HEX % "32")
 _DIGEST = re.compile(_HEX % "64")
 _SEALED = re.compile(r"gAAAA[\w=-]{40,}")
-_KEY = re.compile(r"sk-relay-[A-Za-z0-9]{6}")
+_KEY = re.compile(r"sk-relay-[\w-]{6}")
 _PLACE = re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[+-]\d\d(?::?\d\d)?|Z)?")
 # A time that is further away is one that the test names, not one that it takes from the clock.
