@@ -85,7 +85,7 @@ def settings() -> str:
     content = {
         "mode": mend.mode(),
         "hosts": hosts,
-        "service": relay.SERVICE,
+        "service": relay.service(),
         "port": mend.PORT,
         "cooldown_seconds": seconds("healer_cooldown"),
         "most_an_hour": fleet.setting("healer_most_an_hour"),

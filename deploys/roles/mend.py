@@ -67,7 +67,7 @@ def mendable(node: fleet.Node) -> dict[str, list[str]]:
     """What may be done on a host: actions, with the arguments they may have (none: the host judges)."""
     found: dict[str, list[str]] = {"restart-unit": units(node)}
     if node in fleet.hosts("app"):
-        found |= {"replace-task": [relay.SERVICE], "update-service": [relay.SERVICE], "prune-images": []}
+        found |= {"replace-task": [relay.service()], "update-service": [relay.service()], "prune-images": []}
         found |= {"channel-off": [], "channel-on": [], "throttle-account": []}
     if node in fleet.hosts("edge"):
         found["reload-certificates"] = []

@@ -105,7 +105,11 @@ except psycopg.OperationalError as error:
     print(type(error).__name__, file=sys.stderr)
     sys.exit(3 if any(word in str(error) for word in words) else 4)
 """
-REPLICA = "docker ps --quiet --filter label=com.docker.swarm.service.name=relay_relay | head -n 1"
+# Its service may have another name: see deploys.roles.relay.SERVICE_FILE.
+REPLICA = (
+    "docker ps --quiet --filter label=com.docker.swarm.service.name="
+    "$(cat /etc/relay/service 2>/dev/null || echo relay_relay) | head -n 1"
+)
 _MEMBERS_RUN = (
     "import json, sys; members = json.load(sys.stdin); "
     "sys.exit(not (any(m['Role'] == 'Leader' for m in members) "

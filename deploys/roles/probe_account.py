@@ -16,7 +16,7 @@ from deploys.lib import acting, fleet
 from deploys.lib.config_files import ConfigFile, place, source
 from deploys.lib.role import Role
 from deploys.roles.probe import TOKEN, wanted
-from deploys.roles.relay import SERVICE
+from deploys.roles.relay import service
 
 TOOL, SETTINGS = "/usr/local/sbin/relay-probe-account", "/etc/relay/probe-account.json"
 # Account and customer group; and calls a minute, of which each edge takes two.
@@ -29,7 +29,7 @@ class Replicas(FactBase[list[str]]):
     """Ids of the relay's containers that run on the host."""
 
     def command(self) -> str:
-        listing = f"docker ps --quiet --filter label=com.docker.swarm.service.name={SERVICE}"
+        listing = f"docker ps --quiet --filter label=com.docker.swarm.service.name={service()}"
         return f"command -v docker >/dev/null && {listing} || true"
 
     @staticmethod

@@ -4,6 +4,9 @@ The image is named by the hash of its sources and pinned by the digest that the 
 built, migrated or rolled while both are what runs. Secrets and the CA reach the replicas as Swarm secrets and
 configs that are named by their content, since Swarm never changes one in place.
 
+Where `relay_deployed_by` says dokploy, the same file goes through Dokploy (deploys.lib.relay_dokploy); what
+became of it is asked of Swarm all the same.
+
 `apply` rolls what the repository says. Where `release` or `rollback` has decided for another image, the
 service names the repository's version of that time (label relay.pinned): while that stays, so does the image.
 """
@@ -27,9 +30,10 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt
 
-from deploys.lib import acting, edge_names, fleet, relay_image, rotation
+from deploys.lib import acting, edge_names, fleet, relay_dokploy, relay_image, rotation
 from deploys.lib.config_files import TLS, ConfigFile, place, render, source
-from deploys.lib.pyinfra_adapter import is_executing
+from deploys.lib.errors import DeployError
+from deploys.lib.pyinfra_adapter import is_executing, run_shell
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.rotation import REFUSED, TAKEN, Trial, Way
 from deploys.lib.secrets import Secret, fernet_key
@@ -50,7 +54,9 @@ IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 CANARY_PAUSE_NANOSECONDS = 24 * 3600 * 10**9
 STACK_FILE, STACK_TEMPLATE = "/etc/relay/stack.yml", "relay/stack.yml.j2"
 CA_PATH = f"{TLS}/ca.crt"
-SERVICE = "relay_relay"
+# The service's name under Swarm, and the file that tells programs on hosts another one: see `service`.
+SERVICE, SERVICE_FILE = "relay_relay", "/etc/relay/service"
+ON_HOST = f"$(cat {SERVICE_FILE} 2>/dev/null || echo {SERVICE})"
 HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
 # For administrators alone, and read only.
@@ -59,6 +65,8 @@ ADMIN_PATH = "/api/pricing/groups"
 HOLD_MARGIN_SECONDS = 10
 # How long a new replica may take to be healthy (stack.yml: start_period and retries), and to be watched.
 START_SECONDS = 100
+# One step of relay-roll that waits for nothing.
+ROLL_LOOK_SECONDS = 60
 # Between a new replica that is healthy and the stop of the next one: edges have found it by then.
 ROLL_PAUSE_SECONDS = 6
 # By setting: as many times as that together fit into a replica's memory. What is read, checked and sent on
@@ -70,8 +78,8 @@ HEALTH_CHECK = (
     f"import socket, sys; s = socket.create_connection(('127.0.0.1', {API_PORT}), 3); "
     "s.sendall(b'GET /livez HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
 )
-_REPLICAS = f"docker service ls --filter name={SERVICE} --format '{{{{.Replicas}}}}'"
-_TASKS = f"docker ps --filter label=com.docker.swarm.service.name={SERVICE}"
+_REPLICAS = f"docker service ls --filter name={ON_HOST} --format '{{{{.Replicas}}}}'"
+_TASKS = f"docker ps --filter label=com.docker.swarm.service.name={ON_HOST}"
 _WHY = (
     f"{_TASKS} --all --last 1 --format 'its last task: {{{{.Status}}}}'; "
     f"{_TASKS} --all --last 1 --quiet | xargs -r docker logs --tail 5 2>&1"
@@ -111,6 +119,7 @@ def problems() -> Iterator[str]:
     )
     yield from _memory()
     yield from _proxy()
+    yield from relay_dokploy.problems()
 
 
 def _proxy() -> Iterator[str]:
@@ -224,7 +233,7 @@ class Deployed(FactBase[dict[str, Any]]):
     """The service's specification as Swarm has it, and the state of its last update."""
 
     def command(self) -> str:
-        inspection = f"docker service inspect {SERVICE} --format '{{{{json .}}}}' 2>/dev/null"
+        inspection = f"docker service inspect {service()} --format '{{{{json .}}}}' 2>/dev/null"
         return f"command -v docker >/dev/null && {inspection} || true"
 
     @staticmethod
@@ -279,7 +288,35 @@ def roll(reference: str, values: Mapping[str, Any]) -> Commands:
                 "`python -m deploys rollback ENV --yes` undoes it"
             )
         yield FileUploadCommand(StringIO(stack), STACK_FILE)
+        if relay_dokploy.deploys():
+            yield StringCommand("relay-roll", QuoteString(pinned), "--step", "prepare")
+            if is_executing():
+                _through_dokploy(pinned, stack, stack_hash, deployed)
+            return
         yield StringCommand("relay-roll", "--seconds", str(roll_seconds()), QuoteString(pinned))
+
+
+def _through_dokploy(pinned: str, stack: str, stack_hash: str, deployed: Mapping[str, Any]) -> None:
+    """The roll of a host whose file and schema are in place; OperationError when it is not what runs then."""
+
+    def roll_step(step: str, seconds: int = ROLL_LOOK_SECONDS) -> str:
+        words = ["relay-roll", pinned, "--step", step, "--seconds", str(seconds)]
+        done, said = run_shell(host, shlex.join(words), seconds + ROLL_LOOK_SECONDS)
+        if not done:
+            raise DeployError(said)
+        return said
+
+    running = deployed.get("Spec", {}).get("Labels", {}).get("relay.stack", "")
+    try:
+        one = relay_dokploy.stack(stack, registry(), login())
+        relay_dokploy.roll(one, stack, stack_hash, running, roll_step, roll_seconds())
+    except DeployError as error:
+        raise OperationError(str(error)) from None
+
+
+def service() -> str:
+    """The service's name in Swarm: `relay_stack` and the name in the stack file."""
+    return f"{fleet.setting('relay_stack')}_relay"
 
 
 def roll_seconds() -> int:
@@ -423,7 +460,10 @@ def _recipe() -> tuple[str, ...]:
 @deploy("Relay")
 def relay() -> None:
     """The relay role, for relay hosts; one of the swarm's managers builds the image and rolls the stack."""
-    place(ConfigFile("/usr/local/sbin/relayctl", source("relay/relayctl"), mode="755"))
+    place(
+        ConfigFile("/usr/local/sbin/relayctl", source("relay/relayctl"), mode="755"),
+        ConfigFile(SERVICE_FILE, f"{service()}\n"),
+    )
     if swarm.shall_manage(host):
         tools()
     if acting.acts("app", swarm.stays_manager, swarm.shall_manage):

@@ -17,7 +17,17 @@ from deploys import roles
 from deploys.lib import authority, examples, fleet, rotation
 from deploys.lib import secrets as vault
 from deploys.lib.errors import DeployError
-from deploys.run import bans, doctor, drains, environment, release, secret_commands, trust, waf
+from deploys.run import (
+    bans,
+    doctor,
+    dokploy_commands,
+    drains,
+    environment,
+    release,
+    secret_commands,
+    trust,
+    waf,
+)
 from deploys.run.node import commands as node_commands
 from deploys.run.patch import commands as patch_commands
 
@@ -38,6 +48,7 @@ EPILOG = """examples:
   python -m deploys verify sandbox --wait 120     after a restart: look again at what is not true yet
   python -m deploys doctor sandbox                what to know before touching anything, on one screen
   python -m deploys release sandbox               bring a new version of the relay out (--yes does it)
+  python -m deploys dokploy check production      what Dokploy has of the relay, where it deploys it
   python -m deploys node replace sandbox db2      take an empty machine in for one that died (--yes does it)
   python -m deploys patch sandbox                 updates and due reboots, host after host (--yes does it)
   python -m deploys waf explain sandbox ID        why the edge refused a call: its rules, and an exception
@@ -290,7 +301,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=examples.PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=examples.LAYOUT
     )
-    names = "plan|apply|verify|doctor|release|rollback|releases|secrets|ban|node|patch|edge|waf|sandbox"
+    names = (
+        "plan|apply|verify|doctor|release|rollback|releases|dokploy|secrets|ban|node|patch|edge|waf|sandbox"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     for run, text in (
         (plan, "show what apply would change; exit code 0: nothing, 2: something, 1: error"),
@@ -329,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     waf.add_to(commands)
     doctor.add_to(commands)
     release.add_to(commands)
+    dokploy_commands.add_to(commands)
     commands.add_parser(
         "sandbox",
         help="the sandbox on this machine: up, down, status, … (see `sandbox --help`)",

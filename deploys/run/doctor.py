@@ -67,7 +67,7 @@ if command -v patronictl >/dev/null; then
 fi
 if command -v docker >/dev/null; then
   timeout 10 docker node ls --format 'node {{{{.Hostname}}}} {{{{.Status}}}} {{{{.Availability}}}} m={{{{.ManagerStatus}}}}' 2>/dev/null
-  timeout 10 docker service ls --filter name=relay_relay --format 'replicas {{{{.Replicas}}}}' 2>/dev/null
+  timeout 10 docker service ls --filter name=$(cat /etc/relay/service 2>/dev/null || echo relay_relay) --format 'replicas {{{{.Replicas}}}}' 2>/dev/null
 fi
 true
 """  # noqa: E501

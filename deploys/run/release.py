@@ -22,17 +22,19 @@ from typing import Any
 
 from pyinfra.api.host import Host
 
-from deploys.lib import examples, fleet, relay_image
+from deploys.lib import examples, fleet, relay_dokploy, relay_image
+from deploys.lib.dokploy import Unanswered
+from deploys.lib.dokploy_stack import Stack
 from deploys.lib.errors import DeployError
 from deploys.lib.timing import seconds
 from deploys.roles import relay
-from deploys.roles.docker import registry
+from deploys.roles.docker import login, registry
 from deploys.roles.relay import API_PORT, ROLL_PAUSE_SECONDS, STACK_FILE, START_SECONDS
 from deploys.run import environment, figures, lock, preview, releases, remote, silences
 from deploys.run.canary import QUERIES, Limits, Snapshot
 from deploys.run.preview import Check
 from deploys.run.releases import APPLIED, RELEASE, RELEASED, ROLLBACK, ROLLED_BACK, History, Release
-from deploys.run.rollout import BEGUN, UNDOING, Bad, Look, Lost, Outcome, Pace, Rollout
+from deploys.run.rollout import BEGUN, UNDOING, UNDONE, Bad, Look, Lost, Outcome, Pace, Rollout
 
 TOOL = "relay-roll"
 TRIAL_FILE = "/etc/relay/trial.yml"
@@ -140,6 +142,8 @@ class SshFleet:
     def everywhere(self, goal: Goal) -> None:
         """Starts replicas that had no node meanwhile."""
         self._step(goal, "all")
+        if relay_dokploy.deploys():
+            relay_dokploy.settle(_in_dokploy(goal), goal.stack, goal.stack_hash)
 
     def count(self) -> Snapshot | None:
         try:
@@ -174,7 +178,25 @@ class SshFleet:
     def _deploy(self, goal: Goal, step: str) -> None:
         manager = self._hosts.manager()
         write(manager, STACK_FILE, goal.stack)
-        self._step(goal, step, manager)
+        if relay_dokploy.deploys():
+            self._through_dokploy(goal, step, manager)
+        else:
+            self._step(goal, step, manager)
+
+    def _through_dokploy(self, goal: Goal, step: str, manager: Host) -> None:
+        """The same by Dokploy, whose `done` says nothing: Swarm must have the stack, or have undone it."""
+        possible = int(self._step(goal, "possible", manager))
+        try:
+            relay_dokploy.release_step(_in_dokploy(goal), goal.stack, goal.stack_hash, step, possible)
+        except Unanswered as error:
+            raise Lost(str(error)) from None
+        except DeployError as error:
+            raise Bad(str(error)) from None
+        found = status(self._hosts, goal.image)
+        if found["labels"].get("relay.stack") != goal.stack_hash and found["state"] not in UNDONE:
+            raise Bad(
+                f"Dokploy says that it has deployed {goal.stack_hash[:12]}, and Swarm has another stack"
+            )
 
     def _look(self, goal: Goal) -> Look:
         found = status(self._hosts, goal.image)
@@ -188,6 +210,10 @@ class SshFleet:
 
     def _step(self, goal: Goal, step: str, manager: Host | None = None) -> str:
         return run_on(manager or self._hosts.manager(), [TOOL, goal.image, "--step", step])
+
+
+def _in_dokploy(goal: Goal) -> Stack:
+    return relay_dokploy.stack(goal.stack, registry(), login())
 
 
 _CALL = '{"model": "none", "messages": [{"role": "user", "content": "probe"}]}'
@@ -231,6 +257,7 @@ class Releaser:
         calm = self.service["state"] in ("", "completed", "rollback_completed") or open_ is not None
         return [
             Check("nobody else is at work", self.busy()),
+            *([Check("Dokploy answers, and takes the key", _dokploy())] if relay_dokploy.deploys() else []),
             Check("no critical alert fires", "" if despite_alerts else self._critical()),
             Check(
                 "every relay node is ready",
@@ -346,6 +373,15 @@ class Releaser:
             remote.ask(self.hosts.apps, ["sh", "-c", forget], seconds=LOOK_SECONDS)
         except DeployError as error:
             self.say(f"old images and secrets were not forgotten: {error}")
+
+
+def _dokploy() -> str:
+    """Why the relay cannot go through Dokploy; "" when it can."""
+    try:
+        relay_dokploy.api().check_version()
+    except DeployError as error:
+        return str(error)
+    return ""
 
 
 # Names that relay.named makes, as stack files hold them.

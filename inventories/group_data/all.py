@@ -343,6 +343,19 @@ swarm_managers = 3
 # --- relay -----------------------------------------------------------------------------------------------
 # Change it to make the image's base anew from the distribution's current packages.
 relay_base_epoch = "1"
+# Who deploys the relay's stack: swarm (`docker stack deploy`), or dokploy (through Dokploy 0.30.2 or newer).
+# Whether it runs is asked of Swarm, either way. deploys/RUNBOOK.md says how to change it.
+relay_deployed_by = "swarm"
+# The stack's name in Swarm. Dokploy chooses it, and says it when it is another one than here.
+relay_stack = "relay"
+# Dokploy's address as this machine reaches it: https, or http at the end of a tunnel on this machine; and a
+# file with the authority of its certificate, where systems do not know it. Its API key is the secret
+# relay_dokploy_key (`dokploy key ENV`, or `secrets ENV --set relay_dokploy_key`).
+relay_dokploy_url = ""
+relay_dokploy_ca_file = ""
+# The project and the environment that the stack is in, made where they are missing.
+relay_dokploy_project = "relay"
+relay_dokploy_environment = "production"
 # Where customers who run out of credit are sent; empty: the console's page where there is one (edge_console),
 # else no address is named.
 relay_topup_url = ""

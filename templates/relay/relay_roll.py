@@ -18,6 +18,11 @@ The steps of a release:
     all      starts what could not run because a node was away
     status   prints what runs as JSON
     problems prints why tasks of the image failed
+
+Where Dokploy deploys the stack (`relay_deployed_by`), only prepare, trial and these are used:
+    possible prints how many replicas have a node now
+    verify   waits like a whole roll, then compares what runs, and where, with the stack file,
+             and asks the replica on this host
 """
 
 from __future__ import annotations
@@ -32,8 +37,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-STACK = "relay"
-SERVICE = "relay_relay"
+# The service's name, STACK_SERVICE. Dokploy chooses the name of its stacks.
+SERVICE_FILE = Path("/etc/relay/service")
+SERVICE = SERVICE_FILE.read_text().strip() if SERVICE_FILE.exists() else "relay_relay"
+STACK = SERVICE.removesuffix("_relay")
 STACK_FILE = "/etc/relay/stack.yml"
 # Read by the stack file, which says how many there are otherwise, how long Swarm pauses between two replicas,
 # and what it does when one does not become healthy.
@@ -223,6 +230,35 @@ def status(image: str) -> dict[str, Any]:
     }
 
 
+def verify(image: str, seconds: int) -> None:
+    """What somebody else has deployed runs as the stack file says: its hash, its image, each replica on a
+    relay node of its own. Whoever deployed it may have said so without it being so."""
+    wait(image, seconds)
+    found = status(image)
+    wanted_hash = re.search(r'relay\.stack: "([0-9a-f]+)"', Path(STACK_FILE).read_text())
+    runs = found["labels"].get("relay.stack", "none")
+    if wanted_hash is None or runs != wanted_hash[1]:
+        sys.exit(f"relay-roll: the stack that runs is not that of {STACK_FILE}: it was not deployed ({runs})")
+    if found["image"] != image:
+        sys.exit(f"relay-roll: the service has the image {found['image']}, not {image}")
+    strays = sorted(set(found["new"]) - set(relay_nodes()))
+    if strays or len(set(found["new"])) < found["wanted"]:
+        where = ", ".join(found["new"]) or "nowhere"
+        sys.exit(
+            f"relay-roll: {found['wanted']} replicas must run on as many relay nodes, and run on: {where}"
+        )
+    # The replicas' ports are closed to this host: others ask those of other nodes.
+    for container in containers(SERVICE):
+        if complaint := asked(container):
+            sys.exit(f"relay-roll: the replica on this host is not well: {complaint}")
+    say(f"stack {runs[:12]} runs on {', '.join(found['new'])}")
+
+
+def relay_nodes() -> list[str]:
+    """Names of the nodes that replicas may run on."""
+    return docker("node", "ls", "--filter", "node.label=relay=true", "--format", "{{.Hostname}}").split()
+
+
 def trial(image: str) -> None:
     """A replica of `image` on this host, without customers: it starts, is ready, and refuses as it should."""
     os.environ[TRIAL_NODE] = docker("info", "--format", "{{.Name}}")
@@ -235,14 +271,24 @@ def trial(image: str) -> None:
             if time.monotonic() > end or failed(image, TRIAL_SERVICE):
                 sys.exit(f"relay-roll: the trial's replica did not start:\n{problems(image, TRIAL_SERVICE)}")
             time.sleep(PAUSE_SECONDS)
-        container = docker("ps", "-q", "--filter", f"label=com.docker.swarm.service.name={TRIAL_SERVICE}")
-        command = ["docker", "exec", container.split()[0], "python3", "-c", TRIAL_QUESTIONS]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it says nothing"]
-            sys.exit(f"relay-roll: the trial's replica is not well: {said[0]}")
+        if complaint := asked(containers(TRIAL_SERVICE)[0]):
+            sys.exit(f"relay-roll: the trial's replica is not well: {complaint}")
     finally:
         remove_trial()
+
+
+def containers(service: str) -> list[str]:
+    """Ids of the service's containers on this host."""
+    return docker("ps", "-q", "--filter", f"label=com.docker.swarm.service.name={service}").split()
+
+
+def asked(container: str) -> str:
+    """What is wrong with the answers of a replica on this host; "" when nothing is."""
+    command = ["docker", "exec", container, "python3", "-c", TRIAL_QUESTIONS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return ""
+    return ((done.stderr or done.stdout).strip().splitlines()[-1:] or ["it says nothing"])[0]
 
 
 def remove_trial() -> None:
@@ -274,11 +320,13 @@ def step(image: str, name: str) -> None:
             docker("service", "scale", "--detach", f"{SERVICE}={wanted_replicas()}")
     elif name == "problems":
         print(problems(image))
+    elif name == "possible":
+        print(possible_replicas())
     else:
         print(json.dumps(status(image)))
 
 
-STEPS = ("prepare", "trial", "canary", "rest", "all", "status", "problems")
+STEPS = ("prepare", "trial", "canary", "rest", "all", "status", "problems", "possible", "verify")
 
 
 def main() -> None:
@@ -288,6 +336,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=600, help="how long to wait for healthy replicas")
     parser.add_argument("--step", choices=STEPS, help="one step of a release instead of a whole roll")
     options = parser.parse_args()
+    if options.step == "verify":
+        verify(options.image, options.seconds)
+        return
     if options.step:
         step(options.image, options.step)
         return

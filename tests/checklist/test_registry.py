@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deploys.roles import relay
 from deploys.roles.docker import REGISTRY_PORT, registry
 from deploys.run.releases import ENDED
 from tests.checklist.targets import address, engine, hosts, names, on, reached
@@ -23,7 +24,7 @@ def test_registry_wants_a_password(host: Any) -> None:
 
 def test_relay_hosts_may_pull(host: Any) -> None:
     """Every relay host pulls the image that runs, by its digest."""
-    service = engine(host, "services/relay_relay")
+    service = engine(host, f"services/{relay.service()}")
     image = str(service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"])
     assert image.startswith(registry())
     pulled = host.run(f"docker pull -q {image}")

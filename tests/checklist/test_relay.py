@@ -7,11 +7,13 @@ from functools import cache
 from typing import Any
 
 from deploys.lib import fleet
+from deploys.roles import relay
 from tests.checklist.targets import address, engine, hosts, names, on
 
 testinfra_hosts = hosts("app")
 
-REPLICA = "docker ps -q --filter label=com.docker.swarm.service.name=relay_relay"
+SERVICE = relay.service()
+REPLICA = f"docker ps -q --filter label=com.docker.swarm.service.name={SERVICE}"
 
 
 def test_one_healthy_replica_a_node(host: Any) -> None:
@@ -28,7 +30,7 @@ def test_replicas_are_pinned() -> None:
     assert "@sha256:" in image
     shape = "'{{.Image}}'"
     tasks = on(names("app")[0]).run(
-        f"docker service ps relay_relay -f desired-state=running --no-trunc --format {shape}"
+        f"docker service ps {SERVICE} -f desired-state=running --no-trunc --format {shape}"
     )
     assert set(tasks.stdout.split()) == {image}
 
@@ -69,4 +71,4 @@ def test_schema_is_current(host: Any) -> None:
 @cache
 def inspect() -> dict[str, Any]:
     """The service as Swarm has it."""
-    return dict(engine(on(names("app")[0]), "services/relay_relay"))
+    return dict(engine(on(names("app")[0]), f"services/{SERVICE}"))

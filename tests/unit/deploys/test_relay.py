@@ -235,7 +235,7 @@ def test_each_manager_has_what_it_needs_to_roll_and_a_worker_only_the_administra
     sandbox_inventory.override_data["swarm_managers"] = 1
     for host, data, more in (("app2", {}, tools), ("app2", {"swarm_managers": 1}, set())):
         outcome = fake_role(relay.relay, host, responses=_running(), data=data)
-        assert set(outcome.files) == {"/usr/local/sbin/relayctl", *more}
+        assert set(outcome.files) == {"/usr/local/sbin/relayctl", "/etc/relay/service", *more}
 
 
 @pytest.fixture
