@@ -199,7 +199,8 @@ def _collect_calls(message: Message, into: list[str]) -> None:
         if isinstance(function, dict):
             for name in ("name", "arguments", "input"):
                 given = function.get(name)
-                into.extend(_texts(compact(given) if isinstance(given, dict) else given))
+                # An object that is empty is no arguments yet, not the text "{}".
+                into.extend(_texts(compact(given) if given and isinstance(given, dict) else given))
 
 
 def _texts(value: Any, depth: int = PART_DEPTH) -> Iterable[str]:

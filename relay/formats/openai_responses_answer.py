@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.formats.answer import NOT_JSON, BadAnswer, ErrorAnswer, loads
-from relay.formats.reading import list_of
+from relay.formats.reading import compact, list_of
 from relay.formats.text_estimate import split_text, text_estimate
 
 USAGE_FORMAT = "openai_responses"
@@ -59,3 +59,5 @@ def collect_item(item: Any, into: list[str]) -> None:
     for part in (item, *(part for name in _PARTS for part in list_of(item.get(name)))):
         if isinstance(part, dict):
             into.extend(text for name in _TEXTS if isinstance(text := part.get(name), str) and text)
+            if (given := part.get("arguments")) and isinstance(given, dict):
+                into.append(compact(given))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from relay.store.migrate import alembic_config, migrate
 from tests.contract.calls.recording import Recording, Run
-from tests.contract.calls.replay import Player, Refusal, Types, not_answered, not_repeated
+from tests.contract.calls.replay import Player, Refusal, Types, not_answered, not_repeated, steady
 from tests.contract.postgres import TEMPLATE, PostgresServer, empty_database
 
 
@@ -60,16 +60,19 @@ def player(place: Place, recording: Recording) -> Player:
     return Player(place.dsn, Types.of(place.dsn("postgres")), recording.statements, row[0])
 
 
-def refused_when_new(place: Place, recording: Recording, run: Run) -> list[Refusal]:
-    """A run on a fresh database of today's schema: what comes to something else."""
-    return list(not_answered(recording, run, player(place, recording).play(run)))
+def refused_when_new(
+    place: Place, recording: Recording, run: Run, steps: Container[int] | None = None
+) -> list[Refusal]:
+    """A run on a fresh database of today's schema: what comes to something else, of ``steps`` (None: all)."""
+    return list(not_answered(recording, run, player(place, recording).play(run), steps))
 
 
 def refused_when_migrated(
     place: Place, recording: Recording, run: Run, bring: Callable[[str], object] = migrate
-) -> list[Refusal]:
-    """A run on a database of its own schema, then brought to today's: what of it fails."""
+) -> tuple[set[int], list[Refusal]]:
+    """A run on a database of its own schema, then brought to today's: (steps that came to what is recorded
+    before that, what of it fails after it)."""
     then = player(place, recording)
-    refused = list(not_answered(recording, run, then.play(run)))
+    agreed = steady(recording, run, then.play(run))
     bring(place.dsn("relay_owner"))
-    return refused + list(not_repeated(recording, run, then))
+    return agreed, list(not_repeated(recording, run, then))

@@ -11,12 +11,21 @@ from typing import Any
 import pytest
 
 from relay.errors import ApiError
-from relay.formats import anthropic_request, gemini_request, openai_chat_request
+from relay.formats import (
+    anthropic_answer,
+    anthropic_request,
+    gemini_answer,
+    gemini_request,
+    openai_chat_answer,
+    openai_chat_request,
+    openai_responses_answer,
+)
 from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.anthropic_fields import BILLING_LINE
 from relay.formats.anthropic_schema import answer_schema
 from relay.formats.conversation import Untranslatable
 from relay.formats.format import MeterOptions, Shown
+from relay.formats.openai_chat_answer import Message
 from relay.formats.openai_responses_fields import TOOL_TOKENS
 from relay.formats.openai_responses_request import parse as parse_responses
 from relay.formats.prompt_begin import prompt_begin
@@ -427,6 +436,37 @@ def test_calls_without_names_in_answers_without_one_are_told_apart(theirs: str) 
         ((name, _, _),) = calls_in("anthropic", read(theirs, "anthropic", answer))
         seen.add(name)
     assert len(seen) == 2
+
+
+def collected(theirs: str, name: str, given: Any) -> list[str]:
+    """The generated texts of a call that are counted where nobody tells a usage."""
+    into: list[str] = []
+    if theirs == "chat":
+        call = {"function": {"name": name, "arguments": given}}
+        openai_chat_answer.collect_texts(Message(tool_calls=[call]), into)
+    elif theirs == "responses":
+        item = {"type": "function_call", "name": name, "arguments": given}
+        openai_responses_answer.collect_item(item, into)
+    elif theirs == "messages":
+        anthropic_answer.collect_block({"type": "tool_use", "name": name, "input": given}, into)
+    else:
+        gemini_answer.collect_texts([{"functionCall": {"name": name, "args": given}}], into)
+    return into
+
+
+COLLECTED = ("chat", "responses", "messages", "gemini")
+
+
+@pytest.mark.parametrize("theirs", COLLECTED)
+@pytest.mark.parametrize("given", [None, "", {}, [], 0])
+def test_a_call_of_nothing_with_nothing_generated_nothing(theirs: str, given: Any) -> None:
+    assert collected(theirs, "", given) == []
+
+
+@pytest.mark.parametrize("theirs", COLLECTED)
+@pytest.mark.parametrize("given", [{"at": 1}, {"deep": {"": [None]}}])
+def test_arguments_that_are_an_object_are_counted(theirs: str, given: Any) -> None:
+    assert json.loads(collected(theirs, "look", given)[-1]) == given
 
 
 def candidate(reason: str, *parts: Object) -> Object:
