@@ -193,7 +193,9 @@ def _generates(message: Mapping[str, Any]) -> bool:
         if isinstance(call, Mapping):
             called += [call.get("function"), call.get("custom")]
     texts = [one.get(name) for one in called if isinstance(one, Mapping) for name in CALL_FIELDS]
-    return any(isinstance(text, str) and text for text in texts) or _has_part(message.get("content"))
+    # Some providers have an object where OpenAI has a text.
+    said = any(isinstance(text, (str, Mapping)) and text for text in texts)
+    return said or _has_part(message.get("content"))
 
 
 def _has_part(content: Any) -> bool:
