@@ -24,6 +24,7 @@ from tests.checklist import targets, workers
 SLOW_SECONDS = 10
 # So many modules are checked side by side, since most of it is waiting.
 CHECKERS = 6
+SKIPPED = "skipped: a checklist skips nothing"
 # pytest's exit code for what went wrong besides tests.
 BROKE_OFF = 3
 # A role that no host has is not checked; `validate` says which groups must have hosts.
@@ -80,6 +81,11 @@ class Checklist:
         if report.failed:
             self.failures.append(f"{report.nodeid} cannot be read")
             print(f"✘ {report.nodeid}\n{report.longreprtext}")
+        elif report.skipped:
+            # Nothing else would say that its checks are missing.
+            self.failures.append(f"{report.nodeid}: {SKIPPED}")
+            self.items.append(report.nodeid)
+            print(f"✘ {report.nodeid}: {SKIPPED}")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
@@ -99,7 +105,11 @@ class Checklist:
             for item, following in zip(items, [*items[1:], None], strict=True):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
+        # What a process tells is its own.
+        failures, self.failures = self.failures, []
+        skipped, self.items = self.items, []
         found = workers.deal(len(modules), CHECKERS, check, self._told)
+        self.failures, self.items = failures, skipped
         for told in filter(None, found):
             self.passed += told["passed"]
             self.failures += told["failures"]
@@ -179,6 +189,6 @@ def _title(item: pytest.Item) -> str:
 
 def _reason(report: Any, call: pytest.CallInfo[None]) -> str:
     if report.skipped:
-        return "skipped: a checklist skips nothing"
+        return SKIPPED
     error = str(call.excinfo.value if call.excinfo else report.longrepr).strip()
     return " ".join(error.splitlines()[:4])[:400] or type(error).__name__

@@ -61,7 +61,8 @@ def checklist(directory: Path, **modules: str) -> Run:
     tally = directory / "tally"
     own = {"RELAY_CHECK_TALLY": str(tally), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     words = ["-m", "pytest", "--quiet", "--checklist", "-p", "no:cacheprovider", "--capture=sys"]
-    words += ["-p", "testinfra.plugin", "-p", "tests.checklist.conftest", str(directory)]
+    words += ["-p", "testinfra.plugin", "-p", "tests.checklist.conftest"]
+    words += [str(path) for path in sorted(directory.glob("test_*.py"))]
     done = subprocess.run(
         [sys.executable, *words],
         cwd=directory,
@@ -89,6 +90,50 @@ def test_modules_are_checked_by_several_processes(tmp_path: Path) -> None:
     run = checklist(tmp_path, good=slow, other=slow)
     assert (run.code, run.told["passed"], run.told["failures"]) == (0, 4, [])
     assert len(set((tmp_path / "pids").read_text().split())) == 2
+
+
+BY_FIXTURES = '''
+import pytest
+
+@pytest.fixture
+def begun():
+    raise OSError("app1 is frozen: boot it")
+
+@pytest.fixture
+def ended():
+    yield
+    raise OSError("app1 keeps a file: remove it")
+
+def test_six(begun):
+    """What a check needs is there."""
+
+def test_seven(ended):
+    """What a check made is gone."""
+'''
+
+
+def test_what_a_check_needs_or_leaves_is_part_of_it(tmp_path: Path) -> None:
+    run = checklist(tmp_path, good=GOOD, by_fixtures=BY_FIXTURES)
+    assert (run.code, run.told["passed"]) == (1, 2)
+    assert run.told["failures"] == [
+        "by_fixtures: What a check needs is there: app1 is frozen: boot it",
+        "by_fixtures: What a check made is gone: app1 keeps a file: remove it",
+    ]
+    assert len(run.told["items"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pytest\npytest.skip('not here', allow_module_level=True)\n",
+        "import pytest\npytest.importorskip('no_such_module')\n",
+    ],
+    ids=["it skips itself", "it needs what is missing"],
+)
+def test_a_file_that_is_skipped_is_no_success(tmp_path: Path, text: str) -> None:
+    run = checklist(tmp_path, good=GOOD, left_out=text + GOOD)
+    assert run.code == 1
+    assert run.told["failures"] == ["test_left_out.py: skipped: a checklist skips nothing"]
 
 
 @pytest.mark.parametrize(
