@@ -12,6 +12,7 @@ A call is `/api/ROUTER.PROCEDURE` with the key in `x-api-key`. Nothing here says
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ NO_KEY = (
     ": false`, and such a key ends after 5 calls a day; or its account is no administrator's. Make another "
     "one (deploys/RUNBOOK.md, Dokploy)"
 )
+# What a header takes.
+_KEY = re.compile(r"[!-~]+")
 DONE, FAILED, RUNNING, CANCELLED = "done", "error", "running", "cancelled"
 
 
@@ -116,6 +119,17 @@ def address_problem(url: str) -> str:
     return ""
 
 
+def authority_problem(ca_file: str) -> str:
+    """What is wrong with the file of its certificate's authority; "" when nothing is, or none is named."""
+    if not ca_file:
+        return ""
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        return f"is no file of certificates: {ca_file} ({error}); name a PEM file"
+    return ""
+
+
 class Dokploy:
     """Dokploy behind an address. `hidden` are values that no message may show, besides the key."""
 
@@ -131,6 +145,14 @@ class Dokploy:
     ) -> None:
         if problem := address_problem(url):
             raise DokployError(f"Dokploy's address {problem}")
+        if problem := authority_problem(ca_file):
+            raise DokployError(f"`relay_dokploy_ca_file` {problem}")
+        if key and not _KEY.fullmatch(key):
+            # It would be refused as a header, in words that show it.
+            raise KeyRefused(
+                "the API key holds a space, a line break or what is not ASCII, as no key of Dokploy does: "
+                "`python -m deploys dokploy key ENV` makes one"
+            )
         self.url = url.rstrip("/")
         self._hidden = [value for value in (key, *hidden) if value]
         self._patience, self._sleep = patience, sleep

@@ -49,6 +49,8 @@ def problems() -> Iterator[str]:
         return
     if problem := dokploy.address_problem(fleet.setting("relay_dokploy_url")):
         yield f"`relay_dokploy_url` {problem}"
+    if problem := dokploy.authority_problem(fleet.setting("relay_dokploy_ca_file")):
+        yield f"`relay_dokploy_ca_file` {problem}"
     for name in ("relay_dokploy_project", "relay_dokploy_environment"):
         if not fleet.setting(name):
             yield f"`{name}` is empty: name the one that the stack is in, for instance {NAME!r}"

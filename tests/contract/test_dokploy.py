@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openapi_spec_validator
@@ -462,3 +463,19 @@ def test_the_key_goes_nowhere_else(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(DokployError, match=r"project\.all: refused \(307\)"):
             rig.api.projects()
         assert server.calls == []
+
+
+@pytest.mark.parametrize("key", ["dokploy-key-0123\n4567", "dokploy-key-0123 4567", "dokploy-kéy-0123"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(rig: Rig, key: str) -> None:
+    with pytest.raises(DokployError, match="API key holds a space, a line break") as refused:
+        Dokploy(rig.url, key).version()
+    assert key[:12] not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", [None, "no certificate", ""])
+def test_an_authority_that_is_none_is_named(rig: Rig, tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DokployError, match=r"`relay_dokploy_ca_file`.*ca\.pem.*name a PEM file"):
+        Dokploy(rig.url.replace("http:", "https:"), "key", ca_file=str(path)).version()
