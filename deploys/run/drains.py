@@ -73,11 +73,23 @@ def show(name: str) -> int:
     return 1 if any(answer.status for answer in answers) else 0
 
 
+def out_of_service(name: str) -> list[str]:
+    """What edges say is drained, in words with the remedy."""
+    if not fleet.hosts("edge"):
+        return []
+    with environment.use(name) as inventory:
+        answers = _status(environment.select(inventory, ["edge"]))
+    return list(_words(name, {one.host: _parsed(one.out) for one in answers if not one.status}))
+
+
 def told(name: str, hosts: Sequence[Host], shell: Callable[[Host, str], tuple[bool, str]]) -> Iterator[str]:
     """What is drained, in lines for `plan` and `apply`, asked of those of `hosts` that are edges."""
     edges = [host for host in hosts if fleet.node_of(host) in fleet.hosts("edge")]
     answers = [(host.name, *shell(host, f"[ ! -x {TOOL} ] || {TOOL} status --json")) for host in edges]
-    states = {host: _parsed(output) for host, ok, output in answers if ok and output.strip()}
+    yield from _words(name, {host: _parsed(output) for host, ok, output in answers if ok and output.strip()})
+
+
+def _words(name: str, states: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield from (f"{host} does not say what is drained there" for host in states if not states[host])
     nodes: dict[str, dict[str, Mapping[str, Any]]] = {}
     for host, state in states.items():

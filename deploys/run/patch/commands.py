@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from types import FrameType
 
 from deploys import roles
 from deploys.lib import examples
@@ -36,8 +39,8 @@ it has handed over, the others, last the one that measures. Of each: silence its
 service, install exact versions, boot where updates ask for it or programs run replaced files, wait until it is
 well, take it back. It stops at the first doubt and says what to look at; the same command goes on.
 It refuses before anything is changed: an unknown name; a host whose absence would cost a quorum; a host that
-does not answer or is not whole; a critical alert (unless --despite-alerts); a second run; an unfinished
-release or `node`.
+does not answer, is not whole or was drained; a critical alert (unless --despite-alerts); a second run; an
+unfinished release or `node`.
 exit codes: 0 done, or may be done (dry run); 1 refused, failed or stopped
 """  # noqa: E501
 
@@ -51,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
         checks_ = _checks(patch, names)
         refused = problems(checks_)
         if work.options.yes and not refused and not work.options.no_refresh:
-            _refresh(patch, names)
+            try:
+                _refresh(patch, names)
+            except DeployError as error:
+                _answer(patch, checks_, (), FAILED, str(error))
+                raise
         todo = _todo(patch, names)
         _show(patch, checks_, todo)
         if refused:
@@ -148,7 +155,10 @@ def _refresh(patch: Patch, names: Sequence[str]) -> None:
             f"package lists cannot be fetched, no host was changed: {'; '.join(failed)}. --no-refresh does "
             "with those that are there"
         )
-    patch.found |= pending.look(hosts)
+    found = pending.look(hosts)
+    if lost := [f"{name}: {about.problem}" for name, about in found.items() if about.problem]:
+        raise DeployError(f"not every host says what waits there, no host was changed: {'; '.join(lost)}")
+    patch.found |= found
 
 
 def _show(patch: Patch, checks_: Sequence[Check], todo: Sequence[str]) -> None:
@@ -185,33 +195,57 @@ def _step(patch: Patch, name: str) -> str:
 def _go(patch: Patch, checks_: Sequence[Check], todo: Sequence[str]) -> int:
     work = patch.work
     if not todo:
+        if patch.record.silences:
+            # Of a host that has left the inventory.
+            patch.end_silences()
         patch.records.drop()
         return _answer(patch, checks_, todo, DONE)
     patch.records.put(patch.record)
     work.audit = {"hosts": list(todo), "engines": work.options.engines, "all": work.options.all}
-    left = list(todo)
-    done: list[str] = []
     try:
-        while left:
-            name = left[0]
-            work.say(f"{name}: {len(done) + 1} of {len(todo)}")
-            patch.patch(name)
-            done.append(name)
-            work.audit["done"] = done
-            # Whoever leads now may be another one than before.
-            left = order(left[1:], work.seen, patch.found)
-            if left and (monitor := work.monitor()) and monitor.name == name:
-                # Let go of while its host booted.
-                work.fleet_lock.close()
-                work.hold_fleet()
-    except DeployError as error:
+        with _ends_by_signals():
+            _each(patch, list(todo))
+    except (DeployError, KeyboardInterrupt) as error:
         where = f"{patch.record.node} is out of service" if patch.record.node else "no host is out of service"
-        following = f"stopped: {error}. {where}. Mend that; then `{_again(work)}` goes on"
+        why = str(error) or "interrupted"
+        following = f"stopped: {why}. {where}. Mend that; then `{_again(work)}` goes on"
         _answer(patch, checks_, todo, FAILED, following)
         raise DeployError(following) from error
     patch.records.drop()
     work.say(f"{', '.join(todo)}: patched")
     return _answer(patch, checks_, todo, DONE)
+
+
+def _each(patch: Patch, left: list[str]) -> None:
+    work, count = patch.work, len(left)
+    done: list[str] = []
+    while left:
+        name = left[0]
+        work.say(f"{name}: {len(done) + 1} of {count}")
+        patch.patch(name)
+        done.append(name)
+        work.audit["done"] = done
+        # Whoever leads now may be another one than before.
+        left = order(left[1:], work.seen, patch.found)
+
+
+@contextmanager
+def _ends_by_signals() -> Iterator[None]:
+    """What else ends a program, as a terminal that is closed, ends it as Ctrl-C does: silences are ended."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+
+    # One that is ignored stays so, as under `nohup`.
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    replaced = {one: handler for one, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def _again(work: Work) -> str:

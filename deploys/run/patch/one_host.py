@@ -74,6 +74,7 @@ class Patch:
     def patch(self, name: str) -> None:
         """All of it. DeployError at the first doubt; the host stays as it is then, and in the record."""
         resumed = self.record.node == name
+        self._until(self._held, f"not begun with {name}")
         self._until(lambda: problems(self.gate(name, resumed=resumed)), f"not begun with {name}")
         if not resumed:
             failed = pending.look([self.host(name)], pending.STATE)[name].failed
@@ -87,6 +88,16 @@ class Patch:
         self.note(node="", boot="", failed=(), done=(*self.record.done, name))
         self.work.say(f"{name}: done")
 
+    def _held(self) -> list[str]:
+        """Takes the fleet's lock again. It is a connection, which ends when the host that keeps it boots or
+        is away for a moment: then somebody else may have begun."""
+        self.work.fleet_lock.close()
+        try:
+            self.work.hold_fleet()
+        except DeployError as error:
+            return [str(error)]
+        return []
+
     def gate(self, name: str, *, resumed: bool) -> list[Check]:
         """What must hold before a host leaves: of one that may have left already, it is not asked itself."""
         self.work.seen = facts.look(self.work.hosts)
@@ -99,10 +110,12 @@ class Patch:
         ]
 
     def whole(self) -> Check:
-        """Every member of every cluster is one: a second one that is away may be one too many."""
+        """Every member of every cluster is one, and nobody has taken anything out of service: a second one
+        that is away may be one too many, and what people have drained is not for this run to take back."""
         seen, names = self.work.seen, [host.name for host in self.work.hosts]
         answering = [name for name in names if not seen.machines[name].problem]
         wrong = [words for name in answering for words in facts.not_yet(seen, name, groups_of(name))]
+        wrong += drains.out_of_service(self.work.name)
         return Check("every host is whole", "; ".join(dict.fromkeys(wrong)))
 
     def may_leave(self, name: str) -> Iterator[Check]:
@@ -129,7 +142,7 @@ class Patch:
     @contextmanager
     def _silenced(self, name: str) -> Iterator[None]:
         """Nobody is told of what is expected, for as long as it is; of a host that gives doubt they are."""
-        self._end_silences()
+        self.end_silences()
         matchers = [f'instance=~"{name}(:.*)?"']
         for group in groups_of(name):
             matchers += [f'alertname=~"{CONSEQUENCES[group]}"'] if group in CONSEQUENCES else []
@@ -139,7 +152,7 @@ class Patch:
         try:
             yield
         finally:
-            self._end_silences()
+            self.end_silences()
 
     def _silence(self, matchers: Sequence[str], lasts: timedelta, name: str) -> list[str]:
         """The silences' ids; none where the monitoring takes none, which is no reason not to go on."""
@@ -149,7 +162,8 @@ class Patch:
             self.work.say(f"alerts are not silenced meanwhile: {error}")
             return []
 
-    def _end_silences(self) -> None:
+    def end_silences(self) -> None:
+        """Whoever is on call hears of everything again."""
         for identity in self.record.silences:
             try:
                 silences.end(self.work.name, identity)
@@ -234,7 +248,8 @@ class Patch:
         end = time.monotonic() + UPDATE_SECONDS
         while (found := pending.look([self.host(name)])[name]).updating:
             if time.monotonic() >= end:
-                raise DeployError(f"{name} is still being updated: `journalctl -u {pending.UNIT}` there")
+                units = ", ".join(found.updating)
+                raise DeployError(f"{name} is still being updated by {units}: `journalctl -u UNIT` there")
             time.sleep(PAUSE_SECONDS)
         if found.problem:
             raise DeployError(f"{name}: apt cannot upgrade: {found.problem}")

@@ -12,6 +12,8 @@ from deploys.run import remote
 
 SECONDS = 120
 UNIT = "relay-patch.service"
+# What has the locks of apt and dpkg. Those of the night are oneshot: they are "activating" while they work.
+UPDATERS = (UNIT, "apt-daily.service", "apt-daily-upgrade.service")
 # One line a fact. A container's boot is told apart by the start of its first process: the kernel's own
 # identity is that of the machine below. What runs replaced files is looked for among services only: whoever
 # is logged in, and what containers have in them, is none of a host's updates. The simulation takes no lock.
@@ -20,7 +22,9 @@ export LC_ALL=C
 echo "boot $(cat /proc/sys/kernel/random/boot_id):$(cut -d' ' -f22 /proc/1/stat)"
 echo "state $(systemctl is-system-running 2>/dev/null)"
 systemctl list-units --failed --plain --no-legend --full | sed 's/ .*//; s/^/failed /'
-systemctl is-active --quiet {UNIT} && echo "updating {UNIT}"
+for unit in {" ".join(UPDATERS)}; do
+  case $(systemctl is-active $unit) in active|activating) echo "updating $unit";; esac
+done
 """.lstrip()
 QUESTIONS = (
     STATE
@@ -62,7 +66,7 @@ class Pending:
     """What a host says of itself. `problem`: why it does not, or why apt there can do nothing.
 
     `boot` is another one after each boot, `reboot` says why one is due ("" when none is), `stale` are the
-    programs that still run files which an update has replaced, `updating` whether an update runs now.
+    programs that still run files which an update has replaced, `updating` the units that update it now.
     """
 
     host: str
@@ -72,7 +76,7 @@ class Pending:
     failed: frozenset[str] = frozenset()
     reboot: str = ""
     stale: tuple[str, ...] = ()
-    updating: bool = False
+    updating: tuple[str, ...] = ()
     # Whether dpkg was interrupted.
     half: bool = False
     packages: tuple[Package, ...] = ()
@@ -109,7 +113,7 @@ def read(answer: remote.Answer) -> Pending:
         failed=frozenset(facts.get("failed", ())),
         reboot=f"updates of {reboot[0] or 'the system'} ask for it" if reboot else "",
         stale=tuple(sorted(set(facts.get("stale", ())))),
-        updating="updating" in facts,
+        updating=tuple(facts.get("updating", ())),
         half="half" in facts,
         packages=packages(facts.get("package", ())),
         addresses=frozenset(facts.get("address", ())),

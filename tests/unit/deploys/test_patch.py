@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ from deploys.run.node import records as node_records
 from deploys.run.patch import one_host, pending
 from deploys.run.patch.pending import Choice, Package
 from deploys.run.patch.records import FILE, Records
+from tests.unit.deploys import test_node as node_tests
 from tests.unit.deploys.test_node import (
     ADDRESSES,
     APPS,
@@ -107,7 +111,8 @@ class Patched(Model):
             return 0, self.silence(words), ""
         if words[0].endswith("relay-edge") and words[1] == "status":
             state = "drain" if name in self.drained_edges else "serve"
-            about = {f"{ADDRESSES[one]}:8000": {"open": 0, "name": one} for one in self.drained_nodes}
+            drained = {"open": 0, "since": 0, "reason": "why"}
+            about = {f"{ADDRESSES[one]}:8000": drained | {"name": one} for one in self.drained_nodes}
             return 0, json.dumps({"state": state, "nodes": [], "drained": about}), ""
         if words[:2] == ["apt-get", "--simulate"]:
             found = [line for line in self.waiting[name].packages if f"{line.split()[0]}=" in text]
@@ -540,6 +545,167 @@ def test_the_answer_as_json(patched: Patched, capsys: pytest.CaptureFixture[str]
     assert host["packages"] == [{"name": "openssl", "old": "1", "new": "2", "security": True}]
     assert patch("--json", "--yes", "--no-refresh") == 0
     assert json.loads(capsys.readouterr().out)["hosts"][0]["done"]
+
+
+def test_a_host_that_is_lost_while_lists_are_fetched_is_not_left_out(
+    patched: Patched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_everywhere(patched, OPENSSL)
+    original = patched.act
+
+    def act(name: str, words: list[str]) -> tuple[int, str, str]:
+        if name == "app4":
+            patched.waiting["app3"].problem = "the lists are broken"
+        return original(name, words)
+
+    patched.act = act  # type: ignore[method-assign]
+    assert patch("--yes", "--limit", "app") == 1
+    told = capsys.readouterr().err
+    assert "no host was changed" in told
+    assert "app3: the lists are broken" in told
+    assert patched.hosts_with("install") == []
+    assert record(patched) is None
+
+
+def test_lists_that_cannot_be_fetched_are_an_answer_too(
+    patched: Patched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_everywhere(patched, OPENSSL)
+    patched.act = lambda name, words: (100, "", "E: no mirror")  # type: ignore[method-assign]
+    assert patch("--yes", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == 1
+    assert "E: no mirror" in told["error"]
+
+
+def test_who_has_taken_the_lost_lock_of_the_fleet_is_not_disturbed(
+    patched: Patched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is a connection, which may end at any time: then somebody else may begin."""
+
+    @contextmanager
+    def exclusive(_: releases.History) -> Iterator[None]:
+        if patched.holder:
+            raise DeployError(f"{patched.holder} is at work on this fleet")
+        yield
+
+    monkeypatch.setattr(releases.History, "exclusive", exclusive)
+    for name in ("edge1", "edge2"):
+        patched.waiting[name].reboot = True
+    original = patched.act
+
+    def act(name: str, words: list[str]) -> tuple[int, str, str]:
+        if words[1] == "reboot":
+            patched.holder = "a colleague"
+        return original(name, words)
+
+    patched.act = act  # type: ignore[method-assign]
+    told = stopped(patched, capsys)
+    assert "a colleague is at work on this fleet" in told
+    assert "no host is out of service" in told
+    assert patched.hosts_with("reboot") == ["edge1"]
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Also where whoever runs the tests has them ignored, as a shell does of what runs in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_end_from_outside_ends_the_silences_and_says_what_is_out_of_service(
+    patched: Patched, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    patched.waiting["edge1"].reboot = True
+    original = patched.act
+
+    def act(name: str, words: list[str]) -> tuple[int, str, str]:
+        if words[1] == "reboot":
+            signal.raise_signal(number)
+        return original(name, words)
+
+    patched.act = act  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    told = stopped(patched, capsys)
+    assert signal.getsignal(number) == before
+    assert "edge1 is out of service" in told
+    assert "`python -m deploys patch trial --yes` goes on" in told
+    assert record(patched).node == "edge1"
+    patched.act = original  # type: ignore[method-assign]
+    assert patch("--yes", "--no-refresh") == 0
+    assert patched.hosts_with("reboot") == ["edge1"]
+
+
+@pytest.mark.usefixtures("default_signals")
+def test_what_is_ignored_stays_so(patched: Patched) -> None:
+    """As under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    patched.waiting["edge1"].reboot = True
+    original = patched.act
+
+    def act(name: str, words: list[str]) -> tuple[int, str, str]:
+        signal.raise_signal(signal.SIGHUP)
+        return original(name, words)
+
+    patched.act = act  # type: ignore[method-assign]
+    assert patch("--yes", "--no-refresh") == 0
+
+
+def test_silences_of_a_host_that_is_gone_are_ended(patched: Patched) -> None:
+    patched.waiting["edge1"].reboot = True
+    patched.dies_at = 3
+    with pytest.raises(Killed):
+        patch("--yes", "--no-refresh")
+    patched.dies_at = -1
+    patched.drained_edges.clear()
+    assert patched.silenced
+    path = environment.INVENTORIES / "trial.py"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if '("edge1"' not in line]
+    path.write_text("".join(lines))
+    assert patch("--yes", "--no-refresh") == 0
+    assert patched.silenced == {}
+    assert record(patched) is None
+
+
+@pytest.mark.parametrize("taken_out", ["app3", "edge2"])
+def test_what_people_have_taken_out_of_service_stays_out(
+    patched: Patched, taken_out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be put back, or the next one taken from those that are left."""
+    (patched.drained_nodes if taken_out == "app3" else patched.drained_edges).add(taken_out)
+    patched.waiting[taken_out].reboot = True
+    assert patch() == 1
+    assert patch("--yes") == 1
+    told = capsys.readouterr().err
+    assert f"{taken_out} is drained" in told
+    assert ("node undrain trial app3" if taken_out == "app3" else "edge serve trial edge2") in told
+    assert patched.done == []
+
+
+def test_an_upgrade_of_the_night_is_waited_for(patched: Patched, tmp_path: Path) -> None:
+    """dpkg has one user at a time; and a boot in its middle leaves packages half installed."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text('#!/bin/sh\n[ "$1 $2" != "is-active $RUNS" ] || echo $STATE\n')
+    systemctl.chmod(0o755)
+    for unit, state, updating in (
+        ("relay-patch.service", "active", True),
+        # It is of the type oneshot.
+        ("apt-daily-upgrade.service", "activating", True),
+        ("ssh.service", "active", False),
+    ):
+        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNS": unit, "STATE": state}
+        done = node_tests.REAL_RUN(
+            ["sh", "-c", pending.STATE + "true\n"], env=own, capture_output=True, text=True, check=True
+        )
+        found = pending.read(remote.Answer("app1", 0, done.stdout, ""))
+        assert found.updating == ((unit,) if updating else ()), unit
 
 
 def prepared(fleet: Patched) -> None:
