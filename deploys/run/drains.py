@@ -79,7 +79,7 @@ def out_of_service(name: str) -> list[str]:
         return []
     with environment.use(name) as inventory:
         answers = _status(environment.select(inventory, ["edge"]))
-    return list(_words(name, {one.host: _parsed(one.out) for one in answers if not one.status}))
+    return list(_words(name, {one.host: {} if one.status else _parsed(one.out) for one in answers}))
 
 
 def told(name: str, hosts: Sequence[Host], shell: Callable[[Host, str], tuple[bool, str]]) -> Iterator[str]:

@@ -689,6 +689,22 @@ def test_what_people_have_taken_out_of_service_stays_out(
     assert patched.done == []
 
 
+def test_an_edge_that_does_not_say_what_is_drained_hinders(
+    patched: Patched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patched.waiting["app1"].reboot = True
+    original = patched.host
+
+    def host(name: str, text: str) -> tuple[int, str, str]:
+        broken = name == "edge2" and text.endswith("status --json")
+        return (1, "", "relay-edge: no such file") if broken else original(name, text)
+
+    patched.host = host  # type: ignore[method-assign]
+    assert patch("--yes") == 1
+    assert "edge2 does not say what is drained there" in capsys.readouterr().err
+    assert patched.done == []
+
+
 def test_an_upgrade_of_the_night_is_waited_for(patched: Patched, tmp_path: Path) -> None:
     """dpkg has one user at a time; and a boot in its middle leaves packages half installed."""
     systemctl = tmp_path / "systemctl"
