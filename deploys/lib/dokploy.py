@@ -106,9 +106,14 @@ class Project:
 
 def address_problem(url: str) -> str:
     """What is wrong with Dokploy's address, with its remedy; "" when nothing is."""
-    parts = urlsplit(url)
+    no_address = f"is no address: {url!r}; write it like https://dokploy.example.com"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return f"{no_address} ({error})"
     if parts.scheme not in ("https", "http") or not parts.hostname:
-        return f"is no address: {url!r}; write it like https://dokploy.example.com"
+        return no_address
     if parts.username is not None or parts.query or parts.fragment or parts.path.rstrip("/"):
         return "holds more than a host and a port: write it like https://dokploy.example.com, without /api"
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:

@@ -442,6 +442,8 @@ def test_the_health_of_it(rig: Rig) -> None:
     ("url", "words"),
     [
         ("dokploy.example.com", "is no address"),
+        ("https://[dokploy", "is no address"),
+        ("https://dokploy.example.com:port", "is no address"),
         ("http://dokploy.example.com:3000", "would send the API key in clear"),
         ("https://me:pw@dokploy.example.com", "holds more than a host"),
         ("https://dokploy.example.com/api", "without /api"),
