@@ -196,7 +196,7 @@ def _go(patch: Patch, checks_: Sequence[Check], todo: Sequence[str]) -> int:
     work = patch.work
     if not todo:
         if patch.record.silences:
-            # Of a host that has left the inventory.
+            # As of a host that has left the inventory.
             patch.end_silences()
         patch.records.drop()
         return _answer(patch, checks_, todo, DONE)

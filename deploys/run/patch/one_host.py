@@ -36,6 +36,7 @@ CHECK_SECONDS = 120.0
 SILENCE = timedelta(hours=2)
 # PostgresFailedOver compares with ten minutes before.
 FAILED_OVER = timedelta(minutes=15)
+FAILOVER_MATCHER = 'alertname="PostgresFailedOver"'
 # What the absence of one host means for its cluster. What a second fault means is not silenced.
 CONSEQUENCES = {
     "app": "SwarmNodeDown|SwarmManagersFew",
@@ -157,19 +158,28 @@ class Patch:
     def _silence(self, matchers: Sequence[str], lasts: timedelta, name: str) -> list[str]:
         """The silences' ids; none where the monitoring takes none, which is no reason not to go on."""
         try:
-            return sorted(set(silences.add(self.work.name, matchers, lasts, f"patch {name}").values()))
+            return sorted(set(silences.add(self.work.name, matchers, lasts, _reason(name)).values()))
         except DeployError as error:
             self.work.say(f"alerts are not silenced meanwhile: {error}")
             return []
 
     def end_silences(self) -> None:
         """Whoever is on call hears of everything again."""
-        for identity in self.record.silences:
+        for identity in sorted({*self.record.silences, *self._unrecorded()}):
             try:
                 silences.end(self.work.name, identity)
             except DeployError as error:
                 self.work.say(f"a silence stays until it ends by itself: {error}")
         self.note(silences=())
+
+    def _unrecorded(self) -> list[str]:
+        """Silences that a run made and was killed before it could write that down."""
+        reasons = {_reason(host.name) for host in self.work.hosts}
+        try:
+            found = [one for one in silences.current(self.work.name) if one.reason in reasons]
+        except DeployError:
+            return []
+        return [one.identity for one in found if FAILOVER_MATCHER not in one.matchers]
 
     def _answers(self, name: str) -> None:
         """A host that was told to boot comes back."""
@@ -233,7 +243,7 @@ class Patch:
     def _hand_over(self, name: str) -> None:
         self.work.say(f"{name}: another database host becomes the primary")
         # Ends by itself: the alert looks back for as long.
-        self._silence(['alertname="PostgresFailedOver"'], FAILED_OVER, name)
+        self._silence([FAILOVER_MATCHER], FAILED_OVER, name)
         successor = hand_over(self.work.seen, name, self.host(name))
         self.work.say(f"{name}: {successor} is the primary")
 
@@ -365,6 +375,11 @@ class Patch:
             command = f"curl -fsS --insecure --max-time 10 -o /dev/null {resolved}"
             found.setdefault(name, []).append((f"edge: {name} does not answer a call", command))
         return found
+
+
+def _reason(name: str) -> str:
+    """Why the alerts of a host, and of its absence, are silenced: by it our own are known again."""
+    return f"patch {name}"
 
 
 def problems(wanted: Sequence[Check]) -> list[str]:

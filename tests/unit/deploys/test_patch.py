@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class Patched(Model):
 
     waiting: dict[str, Waiting] = field(default_factory=lambda: {name: Waiting() for name in ADDRESSES})
     silenced: dict[str, str] = field(default_factory=dict)
+    silences: dict[str, dict[str, Any]] = field(default_factory=dict)
     drained_edges: set[str] = field(default_factory=set)
     drained_nodes: set[str] = field(default_factory=set)
     does_not_return: str = ""
@@ -174,7 +176,11 @@ class Patched(Model):
             self.changed(f"silence {about}")
             identity = f"{len(self.done):08x}-0000-0000-0000-000000000000"
             self.silenced[identity] = about
+            self.silences[identity] = content
             return json.dumps({"silenceID": identity})
+        if words[-1].endswith("/silences"):
+            active = {"status": {"state": "active"}}
+            return json.dumps([active | self.silences[one] | {"id": one} for one in self.silenced])
         self.changed("silence ends")
         self.silenced.pop(words[-1].rpartition("/")[2], None)
         return ""
@@ -656,6 +662,26 @@ def test_what_is_ignored_stays_so(patched: Patched) -> None:
 
     patched.act = act  # type: ignore[method-assign]
     assert patch("--yes", "--no-refresh") == 0
+
+
+def test_a_silence_that_was_made_as_it_was_killed_is_ended_too(
+    patched: Patched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched.waiting["edge1"].reboot = True
+    original = silences.add
+
+    def add(*given: Any) -> dict[str, str]:
+        original(*given)
+        raise Killed
+
+    silences.add("trial", ["instance=edge1"], timedelta(hours=1), "a new disk")
+    with monkeypatch.context() as context:
+        context.setattr(silences, "add", add)
+        with pytest.raises(Killed):
+            patch("--yes", "--no-refresh")
+    assert patch("--yes", "--no-refresh") == 0
+    # That of a person stays.
+    assert list(patched.silenced.values()) == ["edge1"]
 
 
 def test_silences_of_a_host_that_is_gone_are_ended(patched: Patched) -> None:
