@@ -57,9 +57,15 @@ def read_message(body: bytes) -> Message:
     made = Message(
         value, usage if isinstance(usage, dict) else None, content if isinstance(content, list) else []
     )
-    if value.get("stop_reason") == REFUSED and not made.estimate():
+    if value.get("stop_reason") == REFUSED and not any(map(is_output, made.content)):
         made.usage = None
     return made
+
+
+def is_output(part: Any) -> bool:
+    """Whether a content block, or a delta of one, holds anything that was generated: thoughts that are not
+    shown are a signature or data alone."""
+    return isinstance(part, Mapping) and any(value for name, value in part.items() if name != "type")
 
 
 def collect_block(block: Any, into: list[str]) -> None:
@@ -100,9 +106,9 @@ def cumulated(first: Usage | None, later: Any) -> Usage | None:
 
 def _fresh(first: Usage, later: Mapping[str, Any]) -> Any:
     """The prompt's tokens that are in no cache, after both were told."""
-    before, now = first[FRESH], later.get(FRESH)
-    if not _is_number(before) or not (now is None or _is_number(now)):
-        return before if now is None else now
+    before, now = _units(first[FRESH]), _units(later.get(FRESH))
+    if before is None or (now is None and later.get(FRESH) is not None):
+        return first[FRESH] if later.get(FRESH) is None else later[FRESH]
     more = _cached(later) - _cached(first)
     if now is not None:
         return now if now > 0 or more > 0 else before  # some repeat it as zero
@@ -111,7 +117,15 @@ def _fresh(first: Usage, later: Mapping[str, Any]) -> Any:
 
 
 def _cached(usage: Mapping[str, Any]) -> int:
-    return sum(value for value in map(usage.get, _CACHES) if _is_number(value) and value is not None)
+    return sum(_units(usage.get(name)) or 0 for name in _CACHES)
+
+
+def _units(value: Any) -> int | None:
+    """A figure as a whole number; None where it is none. No sum can be made of a float and an integer that is
+    too large for one."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if _is_number(value) else None
 
 
 def _joined(first: Usage | None, later: Mapping[str, Any]) -> Usage:

@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.formats import sse
 from relay.formats.answer import NOT_JSON, loads
-from relay.formats.anthropic_answer import REFUSED, collect_block, collect_delta, cumulated
+from relay.formats.anthropic_answer import REFUSED, collect_block, collect_delta, cumulated, is_output
 from relay.formats.stream_meter import DROP, END, KEEP, PASS, EventMeter
 from relay.formats.top_level import replace_string
 from relay.formats.typed_event import TypedEvent, decoder_of
@@ -40,7 +40,7 @@ class AnthropicMeter(EventMeter):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._over = self._unbilled = False
+        self._over = self._unbilled = self._answered = False
         self.done = False
 
     def end(self) -> None:
@@ -108,8 +108,10 @@ class AnthropicMeter(EventMeter):
         kind = decoded.type
         if kind == "content_block_delta":
             collect_delta(decoded.delta, texts)
+            self._answered |= is_output(decoded.delta)
         elif kind == "content_block_start":
             collect_block(decoded.content_block, texts)
+            self._answered |= is_output(decoded.content_block)
         elif kind == "message_start":
             self._read_start(decoded.message, event, payload)
         elif kind == "message_delta":
@@ -140,7 +142,7 @@ class AnthropicMeter(EventMeter):
         delta = decoded.delta
         if isinstance(delta, dict) and delta.get("stop_reason"):
             self._over = self._keeping = True
-            if delta["stop_reason"] == REFUSED and not self.generating:
+            if delta["stop_reason"] == REFUSED and not self._answered:
                 self._unbilled, self.usage = True, None
             return END
         return KEEP if self._keeping else PASS

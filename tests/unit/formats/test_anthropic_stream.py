@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from relay.formats.answer import BadAnswer, ErrorAnswer
 from relay.formats.anthropic_answer import cumulated, read_message
 from relay.formats.anthropic_stream import STOP, AnthropicMeter
+from relay.formats.meters import meters_of
 from relay.formats.sse import EventTooLarge
 
 
@@ -188,6 +190,52 @@ def test_no_token_of_a_prompt_is_counted_as_fresh_and_as_cached(
     assert told["input_tokens"] == fresh
     for name in ("cache_read_input_tokens", "cache_creation_input_tokens"):
         assert told.get(name) == later.get(name, first.get(name))
+
+
+HUGE = pytest.param(10**400, id="huge")
+
+
+@pytest.mark.parametrize("first", [1.5, 2.0, 10, HUGE, 1e308, math.nan, math.inf, -5, True, "7", None])
+@pytest.mark.parametrize("cached", [0.5, 3.0, HUGE, 1e308, math.nan, -math.inf, -10, False, [7], None])
+def test_no_figure_breaks_the_sum_of_usage(first: Any, cached: Any) -> None:
+    began = {"input_tokens": first, "cache_creation_input_tokens": first}
+    for later in (None, 7, 10**400, 0, 0.5):
+        for start in (began, {"input_tokens": first}):
+            ended = {"input_tokens": later, "cache_read_input_tokens": cached}
+            meters_of("anthropic", cumulated(cumulated(None, start), ended))
+
+
+HIDDEN: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({"type": "redacted_thinking", "data": "EmwKAhgB"}, None),
+    ({"type": "thinking", "thinking": "", "signature": "EqQBCgIYAhIM"}, None),
+    ({"type": "thinking", "thinking": "", "signature": ""}, {"type": "signature_delta", "signature": "EqQB"}),
+]
+
+
+@pytest.mark.parametrize(("block", "delta"), HIDDEN)
+def test_a_refusal_after_thoughts_that_are_not_shown_is_billed(
+    block: dict[str, Any], delta: dict[str, Any] | None
+) -> None:
+    """It is one in the midst of an answer: the tokens of the thoughts were made, and Anthropic bills them."""
+    made = meter()
+    begun = sse("content_block_start", index=0, content_block=block)
+    more = b"" if delta is None else sse("content_block_delta", index=0, delta=delta)
+    refused = sse("message_delta", delta={"stop_reason": "refusal"}, usage={"output_tokens": 2000})
+    made.feed(START + begun + more + BLOCK_END + refused + STOP)
+    assert made.usage == USAGE | {"output_tokens": 2000}
+    content = [block if delta is None else block | {"signature": delta["signature"]}]
+    whole = {"content": content, "stop_reason": "refusal", "usage": USAGE}
+    assert read_message(json.dumps(whole).encode()).usage == USAGE
+
+
+@pytest.mark.parametrize("content", [[], [{"type": "text", "text": ""}], [None, "?"], None])
+def test_a_block_without_a_word_is_no_output(content: Any) -> None:
+    made = meter()
+    refused = sse("message_delta", delta={"stop_reason": "refusal"}, usage={"output_tokens": 1})
+    made.feed(START + BLOCK + BLOCK_END + refused + STOP)
+    assert made.usage is None
+    whole = {"content": content, "stop_reason": "refusal", "usage": USAGE}
+    assert read_message(json.dumps(whole).encode()).usage is None
 
 
 def test_usage_of_nested_kinds_adds_nothing_twice() -> None:
