@@ -36,11 +36,11 @@ from relay.formats.conversation import Usage as Told
 from relay.formats.format import Shown
 from relay.formats.meters import as_anthropic, meters_of, reasoning_of
 from relay.formats.reading import (
+    Arguments,
     Object,
     arguments_given,
     arguments_object,
     encoded,
-    is_json,
     number,
     object_of,
     string,
@@ -216,7 +216,8 @@ class Encoder:
         self._blocks = 0
         self._open: str | None = None
         self._signed = False
-        self._calls: dict[int, tuple[int, str]] = {}
+        self._calls: dict[int, tuple[int, Arguments]] = {}
+        self._whole: set[int] = set()
         self._told = Told({})
         self._stopped = Stopped("end")
 
@@ -265,7 +266,8 @@ class Encoder:
             return self._call(event)
         if isinstance(event, ToolDelta) and event.index in self._calls and event.arguments:
             block, arguments = self._calls[event.index]
-            self._calls[event.index] = block, arguments + event.arguments
+            arguments.add(event.arguments)
+            (self._whole.add if arguments.whole else self._whole.discard)(event.index)
             delta = {"type": "input_json_delta", "partial_json": event.arguments}
             return event_of("content_block_delta", {"index": block, "delta": delta})
         return b""
@@ -300,7 +302,7 @@ class Encoder:
     def _call(self, event: ToolBegin) -> bytes:
         written = self._signature(event.signature)
         written += self._close() if self._open != "tool_use" else self._close_whole_calls()
-        self._calls[event.index] = self._blocks, ""
+        self._calls[event.index] = self._blocks, Arguments()
         block = {"type": "tool_use", "id": event.id, "name": event.name, "input": {}}
         return written + self._start("tool_use", block)
 
@@ -311,10 +313,10 @@ class Encoder:
 
     def _close_whole_calls(self) -> bytes:
         """End the calls whose arguments are complete."""
-        whole = [index for index, (_, said) in self._calls.items() if is_json(said)]
-        return b"".join(map(self._stop_call, whole))
+        return b"".join(map(self._stop_call, sorted(self._whole)))
 
     def _stop_call(self, index: int) -> bytes:
+        self._whole.discard(index)
         return event_of("content_block_stop", {"index": self._calls.pop(index)[0]})
 
     def _close(self) -> bytes:

@@ -6,7 +6,7 @@ Protocol: https://ai.google.dev/api/generate-content#generatecontentresponse
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from relay.formats import sse
@@ -37,12 +37,12 @@ from relay.formats.gemini_conversation import content_of, thought_part, write_ca
 from relay.formats.gemini_fields import BESIDE_PARTS
 from relay.formats.meters import as_gemini, meters_of, reasoning_of
 from relay.formats.reading import (
+    Arguments,
     CallNames,
     Object,
     answer_name,
     arguments_given,
     encoded,
-    is_json,
     list_of,
     object_of,
     string,
@@ -220,14 +220,10 @@ class _Call:
     id: str
     name: str
     signature: str | None
-    arguments: str = ""
-
-    @property
-    def is_whole(self) -> bool:
-        return is_json(self.arguments)
+    arguments: Arguments = field(default_factory=Arguments)
 
     def part(self) -> Object:
-        return write_call(ToolCall(self.id, self.name, self.arguments, self.signature))
+        return write_call(ToolCall(self.id, self.name, self.arguments.text, self.signature))
 
 
 class Encoder:
@@ -256,7 +252,7 @@ class Encoder:
             return error_event_of(status, said.message or "The model's provider failed.")
         elif isinstance(event, ToolDelta):
             if event.index in self._calls:
-                self._calls[event.index].arguments += event.arguments
+                self._calls[event.index].arguments.add(event.arguments)
         else:
             return self._content(event)
         return b""
@@ -277,10 +273,8 @@ class Encoder:
     def _whole_calls(self) -> list[Object]:
         """The first calls, as far as their arguments are complete."""
         whole: list[Object] = []
-        for index, call in list(self._calls.items()):
-            if not call.is_whole:
-                break
-            whole.append(self._calls.pop(index).part())
+        while self._calls and self._calls[first := next(iter(self._calls))].arguments.whole:
+            whole.append(self._calls.pop(first).part())
         return whole
 
     def _event(self, parts: list[Object], stop: Stop | None = None) -> bytes:

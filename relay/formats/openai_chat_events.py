@@ -6,7 +6,7 @@ Protocol: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,12 +45,12 @@ from relay.formats.openai_chat_conversation import (
 )
 from relay.formats.openai_chat_stream import DONE
 from relay.formats.reading import (
+    Arguments,
     CallNames,
     Object,
     answer_name,
     arguments_given,
     encoded,
-    is_json,
     list_of,
     number,
     object_of,
@@ -94,7 +94,7 @@ def read_answer(body: bytes) -> Answer:
         id=string(value.get("id")),
         model=string(value.get("model")),
         parts=parts,
-        stop=_stop(choice.get("finish_reason"), parts),
+        stop=_stop(choice.get("finish_reason"), {type(part) for part in parts}),
         meters=meters_of(USAGE_FORMAT, usage_of(value)),
         reasoning_tokens=reasoning_of(usage_of(value)),
     )
@@ -143,12 +143,12 @@ def _texts(content: Any) -> tuple[str, str]:
     return thoughts, texts
 
 
-def _stop(reason: Any, parts: Iterable[object]) -> Stop:
-    """Some providers end with "stop" though tools are to be called, and all where the model refused."""
+def _stop(reason: Any, kinds: Set[type]) -> Stop:
+    """Some providers end with "stop" though tools are to be called, and all where the model refused.
+    ``kinds``: of what was said."""
     stop = _STOPS.get(str(reason), "end")
     if stop != "end":
         return stop
-    kinds = {type(part) for part in parts}
     if ToolCall in kinds or ToolBegin in kinds:
         return "tool"
     return "refusal" if Refusal in kinds or RefusalDelta in kinds else stop
@@ -210,8 +210,8 @@ class Decoder:
         self._calls: dict[int, _Call] = {}
         self._waiting: list[_Call] = []
         self._count = 0
-        # One of each kind that tells how the answer ended.
-        self._seen: list[Event] = []
+        # The kinds that tell how the answer ended.
+        self._seen: set[type] = set()
 
     def feed(self, events: bytes) -> Iterator[Event]:
         """Neutral events of whole server-sent events; raises BadAnswer."""
@@ -253,7 +253,7 @@ class Decoder:
             if texts:
                 yield TextDelta(texts)
             if delta.get("refusal"):
-                self._seen.append(RefusalDelta(""))
+                self._seen.add(RefusalDelta)
                 yield RefusalDelta(string(delta.get("refusal")))
             for call in list_of(delta.get("tool_calls")):
                 if isinstance(call, dict):
@@ -293,13 +293,13 @@ class Decoder:
         arguments = arguments_given(function.get("arguments"))
         if arguments:
             yield from self._begin()
-            known.said.append(arguments)
+            known.said.add(arguments)
             yield ToolDelta(known.number, arguments)
 
     def _begin(self) -> Iterator[Event]:
         """What was told of calls before their arguments: some providers tell a name later than an id."""
         for call in self._waiting:
-            self._seen.append(ToolBegin(0, "", ""))
+            self._seen.add(ToolBegin)
             name = self._names.name(call.id)
             yield ToolBegin(call.number, name, call.name, call.signature)
         self._waiting.clear()
@@ -313,7 +313,7 @@ class _Call:
     id: str = ""
     name: str = ""
     signature: str | None = None
-    said: list[str] = field(default_factory=list)
+    said: Arguments = field(default_factory=Arguments)
 
     def is_over(self, given: str, name: str) -> bool:
         """Whether a piece with this id and name begins another call at the same index.
@@ -326,7 +326,7 @@ class _Call:
             return False
         if not self.said:
             return bool(given and self.id)
-        return is_json("".join(self.said))
+        return self.said.whole
 
 
 class Encoder:

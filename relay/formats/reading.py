@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -109,6 +110,70 @@ def is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+# What begins and ends texts, objects and lists.
+_MARK = re.compile(r'["\\{}\[\]]')
+_BLANK = " \t\n\r"
+_LONGEST_WORD = 40  # of numbers, true, false and null, which nothing ends
+
+
+class Arguments:
+    """A call's arguments that come in pieces. Whether they are whole is asked at many of them, so no piece is
+    read twice."""
+
+    __slots__ = ("_depth", "_ended", "_escaped", "_in_text", "_pieces", "_whole")
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._depth = 0
+        self._in_text = self._escaped = self._ended = False
+        self._whole: bool | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces)
+
+    @property
+    def text(self) -> str:
+        """All pieces."""
+        self._pieces = ["".join(self._pieces)] if self._pieces else []
+        return "".join(self._pieces)
+
+    def add(self, piece: str) -> None:
+        """The next piece."""
+        if not piece:
+            return
+        self._pieces.append(piece)
+        if not self._ended:
+            piece = piece[self._read(piece) :]
+        if self._ended and piece.strip(_BLANK):
+            self._whole = False  # more than one value
+
+    def _read(self, piece: str) -> int:
+        """Follow a piece to where the value ends, or to its own end: where that is."""
+        at, self._escaped = int(self._escaped), False
+        while (mark := _MARK.search(piece, at)) is not None:
+            at = mark.end()
+            if mark[0] == '"':
+                self._in_text = not self._in_text
+            elif self._in_text:
+                at += mark[0] == "\\"  # what follows is no mark
+            elif mark[0] != "\\":
+                self._depth += 1 if mark[0] in "{[" else -1
+            if self._depth <= 0 and not self._in_text:
+                self._ended = True
+                return at
+        self._escaped = at > len(piece)
+        return len(piece)
+
+    @property
+    def whole(self) -> bool:
+        """Whether they are whole JSON."""
+        if self._ended and self._whole is None:
+            self._whole = is_json(self.text)
+        if self._ended:
+            return bool(self._whole)
+        return len(self._pieces) <= _LONGEST_WORD and len(self.text) <= _LONGEST_WORD and is_json(self.text)
 
 
 def arguments_given(value: Any) -> str:
