@@ -126,7 +126,9 @@ class GroupCommit(Generic[T, R]):
             if self._in_company or len(self._waiting) > 1:
                 await asyncio.sleep(self._gather_seconds)
             self._drop_late()
-            if not self._waiting or (self._connection is None and not await self._reconnect()):
+            if self._waiting and self._connection is None:
+                await self._reconnect()
+            if self._connection is None or not self._waiting:  # while it connected, all may have become late
                 continue
             self._in_flight = self._next_batch()
             self._in_company = len(self._in_flight) > 1
@@ -180,14 +182,12 @@ class GroupCommit(Generic[T, R]):
             else:
                 await self._write([member])
 
-    async def _reconnect(self) -> bool:
+    async def _reconnect(self) -> None:
         try:
             self._connection = await self._connect()
         except (psycopg.Error, OSError) as error:
             log.warning("%s: cannot connect, trying again: %s", self._name, error)
             await self._back_off()
-            return False
-        return True
 
     async def _back_off(self) -> None:
         """At once after a first failure, then slower until a batch succeeds."""

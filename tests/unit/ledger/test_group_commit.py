@@ -79,6 +79,7 @@ def test_a_batch_is_what_waited_while_the_previous_was_in_flight() -> None:
 
 def test_a_lone_call_waits_for_nobody() -> None:
     database = Database(seconds=0)
+    database.group = GroupCommit("test", database.connect, database.execute, gather_seconds=1)
 
     async def story() -> float:
         await database.ask("warm")
@@ -87,7 +88,7 @@ def test_a_lone_call_waits_for_nobody() -> None:
         await database.ask("lone")
         return loop.time() - began
 
-    assert play(database, story()) < 0.05
+    assert play(database, story()) < 0.9
 
 
 def test_those_who_come_together_wait_for_more() -> None:
@@ -120,6 +121,65 @@ def test_who_is_alone_again_waits_once_at_most() -> None:
 
     assert play(database, story()) < 0.9
     assert database.batches == [["a", "b"], ["c"], ["d"]]
+
+
+def test_a_batch_that_gathers_is_written_when_it_closes() -> None:
+    database = Database(seconds=0)
+    database.group = GroupCommit("test", database.connect, database.execute, gather_seconds=0.05)
+
+    async def story() -> list[asyncio.Future[str]]:
+        together = [database.ask("a"), database.ask("b")]
+        for _ in range(3):  # the batch begins to gather
+            await asyncio.sleep(0)
+        return together
+
+    assert [future.result() for future in play(database, story())] == ["A", "B"]
+    assert database.batches == [["a", "b"]]
+
+
+def test_who_is_late_or_leaves_while_a_batch_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "WATCH_SECONDS", 0.01)
+    database = Database(seconds=0)
+    database.group = GroupCommit(
+        "test", database.connect, database.execute, database.orphans.append, gather_seconds=0.3
+    )
+
+    async def story() -> list[Any]:
+        late, leaves, stays = database.ask("late", seconds=0.1), database.ask("leaves"), database.ask("stays")
+        for _ in range(3):  # the batch begins to gather
+            await asyncio.sleep(0)
+        leaves.cancel()
+        return list(await asyncio.gather(late, leaves, stays, return_exceptions=True))
+
+    late, leaves, stays = play(database, story())
+    assert isinstance(late, LedgerUnavailable)
+    assert isinstance(leaves, asyncio.CancelledError)
+    assert stays == "STAYS"
+    assert database.batches == [["leaves", "stays"]]  # nothing says that it left before it was written
+    assert database.orphans == ["leaves"]
+
+
+def test_nothing_is_sent_where_all_are_late_once_it_is_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "WATCH_SECONDS", 0.01)
+    database = Database(seconds=0)
+
+    async def slowly() -> AsyncConnection[Any]:
+        await asyncio.sleep(0.2)
+        return await database.connect()
+
+    database.group = GroupCommit("test", slowly, database.execute, database.orphans.append)
+
+    async def story() -> str:
+        with pytest.raises(LedgerUnavailable):
+            await database.ask("late", seconds=0.05)
+        await asyncio.sleep(0.3)
+        return await database.ask("next")
+
+    assert play(database, story()) == "NEXT"
+    assert database.batches == [["next"]]
+    assert database.orphans == []
 
 
 def test_a_repeated_key_waits_for_its_predecessors_commit() -> None:
