@@ -1,6 +1,7 @@
 """How long an MP4 is (ISO 14496-12): by its header, or by its last fragment where that ends later.
 
-What a browser records comes in fragments, and the header, written before them, does not know the length.
+What a browser records comes in fragments, and the header, written before them, does not know the length. A
+piece of such a recording, with the header before it, begins when it was recorded and not at 0.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ def seconds(file: Bytes) -> Fraction | None:
 
     Raises struct.error, ValueError, IndexError or ZeroDivisionError for what is no MP4.
     """
-    movie = _inner(file, Box(b"", 0, len(file)), b"moov")
+    movie = _inner(file, _whole(file), b"moov")
     header = movie and _inner(file, movie, b"mvhd")
     if movie is None or header is None:
         return None
-    ticks, scale = _times(file, header.begin)
-    return max(Fraction(ticks, scale), _last_fragment_end(file, _tracks(file, movie)))
+    told, tracks = Fraction(*_times(file, header.begin)), _tracks(file, movie)
+    end = _last_fragment_end(file, tracks)
+    return max(told, end) if told else end - _first_fragment_begin(file, tracks)
 
 
 def _times(file: Bytes, at: int) -> tuple[int, int]:
@@ -98,20 +100,36 @@ def _last_fragment_end(file: Bytes, tracks: dict[int, Track]) -> Fraction:
     return max((_end(file, part, tracks) for part in parts), default=Fraction())
 
 
+def _first_fragment_begin(file: Bytes, tracks: dict[int, Track]) -> Fraction:
+    """When the first fragment's samples begin, or 0."""
+    fragment = _inner(file, _whole(file), b"moof")
+    parts = islice(_inners(file, fragment, b"traf"), _MAX_TRACKS) if fragment else ()
+    begun = [told for part in parts if (told := _begin(file, part, tracks)) is not None]
+    return min((Fraction(ticks, track.scale) for ticks, track in begun), default=Fraction())
+
+
 def _end(file: Bytes, part: Box, tracks: dict[int, Track]) -> Fraction:
     """When the samples of a track's part of a fragment end."""
+    begun = _begin(file, part, tracks)
+    if begun is None:
+        return Fraction()
+    ticks, track = begun
+    ticks += sum(_lasts(file, run, track.usual) for run in _inners(file, part, b"trun"))
+    return Fraction(ticks, track.scale)
+
+
+def _begin(file: Bytes, part: Box, tracks: dict[int, Track]) -> tuple[int, Track] | None:
+    """(the tick at which a track's part of a fragment begins, the track as this part has it)."""
     header, begun = _inner(file, part, b"tfhd"), _inner(file, part, b"tfdt")
     if header is None or begun is None:
-        return Fraction()
+        return None
     number, usual = _track_of(file, header)
     track = tracks.get(number)
     if track is None:
-        return Fraction()
+        return None
     wide = _U64 if file[begun.begin] else _U32
     ticks = wide.unpack_from(file, begun.begin + 4)[0]
-    usual = track.usual if usual is None else usual
-    ticks += sum(_lasts(file, run, usual) for run in _inners(file, part, b"trun"))
-    return Fraction(ticks, track.scale)
+    return ticks, track if usual is None else track._replace(usual=usual)
 
 
 def _track_of(file: Bytes, header: Box) -> tuple[int, int | None]:
@@ -133,6 +151,10 @@ def _lasts(file: Bytes, run: Box, usual: int) -> int:
     if sys.byteorder == "little":
         fields.byteswap()
     return sum(fields[:: width // 4])
+
+
+def _whole(file: Bytes) -> Box:
+    return Box(b"", 0, len(file))
 
 
 def _inner(file: Bytes, outer: Box, name: bytes) -> Box | None:

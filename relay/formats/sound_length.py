@@ -146,21 +146,32 @@ def _frames(begin: bytes, side: int) -> int | None:
 
 def _webm(file: Bytes) -> Fraction | None:
     """By its header, which what is recorded live does not have, or its last block where that comes later:
-    decoders go by the blocks."""
+    decoders go by the blocks. A piece of a recording, with the header before it, begins when it was recorded
+    and not at 0."""
     _, begin, size = _element(file, 0)
     kind, at, _ = _element(file, begin + (size or 0))
-    scale, ticks = _USUAL_SCALE, Fraction()
+    told, first = None, 0
     for _ in range(_MAX_PARTS):
         if kind != _SEGMENT or at >= len(file):
             break
         name, begin, size = _element(file, at)
+        if name == _CLUSTER:
+            first = _begun(file, begin)
         if name == _CLUSTER or size is None:
             break
-        if name == _INFO:  # the only one, or others are its copies
-            scale, ticks = _info(file[begin : begin + size])
-            break
+        if name == _INFO and told is None:  # the only one, or others are its copies
+            told = _info(file[begin : begin + size])
         at = begin + size
-    return max(ticks, Fraction(_last_block(bytes(file[-_WEBM_TAIL:])))) * scale / 10**9
+    scale, ticks = told or (_USUAL_SCALE, Fraction())
+    last = Fraction(_last_block(bytes(file[-_WEBM_TAIL:])))
+    return (max(ticks, last) if ticks else last - first) * scale / 10**9
+
+
+def _begun(file: Bytes, at: int) -> int:
+    """The tick at which the cluster with this content begins, or 0."""
+    name, begin, size = _element(file, at)
+    known = name == _TIMESTAMP and size is not None and size <= _MOST_WIDTH
+    return int.from_bytes(file[begin : begin + (size or 0)]) if known else 0
 
 
 def _info(file: Bytes) -> tuple[int, Fraction]:

@@ -133,13 +133,18 @@ def run(*samples: int, count: int | None = None, flags: int = 0x101) -> bytes:
 
 
 def fragmented(
-    *fragments: bytes, tracks: tuple[tuple[bytes, bytes], ...] | None = None, told: int = 0
+    *fragments: bytes,
+    tracks: tuple[tuple[bytes, bytes], ...] | None = None,
+    told: int = 0,
+    begin: int | None = 0,
 ) -> bytes:
-    """As browsers record: the movie comes first, and knows nothing of what follows."""
+    """As browsers record: the movie comes first, and knows nothing of what follows. ``begin``: of the first
+    fragment, in milliseconds; None: there is no other than ``fragments``."""
     boxes, extends = zip(*(tracks or (track(1, 1000, usual=20),)), strict=True)
     header = box(b"mvhd", numbers(0, 0, 1000, told) + bytes(80))
     movie = box(b"moov", header + b"".join(boxes) + box(b"mvex", b"".join(extends)))
-    return box(b"ftyp", b"iso5\0\0\0\0") + movie + box(b"free", bytes(BYTES)) + b"".join(fragments)
+    first = b"" if begin is None else fragment(part(begin))
+    return box(b"ftyp", b"iso5\0\0\0\0") + movie + box(b"free", bytes(BYTES)) + first + b"".join(fragments)
 
 
 def mp3(head: bytes, side: int = 0, tag: bytes = b"", *, size: int = BYTES, id3: int = 0) -> bytes:
@@ -231,6 +236,23 @@ XING = b"Xing\0\0\0\x01" + (383).to_bytes(4)
                 ),
                 4000,
             ),
+        ),
+        # A piece of what was recorded, with the header before it: others play what is there.
+        *(
+            (fragmented(fragment(part(61_000, run(count=50))), begin=60_000), 2000),
+            (fragmented(fragment(part(60_000, run(count=100))), begin=None), 2000),
+            (fragmented(fragment(part(60_000, run(count=100))), begin=None, told=1000), 62_000),
+            (
+                fragmented(
+                    fragment(part(30_000, run(count=99)), part(90_000, run(count=2), number=2)),
+                    tracks=(track(1, 1000, usual=20), track(2, 3000, usual=3000)),
+                    begin=None,
+                ),
+                2000,
+            ),
+            (webm(info(None), cluster(60_000, block(0, size=BYTES)), cluster(61_000, block(960))), 1960),
+            (webm(cluster(60_000, block(0, size=BYTES)), cluster(61_000, block(960))), 1960),
+            (webm(info(3000), cluster(60_000, block(0, size=BYTES)), cluster(61_000, block(960))), 61_960),
         ),
         *(
             (mp3(FIRST), 2500),
