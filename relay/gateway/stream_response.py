@@ -136,9 +136,10 @@ class StreamAnswer:
         call = self._call
         if error is not None and not call.begun:
             raise error
-        tail = self._meter.tail()
         if error is not None and self._meter.error is None:
-            tail = self._error_event(error)
+            tail = self._error_event(error)  # in the place of an end that may be untranslatable
+        else:
+            tail = self._meter.tail()
         if call.first_byte is None:
             begin, tail = tail[:PIECE_BYTES], tail[PIECE_BYTES:]
             await in_time(call.send_part(begin, SSE_HEADERS))
