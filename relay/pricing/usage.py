@@ -17,7 +17,8 @@ Raw = Mapping[str, Any]
 MOST = 10**30  # units of anything; more is no count
 METERS_FORMAT = "meters"  # disjoint meters as they are: {"meters": {"in_text": 10}}
 
-_WRITTEN, _HOUR = "cache_creation_input_tokens", "ephemeral_1h_input_tokens"
+_WRITTEN = "cache_creation_input_tokens"
+_SHORT, _HOUR = "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"
 _HOUR_OF_NEW_API = "claude_cache_creation_1_h_tokens"
 _WRAPPERS = ("usage", "usageMetadata", "usage_metadata")
 _MODALITIES_IN = {"AUDIO": "in_audio", "IMAGE": "in_image", "VIDEO": "in_image"}
@@ -135,7 +136,7 @@ def _cache_writes(raw: Raw, inputs: Raw) -> tuple[int, int]:
     names = ("cache_write_tokens", "cache_creation_tokens", "cached_creation_tokens", _WRITTEN)
     split = part(inputs, "cache_creation_token_details", "cache_creation") or part(raw, "cache_creation")
     hour = count(split, _HOUR) or count(raw, _HOUR_OF_NEW_API)
-    return max(count(inputs, *names) or count(raw, _WRITTEN), hour), hour
+    return max(count(inputs, *names) or count(raw, _WRITTEN), hour + count(split, _SHORT)), hour
 
 
 def _absorb(quantity: int, deficit: int) -> tuple[int, int]:
@@ -172,7 +173,7 @@ def _anthropic(raw: Raw) -> dict[str, int]:
     _require(raw, "input_tokens", "output_tokens")
     split = part(raw, "cache_creation")
     hour = count(split, _HOUR) or count(raw, _HOUR_OF_NEW_API)
-    short = count(split, "ephemeral_5m_input_tokens")
+    short = count(split, _SHORT)
     written = max(count(raw, _WRITTEN), hour + short)
     return {
         "in_text": count(raw, "input_tokens"),

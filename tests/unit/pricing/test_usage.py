@@ -214,6 +214,20 @@ CACHES_OF_GATEWAYS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
         },
         {"in_text": 61, "cache_read": 50, "cache_write_5m": 889, "cache_write_1h": 1000},
     ),
+    # Told by how long they stay alone, as Anthropic's figures may be
+    *(
+        (
+            "openai",
+            {
+                "prompt_tokens": 2000,
+                "prompt_tokens_details": {
+                    name: {"ephemeral_5m_input_tokens": 889, "ephemeral_1h_input_tokens": 1000}
+                },
+            },
+            {"in_text": 111, "cache_write_5m": 889, "cache_write_1h": 1000},
+        )
+        for name in ("cache_creation", "cache_creation_token_details")
+    ),
     # new-api's, in both formats
     (
         "openai",
