@@ -290,8 +290,9 @@ class Decoder:
         if name != known.name:  # some repeat it
             known.name += name
         known.signature = known.signature or google_signature(call)
-        arguments = arguments_given(function.get("arguments"))
-        if arguments:
+        if function.get("arguments") == {}:
+            known.empty = True
+        elif arguments := arguments_given(function.get("arguments")):
             yield from self._begin()
             known.said.add(arguments)
             yield ToolDelta(known.number, arguments)
@@ -307,13 +308,15 @@ class Decoder:
 
 @dataclass(slots=True)
 class _Call:
-    """A call whose arguments are still to come. ``said``: those that came."""
+    """A call whose arguments are still to come. ``said``: those that came; ``empty``: an object without any
+    did, which others may follow as text."""
 
     number: int
     id: str = ""
     name: str = ""
     signature: str | None = None
     said: Arguments = field(default_factory=Arguments)
+    empty: bool = False
 
     def is_over(self, given: str, name: str) -> bool:
         """Whether a piece with this id and name begins another call at the same index.
@@ -325,7 +328,7 @@ class _Call:
         if not name or (given and given == self.id):
             return False
         if not self.said:
-            return bool(given and self.id)
+            return self.empty or bool(given and self.id)
         return self.said.whole
 
 

@@ -91,3 +91,32 @@ def test_arguments_are_not_read_again_at_each_piece(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(json, "loads", counting)
     assert COSTS[case]() >= read / 2
+
+
+def said_in_pieces(ours: str, *pieces: Any) -> list[Any]:
+    """What customers get as arguments of the calls that come in these pieces."""
+    decoder, encoder = FORMATS["openai"].decoder(), FORMATS[ours].encoder(Shown("m", True, 0))
+    end = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    chunks = [{"id": "c", "choices": [{"index": 0, "delta": {"tool_calls": [one]}}]} for one in pieces]
+    told = b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in [*chunks, end])
+    written = b"".join(map(encoder.write, decoder.feed(told))) + encoder.finish()
+    answered = FORMATS[ours].decoder().feed(written)
+    calls: dict[int, str] = {}
+    for event in answered:
+        if isinstance(event, ToolBegin | ToolDelta):
+            calls[event.index] = calls.get(event.index, "") + getattr(event, "arguments", "")
+    return [json.loads(said or "{}") for said in calls.values()]
+
+
+def piece(id: str | None, name: str | None, arguments: Any) -> Any:
+    return {"index": 0, "id": id, "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize("ours", FORMATS)
+def test_an_object_without_arguments_is_none_yet(ours: str) -> None:
+    begun = piece("a", "look", {})
+    assert said_in_pieces(ours, begun) == [{}]
+    for more in (piece(None, None, '{"at":1}'), piece("a", "look", '{"at":1}'), piece(None, None, {"at": 1})):
+        assert said_in_pieces(ours, begun, more) == [{"at": 1}]
+    assert said_in_pieces(ours, begun, piece("b", "look", {})) == [{}, {}]
+    assert said_in_pieces(ours, piece(None, "look", {}), piece(None, "look", {"at": 1})) == [{}, {"at": 1}]
