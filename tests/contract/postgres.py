@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import psycopg
@@ -23,6 +23,8 @@ import psycopg
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATE = "relay_template"
 ROLES = ("relay_owner", "relay_app", "relay_exporter")
+# Test workers that have ports of their own: no more run at once.
+PORTS, SHARES = range(15_000, 32_000), 8
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "200",
@@ -70,16 +72,27 @@ def free_port() -> int:
     """A TCP port of the loopback that nobody listens on.
 
     It lies below the range that Linux gives to outgoing connections (32768 and up), so that a server finds it
-    free again after a restart.
+    free again after a restart. Nobody else is given it meanwhile: test workers have ports of their own, and a
+    process is given the same one again after all its others.
     """
-    while True:
-        port = random.randrange(15_000, 32_000)  # noqa: S311
+    for port in _own_ports(os.getpid()):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
         return port
+    raise AssertionError("ports do not end")
+
+
+@cache
+def _own_ports(process: int) -> Iterator[int]:
+    """Those of this worker, again and again; a forked process begins elsewhere among them."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    share = int(worker.removeprefix("gw")) if worker else random.randrange(SHARES)  # noqa: S311
+    own = PORTS[share % SHARES :: SHARES]
+    first = random.randrange(len(own))  # noqa: S311
+    return cycle([*own[first:], *own[:first]])
 
 
 def _binaries() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from monitoring.__main__ import main
+from tests.contract.postgres import free_port
 
 MONTH = "2025-11"
 # OpenMetrics allows no space behind it.
@@ -116,12 +116,6 @@ def openmetrics(path: Path) -> None:
                 if number is not None:
                     file.write(f"{name.replace(COMMA, COMMA.strip())} {number} {START + 60 * minute}\n")
         file.write("# EOF\n")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
