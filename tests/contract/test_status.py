@@ -30,9 +30,9 @@ from monitoring.status import measure, page
 from monitoring.status.bucket import Bucket, BucketError
 from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
 from tests.contract.edge_rig import STATUS_PAGE, Edge, FakeRelay, running_edge
+from tests.contract.postgres import free_port
 from tests.contract.relay_rig import eventually
 from tests.contract.test_alerting import program as running_program
-from tests.contract.test_month_report import free_port
 from tests.unit.deploys.test_logship import load
 
 PROBE = load("templates/probe/relay_probe.py")
