@@ -24,14 +24,19 @@ def syslog_ng(field: str = "MESSAGE") -> list[str]:
 
 def _subst(rule: dict[str, str], parts: dict[str, str], field: str) -> str:
     # \K: what was matched before it is kept.
-    pattern = f"{rule['keep']}\\K(?!\\[redacted\\])(?:{rule['secret']})"
-    for name, part in parts.items():
-        pattern = pattern.replace(f"{{{name}}}", part)
+    pattern = _whole(f"{rule['keep']}\\K(?!\\[redacted\\])(?:{rule['secret']})", parts)
     flags = ["global", *(["ignore-case"] if rule.get("ignore_case") else [])]
     return (
         f'subst({quoted(pattern)} "{HIDDEN}" value("{field}") type("pcre") '
         f"flags({' '.join(map(quoted, flags))}));  # {rule['name']}"
     )
+
+
+def _whole(pattern: str, parts: dict[str, str]) -> str:
+    """A pattern with the parts that it names."""
+    for name, part in parts.items():
+        pattern = pattern.replace(f"{{{name}}}", part)
+    return pattern
 
 
 def quoted(text: str) -> str:
@@ -52,9 +57,7 @@ def _rules() -> list[re.Pattern[str]]:
     data = tomllib.loads(RULES.read_text())
     found = []
     for rule in data["rules"]:
-        pattern = f"({rule['keep']})(?!{re.escape(HIDDEN)})(?:{rule['secret']})"
-        for name, part in data["parts"].items():
-            pattern = pattern.replace(f"{{{name}}}", part)
+        pattern = _whole(f"({rule['keep']})(?!{re.escape(HIDDEN)})(?:{rule['secret']})", data["parts"])
         pattern = _POSSESSIVE_GROUP.sub(lambda group: group[1] or group[0], pattern)
         flags = re.ASCII | (re.IGNORECASE if rule.get("ignore_case") else re.NOFLAG)
         found.append(re.compile(pattern, flags))

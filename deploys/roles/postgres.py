@@ -38,6 +38,7 @@ from deploys.lib.config_files import (
     render,
     source,
 )
+from deploys.lib.relay_service import ON_HOST
 from deploys.lib.role import MONITORS, HealthCheck, Opening, Probe, Role, Scrape, Size
 from deploys.lib.rotation import Credential, Trial, Way
 from deploys.lib.secrets import Secret
@@ -105,11 +106,7 @@ except psycopg.OperationalError as error:
     print(type(error).__name__, file=sys.stderr)
     sys.exit(3 if any(word in str(error) for word in words) else 4)
 """
-# Its service may have another name: see deploys.roles.relay.SERVICE_FILE.
-REPLICA = (
-    "docker ps --quiet --filter label=com.docker.swarm.service.name="
-    "$(cat /etc/relay/service 2>/dev/null || echo relay_relay) | head -n 1"
-)
+REPLICA = f"docker ps --quiet --filter label=com.docker.swarm.service.name={ON_HOST} | head -n 1"
 _MEMBERS_RUN = (
     "import json, sys; members = json.load(sys.stdin); "
     "sys.exit(not (any(m['Role'] == 'Leader' for m in members) "

@@ -30,10 +30,11 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt
 
-from deploys.lib import acting, edge_names, fleet, relay_dokploy, relay_image, rotation
+from deploys.lib import acting, edge_names, fleet, relay_dokploy, relay_image, relay_service, rotation
 from deploys.lib.config_files import TLS, ConfigFile, place, render, source
 from deploys.lib.errors import DeployError
 from deploys.lib.pyinfra_adapter import is_executing, run_shell
+from deploys.lib.relay_service import ON_HOST
 from deploys.lib.role import HealthCheck, Opening, Role, Scrape, Size
 from deploys.lib.rotation import REFUSED, TAKEN, Trial, Way
 from deploys.lib.secrets import Secret, fernet_key
@@ -54,9 +55,6 @@ IMAGE_PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 CANARY_PAUSE_NANOSECONDS = 24 * 3600 * 10**9
 STACK_FILE, STACK_TEMPLATE = "/etc/relay/stack.yml", "relay/stack.yml.j2"
 CA_PATH = f"{TLS}/ca.crt"
-# The service's name under Swarm, and the file that tells programs on hosts another one: see `service`.
-SERVICE, SERVICE_FILE = "relay_relay", "/etc/relay/service"
-ON_HOST = f"$(cat {SERVICE_FILE} 2>/dev/null || echo {SERVICE})"
 HASH_LENGTH = 12
 API_PORT, METRICS_PORT = 8000, 8001
 # For administrators alone, and read only.
@@ -462,7 +460,7 @@ def relay() -> None:
     """The relay role, for relay hosts; one of the swarm's managers builds the image and rolls the stack."""
     place(
         ConfigFile("/usr/local/sbin/relayctl", source("relay/relayctl"), mode="755"),
-        ConfigFile(SERVICE_FILE, f"{service()}\n"),
+        ConfigFile(relay_service.FILE, f"{service()}\n"),
     )
     if swarm.shall_manage(host):
         tools()

@@ -23,6 +23,7 @@ from pyinfra.api.host import Host
 
 from deploys.lib import examples, fleet, lock
 from deploys.lib.errors import DeployError
+from deploys.lib.relay_service import ON_HOST
 from deploys.roles.edge import EDGE_CERTIFICATES
 from deploys.run import environment, figures, releases, remote
 from deploys.run.figures import Alert, Row
@@ -67,7 +68,7 @@ if command -v patronictl >/dev/null; then
 fi
 if command -v docker >/dev/null; then
   timeout 10 docker node ls --format 'node {{{{.Hostname}}}} {{{{.Status}}}} {{{{.Availability}}}} m={{{{.ManagerStatus}}}}' 2>/dev/null
-  timeout 10 docker service ls --filter name=$(cat /etc/relay/service 2>/dev/null || echo relay_relay) --format 'replicas {{{{.Replicas}}}}' 2>/dev/null
+  timeout 10 docker service ls --filter name={ON_HOST} --format 'replicas {{{{.Replicas}}}}' 2>/dev/null
 fi
 true
 """  # noqa: E501

@@ -108,10 +108,10 @@ class AnthropicMeter(EventMeter):
         kind = decoded.type
         if kind == "content_block_delta":
             collect_delta(decoded.delta, texts)
-            self._answered |= is_output(decoded.delta)
+            self._answered = self._answered or is_output(decoded.delta)
         elif kind == "content_block_start":
             collect_block(decoded.content_block, texts)
-            self._answered |= is_output(decoded.content_block)
+            self._answered = self._answered or is_output(decoded.content_block)
         elif kind == "message_start":
             self._read_start(decoded.message, event, payload)
         elif kind == "message_delta":

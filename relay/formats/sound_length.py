@@ -15,6 +15,7 @@ from math import isfinite
 from struct import Struct, error
 
 from relay.formats import mp4_length
+from relay.formats.mp4_length import Bytes
 
 # The highest rate of what is compressed, 512 kbit/s: a file is at least as long as at that.
 MOST_BYTES_A_SECOND = 64_000
@@ -45,8 +46,6 @@ _MOST_WIDTH = 8  # bytes of a number
 _FLOATS = {4: Struct(">f"), 8: Struct(">d")}
 # In which the last cluster begins: it has 32 s at most, of which a block has 20 ms or more.
 _WEBM_TAIL, _CLUSTERS, _BLOCKS = 4 << 20, 8, 5_000
-
-Bytes = bytes | memoryview
 
 
 def milliseconds(file: Bytes) -> int | None:
