@@ -58,6 +58,9 @@ def down(sandbox: Sandbox, *, purge: bool = False) -> None:
     if running:
         with phase("removing hosts, volumes and network"):
             hosts.remove_all(sandbox, running)
+            if not hosts.remove_network(sandbox, running):
+                running = engine.restart(sandbox)
+                hosts.remove_network(sandbox, running)
             if purge:
                 image.remove_all(running)
     if engine.stop(sandbox):

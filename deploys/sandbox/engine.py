@@ -258,15 +258,22 @@ def _remember_network(sandbox: Sandbox) -> None:
     )
 
 
+def restart(sandbox: Sandbox) -> Engine:
+    """Stop and start the sandbox's own engine; raises SandboxError where it is the machine's."""
+    if not _own_process(sandbox):
+        raise SandboxError(
+            f"the container engine still counts hosts in the network {sandbox.name} that are gone; "
+            "restart it (`systemctl restart docker`), then run `python -m deploys sandbox down` again"
+        )
+    with phase("container engine: restarting, since it counts hosts in the network that are gone"):
+        _end(sandbox)
+        return _start(sandbox)
+
+
 def stop(sandbox: Sandbox) -> bool:
     """Stop the engine if this sandbox started it; put the machine's settings back. True if it did run."""
-    pid = _own_process(sandbox)
-    if pid:
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    _end_leftovers(sandbox)
+    ran = _own_process(sandbox) is not None
+    _end(sandbox)
     if sandbox.engine_data.exists():
         _restore_firewall(read_json(_before(sandbox)).get("forward_policy", "ACCEPT"))
     for name, value in read_json(_before(sandbox)).items():
@@ -274,7 +281,18 @@ def stop(sandbox: Sandbox) -> bool:
             _sysctl(name).write_text(value)
     _before(sandbox).unlink(missing_ok=True)
     remove_tree(sandbox.runtime)
-    return pid is not None
+    return ran
+
+
+def _end(sandbox: Sandbox) -> None:
+    """End the sandbox's own engine, if it runs, and what an engine that was killed has left."""
+    pid = _own_process(sandbox)
+    if pid:
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    _end_leftovers(sandbox)
 
 
 def _end_leftovers(sandbox: Sandbox) -> None:

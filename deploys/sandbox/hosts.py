@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ UNKNOWN_CAPABILITIES = {"BPF", "PERFMON", "CHECKPOINT_RESTORE"}
 # A host that boots itself comes back, as a machine does; one that `kill` took the power from stays off.
 RESTART = "unless-stopped"
 BOOT_PATIENCE_SECONDS = 180.0
+DEATH_PATIENCE_SECONDS = 120.0
 OPEN_FILES = 1_048_576
 # Directories below /var/lib of an app host that are volumes.
 VOLUMES = ("docker", "containerd")
@@ -142,7 +144,7 @@ def remove_strays(sandbox: Sandbox, engine: Engine) -> None:
     """Remove hosts that the inventory no longer names: they hold addresses that its own may need."""
     named = {sandbox.container(host) for host in sandbox.hosts}
     for container in sorted(states(sandbox, engine).keys() - named):
-        engine.docker("rm", "--force", "--volumes", container)
+        _remove_container(engine, container)
         engine.docker("volume", "rm", "--force", *(f"{container}-{name}" for name in VOLUMES))
         say(f"  removed {container}, which the inventory does not name")
 
@@ -151,7 +153,7 @@ def create_all(sandbox: Sandbox, engine: Engine, hosts: list[Host], image: str) 
     hardware = read_hardware()
 
     def create(host: Host) -> None:
-        engine.docker("rm", "--force", "--volumes", sandbox.container(host), check=False)
+        _remove_container(engine, sandbox.container(host))
         # An interrupted `down` leaves them; a new host with the swarm of an old one would not find its peers.
         _remove_volumes(sandbox, engine, host)
         engine.docker(*create_command(sandbox, host, image, hardware))
@@ -249,7 +251,7 @@ def resume(sandbox: Sandbox, engine: Engine, name: str) -> None:
 def remove(sandbox: Sandbox, engine: Engine, name: str) -> None:
     """Remove one host and its volumes."""
     host = sandbox.host(name)
-    engine.docker("rm", "--force", "--volumes", sandbox.container(host))
+    _remove_container(engine, sandbox.container(host))
     _remove_volumes(sandbox, engine, host)
 
 
@@ -259,15 +261,40 @@ def _remove_volumes(sandbox: Sandbox, engine: Engine, host: Host) -> None:
 
 
 def remove_all(sandbox: Sandbox, engine: Engine) -> None:
-    """Remove hosts, volumes and network, whatever state they are in."""
-    for container in each(lambda name: _remove(engine, name), states(sandbox, engine)):
+    """Remove hosts and volumes, whatever state they are in."""
+
+    def remove_one(container: str) -> str:
+        _remove_container(engine, container)
+        return container
+
+    for container in each(remove_one, states(sandbox, engine)):
         say(f"  removed {container}")
     names = [name for host in sandbox.hosts for name in volumes(sandbox, host)]
     engine.docker("volume", "rm", "--force", *names)
-    if engine.docker("network", "inspect", sandbox.name, check=False).returncode == 0:
-        engine.docker("network", "rm", sandbox.name)
 
 
-def _remove(engine: Engine, container: str) -> str:
-    engine.docker("rm", "--force", "--volumes", container)
-    return container
+def remove_network(sandbox: Sandbox, engine: Engine) -> bool:
+    """Remove the hosts' network; False when the engine still counts hosts in it that are gone.
+
+    Docker then lists none to disconnect, and counts anew only when it starts (moby issue 42119).
+    """
+    if engine.docker("network", "inspect", sandbox.name, check=False).returncode:
+        return True
+    done = engine.docker("network", "rm", sandbox.name, check=False)
+    if done.returncode and "has active endpoints" not in done.stderr:
+        raise SandboxError(f"the network {sandbox.name} cannot be removed: {done.stderr.strip()}")
+    return done.returncode == 0
+
+
+def _remove_container(engine: Engine, container: str) -> None:
+    """Remove a container, if there is one, after its last process has ended.
+
+    `rm --force` waits 12 s for that and then cleans up while the engine still does so itself, by which
+    the network may keep counting the container. Eleven hosts that end together take longer.
+    """
+    engine.docker("kill", container, check=False)
+    with suppress(SandboxError):
+        engine.docker("wait", container, check=False, timeout=DEATH_PATIENCE_SECONDS)
+    done = engine.docker("rm", "--force", "--volumes", container, check=False)
+    if done.returncode and "No such container" not in done.stderr:
+        raise SandboxError(f"{container} cannot be removed: {done.stderr.strip()}")

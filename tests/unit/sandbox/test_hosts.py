@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+import subprocess
 from typing import Any
 
 import pytest
 
-from deploys.sandbox import access, hosts
+from deploys.sandbox import access, cli, hosts
+from deploys.sandbox import engine as engines
 from deploys.sandbox.hosts import Hardware
-from deploys.sandbox.settings import Sandbox
+from deploys.sandbox.settings import Sandbox, SandboxError
 
 HARDWARE = Hardware(
     capabilities=("NET_ADMIN", "SYS_ADMIN"),
@@ -52,30 +53,134 @@ def test_only_app_hosts_keep_an_engines_data_on_a_volume(sandbox: Sandbox) -> No
     assert hosts.volumes(sandbox, sandbox.host("db1")) == {}
 
 
+class FakeEngine:
+    """Containers by name and state. Removing one whose processes still end leaves its network in use."""
+
+    def __init__(self, **states: str) -> None:
+        self.states = {f"relay-sandbox-{name}": state for name, state in states.items()}
+        self.in_use = 0
+        self.has_network = True
+        self.done: list[str] = []
+
+    def docker(
+        self, *words: str, check: bool = True, timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        self.done.append(" ".join(words))
+        status, output, complaint = getattr(self, words[0])(*words[1:])
+        if check and status:
+            raise SandboxError(complaint)
+        return subprocess.CompletedProcess(words, status, output, complaint)
+
+    def ps(self, *_: str) -> tuple[int, str, str]:
+        return 0, "".join(f"{name} {state}\n" for name, state in self.states.items()), ""
+
+    def kill(self, name: str) -> tuple[int, str, str]:
+        if self.states.get(name) not in ("running", "paused"):
+            return 1, "", "is not running"
+        self.states[name] = "ending"
+        return 0, "", ""
+
+    def wait(self, name: str) -> tuple[int, str, str]:
+        if name not in self.states:
+            return 1, "", "No such container"
+        if self.states[name] == "frozen":
+            raise SandboxError("no answer within 120 s")
+        self.states[name] = "exited"
+        return 0, "137", ""
+
+    def rm(self, *words: str) -> tuple[int, str, str]:
+        state = self.states.pop(words[-1], None)
+        self.in_use += state not in ("created", "exited", None)
+        return (0, "", "") if state else (1, "", f"Error: No such container: {words[-1]}")
+
+    def volume(self, *_: str) -> tuple[int, str, str]:
+        return 0, "", ""
+
+    def create(self, *words: str) -> tuple[int, str, str]:
+        self.states[words[0].removeprefix("--name=")] = "created"
+        return 0, "", ""
+
+    def network(self, verb: str, name: str) -> tuple[int, str, str]:
+        if not self.has_network:
+            return 1, "", f"No such network: {name}"
+        if verb == "rm" and self.in_use:
+            return 1, "", f"error while removing network: network {name} id e5f8 has active endpoints"
+        self.has_network = verb != "rm"
+        return 0, "[]", ""
+
+
+def engine_of(**states: str) -> Any:
+    return FakeEngine(**states)
+
+
 def test_a_new_host_inherits_nothing_of_an_interrupted_down(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
-    engine: Any = SimpleNamespace(docker=lambda *words, check=True: done.append(" ".join(words)))
+    engine = engine_of()
     monkeypatch.setattr(hosts, "read_hardware", lambda: HARDWARE)
     hosts.create_all(sandbox, engine, [sandbox.host("app1")], "image")
-    assert done[1:3] == [
+    *before, create = engine.done
+    assert [words for words in before if words.startswith("volume")] == [
         "volume rm --force relay-sandbox-app1-docker",
         "volume rm --force relay-sandbox-app1-containerd",
     ]
-    assert done[3].startswith("create ")
+    assert create.startswith("create ")
 
 
-def test_a_host_that_left_the_inventory_is_removed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    engine: Any = SimpleNamespace(docker=lambda *words, check=True: done.append(" ".join(words)))
-    present = dict.fromkeys(["relay-sandbox-app1", "relay-sandbox-app9"], "running")
-    monkeypatch.setattr(hosts, "states", lambda *_: present)
+def test_a_host_that_left_the_inventory_is_removed(sandbox: Sandbox) -> None:
+    engine = engine_of(app1="running", app9="running")
     hosts.remove_strays(sandbox, engine)
-    assert done == [
-        "rm --force --volumes relay-sandbox-app9",
-        "volume rm --force relay-sandbox-app9-docker relay-sandbox-app9-containerd",
-    ]
+    assert engine.states == {"relay-sandbox-app1": "running"}
+    assert engine.done[-1] == "volume rm --force relay-sandbox-app9-docker relay-sandbox-app9-containerd"
+
+
+@pytest.mark.parametrize("state", ["created", "running", "paused", "exited", "dead"])
+def test_hosts_in_any_state_are_removed_after_their_last_process(sandbox: Sandbox, state: str) -> None:
+    engine = engine_of(app1=state, db1=state)
+    hosts.remove(sandbox, engine, "app1")
+    hosts.remove_all(sandbox, engine)
+    assert engine.states == {}
+    assert hosts.remove_network(sandbox, engine)
+    assert not engine.has_network
+    assert hosts.remove_network(sandbox, engine), "removed before"
+
+
+def test_a_host_that_does_not_end_is_removed_all_the_same(sandbox: Sandbox) -> None:
+    engine = engine_of(app1="frozen", db1="running")
+    hosts.remove_all(sandbox, engine)
+    assert engine.states == {}
+    assert not hosts.remove_network(sandbox, engine), "the engine still counts it"
+
+
+def test_down_restarts_its_engine_when_that_counts_hosts_that_are_gone(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(app1="running", db1="running")
+    engine.in_use = 1
+
+    def restart(_: Sandbox) -> Any:
+        engine.in_use = 0
+        engine.done.append("restart")
+        return engine
+
+    monkeypatch.setattr(engines, "find", lambda _: engine)
+    monkeypatch.setattr(engines, "restart", restart)
+    monkeypatch.setattr(engines, "stop", lambda _: True)
+    cli.down(sandbox)
+    assert not engine.has_network
+    assert engine.done[-3:] == ["restart", "network inspect relay-sandbox", "network rm relay-sandbox"]
+
+
+def test_an_engine_of_the_machine_is_not_restarted_but_named(sandbox: Sandbox) -> None:
+    with pytest.raises(SandboxError, match="systemctl restart docker"):
+        engines.restart(sandbox)
+
+
+def test_a_network_that_cannot_be_removed_for_another_reason_is_an_error(sandbox: Sandbox) -> None:
+    engine = engine_of()
+    engine.network = lambda verb, _: (0, "[]", "") if verb == "inspect" else (1, "", "permission denied")
+    with pytest.raises(SandboxError, match="permission denied"):
+        hosts.remove_network(sandbox, engine)
 
 
 def test_hosts_that_never_started_are_made_again(sandbox: Sandbox) -> None:
