@@ -3,6 +3,7 @@
 import sys
 
 from backups.cli import main
+from deploys.run.runs import recorded
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recorded(main))

@@ -28,6 +28,7 @@ CONTAINERS = "/var/lib/docker/containers"
 # Names that every line has from us: a field of a JSON line that is called so is kept as its_NAME.
 RESERVED = ("_time", "_msg", "_stream", "_stream_id", "host", "program", "unit", "pid", "class")
 SECURITY_PROGRAMS = (
+    "relay-runs",
     "sshd",
     "sudo",
     "su",

@@ -1,6 +1,7 @@
 """The fleet's own image registry: Debian's docker-registry on the first ops host, TLS, one password.
 
-Beside it `relay-releases` keeps the history of the relay's releases, and forgets the images of old ones.
+Beside it `relay-releases` keeps the history of the relay's releases, forgets the images of old ones and has
+the fleet's lock, and `relay-runs` keeps what operators ran.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from deploys.roles.docker import REGISTRY_ACCOUNT, REGISTRY_PORT
 
 PACKAGES = ["docker-registry"]
 RELEASES_TOOL = "/usr/local/sbin/relay-releases"
+RUNS_TOOL = "/usr/local/sbin/relay-runs"
 OVERRIDE = f"{SYSTEMD_UNITS}docker-registry.service.d/relay.conf"
 
 ROLE = Role(
@@ -62,7 +64,10 @@ def registry() -> None:
     """The registry role, for the first of the ops hosts."""
     apt.packages(name="Install docker-registry", packages=PACKAGES, no_recommends=True)
     configuration().keep()
-    place(ConfigFile(RELEASES_TOOL, source("registry/relay_releases.py"), mode="755"))
+    place(
+        ConfigFile(RELEASES_TOOL, source("registry/relay_releases.py"), mode="755"),
+        ConfigFile(RUNS_TOOL, source("registry/relay_runs.py"), mode="755"),
+    )
 
 
 def configuration() -> Configuration:

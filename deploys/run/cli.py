@@ -24,6 +24,7 @@ from deploys.run import (
     drains,
     environment,
     release,
+    runs,
     secret_commands,
     trust,
     waf,
@@ -78,16 +79,16 @@ What is drained stays so until it is taken back: `plan` and `apply` name it and 
 def plan(arguments: argparse.Namespace) -> int:
     """Shows what apply would change."""
     # Importing the runner starts pyinfra's machinery, which no other command needs.
-    from deploys.run import plan as runs
+    from deploys.run import plan as work
 
-    return runs.plan(arguments.environment, arguments.limit)
+    return work.plan(arguments.environment, arguments.limit)
 
 
 def apply(arguments: argparse.Namespace) -> int:
     """Applies the site."""
-    from deploys.run import plan as runs
+    from deploys.run import plan as work
 
-    return runs.apply(arguments.environment, arguments.limit, arguments.until)
+    return work.apply(arguments.environment, arguments.limit, arguments.until)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -302,7 +303,8 @@ def parser() -> argparse.ArgumentParser:
         prog=examples.PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=examples.LAYOUT
     )
     names = (
-        "plan|apply|verify|doctor|release|rollback|releases|dokploy|secrets|ban|node|patch|edge|waf|sandbox"
+        "plan|apply|verify|doctor|release|rollback|releases|dokploy|secrets|ban|node|patch|edge|waf|runs|"
+        "lock|sandbox"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     for run, text in (
@@ -343,6 +345,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_to(commands)
     release.add_to(commands)
     dokploy_commands.add_to(commands)
+    runs.add_to(commands)
     commands.add_parser(
         "sandbox",
         help="the sandbox on this machine: up, down, status, … (see `sandbox --help`)",

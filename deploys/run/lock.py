@@ -55,11 +55,21 @@ def _shares(path: Path) -> bool:
     return (given.st_dev, given.st_ino) == (there.st_dev, there.st_ino)
 
 
+# What this process wrote to audit logs, for the fleet to keep as well (`deploys.run.runs`).
+WRITTEN: list[tuple[Path, dict[str, Any]]] = []
+
+
 def audit(directory: Path, **entry: Any) -> None:
     """Appends one JSON line: when, who, which commit, and `entry`."""
     line = {"at": _now(), "who": operator(), "commit": commit(), **entry}
-    with (directory / "audit.jsonl").open("a") as file:
+    with audit_log(directory).open("a") as file:
         file.write(json.dumps(line) + "\n")
+    WRITTEN.append((directory, line))
+
+
+def audit_log(directory: Path) -> Path:
+    """Every run of this machine on the environments that keep their state in `directory`, a line each."""
+    return directory / "audit.jsonl"
 
 
 def holder() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from deploys import roles
 from deploys.lib import fleet, secrets
 from deploys.lib.errors import DeployError
 from deploys.lib.role import Role
-from deploys.run import deployed, diagnosis, drains, environment, health_checks, lock, trust, validate
+from deploys.run import deployed, diagnosis, drains, environment, health_checks, lock, runs, trust, validate
 from deploys.run.runner import Change, HostsLost, Runner
 
 CLEAN, DRIFT = 0, 2
@@ -177,7 +177,12 @@ def _run(command: str, name: str, limits: Sequence[str], until: str = "") -> Ite
         run = Run(inventory, limited=bool(limits))
         about = {"command": command, "environment": name, "limit": list(limits)}
         about |= {"until": until} if until else {}
-        with lock.exclusive(directory), _log(directory, command), _audited(run, directory, about):
+        with (
+            lock.exclusive(directory) as mine,
+            runs.exclusive(list(inventory), run.say) if command == "apply" and mine else nullcontext(),
+            _log(directory, command),
+            _audited(run, directory, about),
+        ):
             patience = (fleet.setting("host_silence_seconds"), fleet.setting("operation_seconds"))
             runner = Runner(inventory, hosts, run.say, *patience)
             with runner.connected():

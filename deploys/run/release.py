@@ -634,7 +634,7 @@ def _session(arguments: argparse.Namespace, command: str) -> Iterator[Releaser]:
             return
         directory = fleet.state_directory()
         about: Mapping[str, Any] = {"command": command, "environment": name}
-        with lock.exclusive(directory), History(figures.monitor(hosts)).exclusive():
+        with lock.exclusive(directory), History(figures.monitor(hosts)).exclusive(command):
             result = "interrupted"
             try:
                 one = Releaser(name, hosts, say, locked=True)

@@ -6,10 +6,13 @@ A line is a step that begins or an end: what a crash interrupts is told by the l
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +109,36 @@ def kept(releases: Sequence[Release], most: int = KEPT) -> list[Release]:
     return sorted({one.number: one for one in [*good, *more]}.values(), key=lambda one: one.number)
 
 
+class FleetBusy(DeployError):
+    """Somebody else holds the fleet's lock; the message says who."""
+
+
+class _Thief:
+    """Waits for word that the lock was taken from us, and interrupts this program then. A connection that
+    merely ends says nothing: the work goes on, and the lock is asked for again where that matters."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.words, self.dismissed = "", False
+        threading.Thread(target=self._wait, args=(process,), daemon=True).start()
+
+    def _wait(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None  # noqa: S101
+        said = process.stdout.readline()
+        if said.startswith("stolen ") and not self.dismissed:
+            self.words = said.removeprefix("stolen ").strip()
+            _interrupt()
+
+
+def _interrupt() -> None:
+    """Ctrl-C for the main thread, from another one."""
+    if threading.get_native_id() == os.getpid():
+        # The threads are gevent's, all in the main one: a signal of one's own would end this one alone.
+        subprocess.run(["kill", "-INT", str(os.getpid())], check=False)
+    else:
+        # A signal to the process may reach any thread, and would not wake the main one then.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 class History:
     """The history on the ops host. DeployError when it cannot be read or written."""
 
@@ -150,28 +183,51 @@ class History:
         return self._ask(words, seconds=300).strip()
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Holds the fleet's lock; whoever else has it is an error that says who."""
+    def exclusive(self, what: str) -> Iterator[None]:
+        """Holds the fleet's lock for `what`; whoever else has it is an error that says who.
+
+        When somebody takes it from us, what is under way ends as if it had been interrupted.
+        """
         with TemporaryDirectory(prefix="relay-ssh-") as directory:
             command = ssh.command(self._host, Path(directory))
-            words = shlex.join(["sudo", "-n", PROGRAM, "hold", lock.operator()])
+            words = shlex.join(["sudo", "-n", PROGRAM, "hold", f"{lock.operator()} ({what})"])
             with subprocess.Popen(
-                [*command, words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [*command, words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
             ) as process:
                 assert process.stdout is not None  # noqa: S101
                 said = process.stdout.readline().strip()
                 if said != "held":
                     process.communicate()
-                    raise DeployError(self._refused(process.returncode, said))
+                    raise self._refusal(process.returncode, said)
+                thief = _Thief(process)
                 try:
                     yield
+                except KeyboardInterrupt:
+                    if thief.words:
+                        raise DeployError(f"the fleet's lock was taken {thief.words}") from None
+                    raise
                 finally:
-                    process.communicate()
+                    thief.dismissed = True
+                    assert process.stdin is not None  # noqa: S101
+                    with suppress(BrokenPipeError):
+                        process.stdin.close()
+                    process.wait()
 
-    def _refused(self, status: int, said: str) -> str:
+    def steal(self, holder: str, reason: str) -> str:
+        """Takes the lock from `holder`, whose command stops; returns what the host says of it."""
+        words = ["steal", holder, "--by", lock.operator(), "--reason", reason]
+        return self._ask(words).strip()
+
+    def _refusal(self, status: int, said: str) -> DeployError:
         if status == BUSY:
-            return f"{said} is at work on this fleet (lock on {self._host.name}); wait for it to end"
-        return f"{self._host.name} does not give the fleet's lock: {_without(self._host)}"
+            return FleetBusy(
+                f"{said} is at work on this fleet (lock on {self._host.name}); wait for it to end"
+            )
+        return DeployError(f"{self._host.name} does not give the fleet's lock: {_without(self._host)}")
 
     def _shown(self) -> dict[str, Any]:
         try:

@@ -6,6 +6,7 @@
     relay-releases put NUMBER < FILE        # keeps a release's stack file
     relay-releases get NUMBER
     relay-releases hold HOLDER              # holds the lock until standard input ends; 75: somebody else does
+    relay-releases steal HOLDER --by WHO --reason TEXT  # ends the command that holds it
     relay-releases prune --numbers 5,6,7 --images sha256:…,sha256:… --tags TAG,…
 
 `prune` forgets the stack files of other releases and takes the relay's other images out of the registry,
@@ -19,6 +20,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +36,7 @@ REGISTRY = Path("/var/lib/docker-registry/docker/registry/v2/repositories/relay"
 COLLECT = ("docker-registry", "garbage-collect", "--delete-untagged", "/etc/docker/registry/config.yml")
 BUSY = 75
 YOUNG_SECONDS = 86_400
+STEAL_SECONDS = 10
 HELP = {"relay_release_unfinished_timestamp_seconds": "When the release began that has not ended; 0: none."}
 # The states that end a release; any other one is unfinished.
 ENDED = ("released", "rolled back")
@@ -98,34 +101,80 @@ def put(number: int, text: str) -> None:
 
 def holder() -> str:
     """Who holds the lock; empty: nobody. The kernel releases it when the holder's connection ends."""
+    return _held()[0]
+
+
+def _held() -> tuple[str, int]:
+    """Who holds the lock, and the process that does; ("", 0): nobody."""
     with lock_file().open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            return file.read().strip() or "somebody"
-    return ""
+            name, _, process = file.read().strip().partition("\n")
+            return name or "somebody", int(process) if process.isdigit() else 0
+    return "", 0
 
 
 def lock_file() -> Path:
     return DIRECTORY / "lock"
 
 
+def stolen_file() -> Path:
+    """Who takes the lock from its holder, and why, for the holder to read."""
+    return DIRECTORY / "stolen"
+
+
 def hold(name: str) -> int:
-    """Holds the lock until whoever asked goes away, however they do."""
+    """Holds the lock until whoever asked goes away, however they do, or it is taken from them."""
     with lock_file().open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            print(file.read().strip() or "somebody", flush=True)
+            print(holder(), flush=True)
             return BUSY
+        stolen_file().unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, _give_up)
         file.truncate(0)
-        file.write(f"{name}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file.write(f"{name}, since {since}\n{os.getpid()}")
         file.flush()
         print("held", flush=True)
         sys.stdin.read()
         file.truncate(0)
+    return 0
+
+
+def _give_up(*_: object) -> None:
+    """Tells whoever asked for the lock that it is theirs no more, if it was taken."""
+    if stolen_file().exists():
+        print(f"stolen {stolen_file().read_text()}", flush=True)
+        stolen_file().unlink()
+    os._exit(0)
+
+
+def steal(name: str, by: str, reason: str) -> int:
+    """Takes the lock from `name`, and from nobody else: its command is told, and stops."""
+    found, process = _held()
+    if not found:
+        print("nobody holds the lock")
+        return 0
+    # "alice (apply), since …"
+    if found.partition(" (")[0].partition(", since ")[0] != name:
+        print(f"{found} holds the lock, not {name}", file=sys.stderr)
+        return 1
+    if not process:
+        print(f"{found} took the lock with an older version, which names no process", file=sys.stderr)
+        return 1
+    stolen_file().write_text(f"by {by}: {reason}")
+    os.kill(process, signal.SIGTERM)
+    end = time.monotonic() + STEAL_SECONDS
+    while _held()[1] == process:
+        if time.monotonic() > end:
+            print(f"process {process} of {found} does not end", file=sys.stderr)
+            return 1
+        time.sleep(0.1)
+    print(f"taken from {found}")
     return 0
 
 
@@ -187,6 +236,10 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (("put", "keep a stack file"), ("get", "print a stack file")):
         commands.add_parser(name, help=text).add_argument("number", type=int)
     commands.add_parser("hold", help="hold the lock").add_argument("holder")
+    command = commands.add_parser("steal", help="take the lock from its holder")
+    command.add_argument("holder")
+    for name, text in (("--by", "who takes it"), ("--reason", "why, for the holder to read")):
+        command.add_argument(name, required=True, help=text)
     command = commands.add_parser("prune", help="forget old releases and their images")
     command.add_argument("--numbers", default="", help="releases whose stack files stay")
     command.add_argument("--images", default="", help="digests that stay")
@@ -207,6 +260,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(stack_file(options.number).read_text(), end="")
     elif options.command == "hold":
         return hold(options.holder)
+    elif options.command == "steal":
+        return steal(options.holder, options.by, options.reason)
     else:
         numbers = [int(word) for word in _words(options.numbers)]
         prune(numbers, _words(options.images), _words(options.tags))

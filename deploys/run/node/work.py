@@ -76,7 +76,8 @@ class Work:
     def hold_fleet(self) -> None:
         """Takes the fleet's lock, where a host outside of the nodes keeps it."""
         if monitor := self.monitor():
-            self.fleet_lock.enter_context(releases.History(monitor).exclusive())
+            what = " ".join([self.command, *self.nodes])
+            self.fleet_lock.enter_context(releases.History(monitor).exclusive(what))
 
     def begun(self) -> dict[str, Record]:
         """The nodes that this command was interrupted with; of replaced and added ones, the same machine."""

@@ -250,7 +250,7 @@ def model(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mod
     monkeypatch.setattr(removal, "GONE_SECONDS", 0.1)
 
     @contextmanager
-    def exclusive(_: releases.History) -> Iterator[None]:
+    def exclusive(_: releases.History, what: str) -> Iterator[None]:
         if made.holder:
             raise DeployError(f"{made.holder} is at work on this fleet")
         yield

@@ -215,7 +215,7 @@ def patched(model: Model, monkeypatch: pytest.MonkeyPatch) -> Patched:
     monkeypatch.setattr(drains, "PAUSE_SECONDS", 0.005)
 
     @contextmanager
-    def exclusive(_: releases.History) -> Iterator[None]:
+    def exclusive(_: releases.History, what: str) -> Iterator[None]:
         if made.holder:
             raise DeployError(f"{made.holder} is at work on this fleet")
         made.holder = "this run"
@@ -590,7 +590,7 @@ def test_who_has_taken_the_lost_lock_of_the_fleet_is_not_disturbed(
     """The lock is a connection, which may end at any time: then somebody else may begin."""
 
     @contextmanager
-    def exclusive(_: releases.History) -> Iterator[None]:
+    def exclusive(_: releases.History, what: str) -> Iterator[None]:
         if patched.holder:
             raise DeployError(f"{patched.holder} is at work on this fleet")
         yield

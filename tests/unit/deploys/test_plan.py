@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,6 +24,7 @@ from deploys.lib.errors import DeployError
 from deploys.lib.role import HealthCheck, Role
 from deploys.lib.secrets import SecretStore
 from deploys.run import cli, environment, health_checks, lock, stages, trust, validate
+from deploys.run.releases import FleetBusy
 
 PATH = "/etc/example"
 TEXT = "wanted\n"
@@ -127,6 +129,52 @@ def test_a_clean_fleet(fleet_of_two: FakeFleet, capsys: pytest.CaptureFixture[st
         ("plan", "done", 0),
         ("apply", "done", 0),
     ]
+
+
+class FleetLock:
+    """The lock of a fleet, whose ops host may be away or say that somebody has it."""
+
+    def __init__(self, problem: DeployError | None) -> None:
+        self.problem = problem
+        self.asked: list[str] = []
+
+    @contextmanager
+    def exclusive(self, what: str) -> Iterator[None]:
+        self.asked.append(what)
+        if self.problem:
+            raise self.problem
+        yield
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [(None, 0), (FleetBusy("alice (patch) is at work on this fleet"), 1), (DeployError("ops1 is away"), 0)],
+)
+def test_an_apply_has_the_fleets_lock_or_says_why_it_goes_on_without(
+    fleet_of_two: FakeFleet,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    problem: DeployError | None,
+    status: int,
+) -> None:
+    fleet_of_two.contents["edge2"] = "changed by hand\n"
+    found = FleetLock(problem)
+    monkeypatch.setattr("deploys.run.figures.monitor", lambda _: object())
+    monkeypatch.setattr("deploys.run.releases.History", lambda _: found)
+    assert cli.main(["plan", "sandbox"]) == 2
+    assert found.asked == [], "to look, nobody needs to wait"
+    capsys.readouterr()
+    assert cli.main(["apply", "sandbox"]) == status
+    told = capsys.readouterr()
+    assert found.asked == ["apply"]
+    assert fleet_of_two.contents["edge2"] == ("changed by hand\n" if status else TEXT)
+    if problem:
+        assert str(problem) in told.out + told.err
+    with lock.exclusive(fleet_of_two.directory) as mine:
+        assert mine is not None
+        monkeypatch.setenv(lock.SHARED, str(mine.fileno()))
+        assert cli.main(["apply", "sandbox"]) == 0
+    assert found.asked == ["apply"], "under the lock of the command that runs it, it needs none"
 
 
 @pytest.mark.usefixtures("fleet_of_two")

@@ -198,7 +198,7 @@ def model(
     monkeypatch.setattr(release.SshFleet, "now", lambda _: found.clock)
 
     @contextmanager
-    def exclusive(_: Any) -> Iterator[None]:
+    def exclusive(_: Any, what: str) -> Iterator[None]:
         if found.holder:
             raise DeployError(f"{found.holder} is at work on this fleet")
         found.holder = "me"

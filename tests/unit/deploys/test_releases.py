@@ -255,13 +255,13 @@ def test_whoever_holds_the_lock_is_named(history: Any, monkeypatch: pytest.Monke
     found, _ = history
     words = ["sh", "-c", "echo 'you, since 03:00'; exit 75", "--"]
     monkeypatch.setattr("deploys.run.releases.ssh.command", lambda *_: words)
-    with pytest.raises(DeployError, match=r"you, since 03:00 is at work"), found.exclusive():
+    with pytest.raises(DeployError, match=r"you, since 03:00 is at work"), found.exclusive("release"):
         pytest.fail("two at work")
     words[2] = "echo held; cat > /dev/null; sleep 0.1"
     began = time.monotonic()
-    with found.exclusive():
+    with found.exclusive("release"):
         pass
     assert time.monotonic() - began < 5
     words[2] = "exit 1"
-    with pytest.raises(DeployError, match="does not give the fleet's lock"), found.exclusive():
+    with pytest.raises(DeployError, match="does not give the fleet's lock"), found.exclusive("release"):
         pytest.fail("no lock")

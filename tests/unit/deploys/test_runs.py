@@ -1,0 +1,296 @@
+"""Runs that the fleet keeps, and its lock: the programs of the ops host run for real, SSH is a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys.lib import fleet
+from deploys.lib.errors import DeployError
+from deploys.run import cli, lock, releases, runs
+from tests.unit.deploys.scripts import load
+
+PROGRAMS = fleet.REPOSITORY / "templates/registry"
+# A host's shell: sudo, and the programs with a directory of the test's.
+START = """#!{python}
+import sys, pathlib
+sys.path.insert(0, {programs!r})
+import {module} as program
+program.DIRECTORY = pathlib.Path({directory!r})
+sys.exit(program.main())
+"""
+SUDO = """#!/bin/sh
+shift
+command -v "$1" > /dev/null || { echo "sudo: $1: command not found" >&2; exit 1; }
+exec "$@"
+"""
+
+
+def executable(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+class OpsHost:
+    """A machine with both programs, which a shell reaches in place of SSH."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kept = directory / "host"
+        self._bin = directory / "bin"
+        self._bin.mkdir()
+        executable(self._bin / "sudo", SUDO)
+        for name, module in (("relay-releases", "relay_releases"), ("relay-runs", "relay_runs")):
+            about = {"python": sys.executable, "programs": str(PROGRAMS), "directory": str(self.kept)}
+            executable(self._bin / name, START.format(module=module, **about))
+        monkeypatch.setenv("PATH", f"{self._bin}:{os.environ['PATH']}")
+        monkeypatch.setattr("deploys.run.releases.ssh.command", lambda *_: ["sh", "-c"])
+        monkeypatch.setattr("deploys.run.remote.ssh.command", lambda *_: ["sh", "-c"])
+
+    def goes_away(self) -> None:
+        executable(self._bin / "relay-runs", "#!/bin/sh\necho 'No route to host' >&2\nexit 255\n")
+
+    def has_none(self) -> None:
+        (self._bin / "relay-runs").unlink()
+
+    def runs(self) -> list[dict[str, Any]]:
+        path = self.kept / "runs.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpsHost:
+    (tmp_path / "host").mkdir()
+    return OpsHost(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def history(ops: OpsHost, sandbox_inventory: Any) -> releases.History:
+    return releases.History(next(host for host in sandbox_inventory if host.name == "ops1"))
+
+
+def mine() -> str:
+    return lock.operator()
+
+
+def test_the_lock_says_who_does_what_since_when(history: releases.History) -> None:
+    assert history.holder() == ""
+    with history.exclusive("apply"):
+        assert history.holder().startswith(f"{mine()} (apply), since 20")
+        with (
+            pytest.raises(releases.FleetBusy, match=r"\(apply\), since .* is at work"),
+            history.exclusive("x"),
+        ):
+            pytest.fail("two at work")
+    assert history.holder() == ""
+
+
+PLAIN, GEVENT = "", "from gevent import monkey; monkey.patch_all()"
+AT_WORK = """
+{first}
+import time
+from deploys.run import environment, releases
+releases.ssh.command = lambda *_: ["sh", "-c"]
+with environment.use("sandbox") as inventory:
+    history = releases.History(next(host for host in inventory if host.name == "ops1"))
+    try:
+        with history.exclusive("apply"):
+            print("held", flush=True)
+            time.sleep(30)
+    except releases.DeployError as error:
+        print(error, flush=True)
+"""
+
+
+@contextmanager
+def at_work(first: str = PLAIN) -> Iterator[subprocess.Popen[str]]:
+    """Another program that holds the lock."""
+    command = [sys.executable, "-c", AT_WORK.format(first=first)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=fleet.REPOSITORY) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+# With gevent's threads, as `apply`, and without, as everything else.
+@pytest.mark.parametrize("first", [PLAIN, GEVENT], ids=["threads", "gevent"])
+def test_whoever_loses_the_lock_stops_and_reads_why(history: releases.History, first: str) -> None:
+    with at_work(first) as process:
+        assert history.steal(mine(), "ticket 17").startswith(f"taken from {mine()} (apply)")
+        said, _ = process.communicate(timeout=20)
+    assert said == f"the fleet's lock was taken by {mine()}: ticket 17\n"
+    with history.exclusive("apply"):
+        assert history.holder()
+
+
+def test_the_lock_is_taken_from_nobody_but_the_one_who_was_named(history: releases.History) -> None:
+    assert history.steal("alice", "because") == "nobody holds the lock"
+    with history.exclusive("apply"):
+        with pytest.raises(DeployError, match=rf"{mine()} \(apply\), since .* holds the lock, not al"):
+            history.steal("al", "because")
+        assert history.holder()
+
+
+def test_a_connection_that_ends_is_no_theft(history: releases.History) -> None:
+    with history.exclusive("apply"):
+        subprocess.run(["pkill", "-KILL", "-f", f"relay-releases hold {mine()} \\(apply\\)"], check=False)
+        time.sleep(0.5)
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    module = load("registry/relay_runs.py")
+    monkeypatch.setattr(module, "DIRECTORY", tmp_path)
+    told: list[str] = []
+    monkeypatch.setattr(module.syslog, "syslog", lambda _, text: told.append(text))
+    vars(module)["told"] = told
+    return module
+
+
+def test_a_line_that_is_sent_twice_is_kept_once(keeper: Any) -> None:
+    first, second = {"command": "apply", "at": "1"}, {"command": "patch", "at": "2"}
+    keeper.record([first], "one")
+    keeper.record([first, second], "two")
+    keeper.record([first, second], "two")
+    assert [one["command"] for one in keeper.known()] == ["apply", "patch"]
+    assert len(keeper.told) == 2, "each goes to the journal once"
+    assert json.loads(keeper.told[0])["command"] == "apply"
+
+
+def test_a_runs_log_is_found_by_its_line_and_old_ones_are_forgotten(
+    keeper: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(keeper, "KEPT_LOGS", 2)
+    for number in range(4):
+        keeper.record([{"command": "apply", "at": str(number)}], f"printed {number}\n")
+        os.utime(keeper.log_file(keeper.known()[-1]["id"]), (number, number))
+    keeper.show(4)
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["log"] for one in listed] == [False, False, True, True]
+    assert keeper.show_log(listed[-1]["id"]) == 0
+    assert capsys.readouterr().out == "printed 3\n"
+    assert keeper.show_log(listed[0]["id"]) == 1
+    assert keeper.show_log("../../etc/passwd") == 1
+
+
+def test_what_a_crash_left_half_written_spoils_nothing(keeper: Any) -> None:
+    keeper.record([{"command": "apply"}], "")
+    keeper.path().write_text(keeper.path().read_text() + '{"command": "pat')
+    keeper.record([{"command": "verify"}], "")
+    assert [one["command"] for one in keeper.known()] == ["apply", "verify"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Runs a command that writes a line to the audit log and prints."""
+
+    def go(*commands: str, prints: str = "printed", status: int = 0) -> int:
+        monkeypatch.setattr(lock, "WRITTEN", [])
+
+        def command() -> int:
+            print(prints)
+            print("error: none", file=sys.stderr)
+            for one in commands:
+                lock.audit(tmp_path, command=one, environment="sandbox", result="done")
+            return status
+
+        return runs.recorded(command)
+
+    return go
+
+
+def test_a_run_stands_on_the_fleet_with_what_it_printed(
+    run: Callable[..., int], ops: OpsHost, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/apply.log").write_text("Ran a command\n")
+    assert run("apply", prints="[ 1.0 s] Authorization: Bearer sk-abcdefghijklmnop1234567890", status=3) == 3
+    assert capsys.readouterr().out.startswith("[ 1.0 s]"), "it is printed as before"
+    (found,) = ops.runs()
+    assert (found["command"], found["who"], found["result"]) == ("apply", mine(), "done")
+    assert cli.main(["runs", "sandbox"]) == 0
+    assert f"apply: done  --log {found['id']}" in capsys.readouterr().out
+    assert cli.main(["runs", "sandbox", "--log", found["id"]]) == 0
+    log = capsys.readouterr().out
+    assert "error: none" in log
+    assert "Ran a command" in log
+    assert "sk-abcdef" not in log
+    assert cli.main(["runs", "sandbox", "--log", "nothing"]) == 1
+    assert "relay-runs list" in capsys.readouterr().err
+
+
+def test_what_could_not_be_sent_goes_with_the_next_run(
+    run: Callable[..., int],
+    ops: OpsHost,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    ops.goes_away()
+    assert run("apply") == 0
+    assert "ops1 was not told of this run: No route to host" in capsys.readouterr().err
+    again = tmp_path / "again"
+    again.mkdir()
+    back = OpsHost(again, monkeypatch)
+    back.kept.mkdir()
+    run("ban add")
+    assert [one["command"] for one in back.runs()] == ["apply", "ban add"]
+    run("ban remove")
+    assert [one["command"] for one in back.runs()] == ["apply", "ban add", "ban remove"]
+
+
+def test_a_fleet_without_the_program_is_told_later(
+    run: Callable[..., int], ops: OpsHost, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ops.has_none()
+    assert run("plan") == 0
+    assert "not told" not in capsys.readouterr().err
+    assert not (tmp_path / runs.SENT).exists()
+
+
+def test_secrets_are_never_in_a_log_and_what_is_done_here_waits_for_the_next_command(
+    run: Callable[..., int], ops: OpsHost
+) -> None:
+    run("secrets show", prints="hunter2")
+    assert ops.runs() == []
+    run("secrets show", "apply", prints="hunter2")
+    assert [one["command"] for one in ops.runs()] == ["secrets show", "secrets show", "apply"]
+    assert not (ops.kept / "logs").exists()
+
+
+def test_the_lock_is_shown_and_taken_by_name(
+    history: releases.History,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(fleet, "state_directory", lambda: tmp_path)
+    assert cli.main(["lock", "sandbox"]) == 0
+    assert capsys.readouterr().out == "this machine: nobody is at work\nops1: nobody is at work\n"
+    assert cli.main(["lock", "sandbox", "--steal", mine(), "--reason", "r"]) == 1
+    assert "nobody holds the lock on ops1" in capsys.readouterr().err
+    with at_work() as process:
+        assert cli.main(["lock", "sandbox", "--json"]) == 0
+        holders = json.loads(capsys.readouterr().out)["holders"]
+        assert holders["ops1"].startswith(f"{mine()} (apply), since ")
+        assert cli.main(["lock", "sandbox", "--steal", mine()]) == 1
+        assert "--reason is missing" in capsys.readouterr().err
+        assert cli.main(["lock", "sandbox", "--steal", mine(), "--reason", "ticket 17"]) == 0
+        assert "Dry run" in capsys.readouterr().out
+        assert history.holder()
+        assert cli.main(["lock", "sandbox", "--steal", mine(), "--reason", "ticket 17", "--yes"]) == 0
+        assert "ticket 17" in process.communicate(timeout=20)[0]
+    last = json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[-1])
+    assert (last["command"], last["reason"]) == ("lock steal", "ticket 17")
+    assert last["result"].startswith(f"taken from {mine()} (apply)")
