@@ -37,6 +37,11 @@ def test_releases_are_kept() -> None:
     assert not shown["lines"] or shown["lines"][-1]["state"] in ENDED
 
 
+def test_runs_are_kept() -> None:
+    """What operators ran stands on the fleet, too."""
+    assert json.loads(on(names("ops")[0]).check_output("relay-runs list --last 1"))
+
+
 def test_registry_is_closed_to_others() -> None:
     """Only relay hosts reach the registry."""
     end = (address(names("ops")[0]), REGISTRY_PORT)

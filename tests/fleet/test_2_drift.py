@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import pytest
 
-from deploys.sandbox import remote
+from deploys.sandbox import remote, settings
 from tests.fleet.conftest import deploys
 
 CONFIG = "/etc/nginx/nginx.conf"
@@ -37,3 +40,21 @@ def test_a_mistyped_name_is_an_error(arguments: tuple[str, ...], named: str) -> 
     run = deploys(*arguments)
     assert run.status == 1
     assert named in run.output
+
+
+def test_another_machines_run_is_waited_for_and_can_be_ended() -> None:
+    config = str(settings.load().ssh_config)
+    command = ["ssh", "-F", config, "ops1", "sudo relay-releases hold 'alice (patch)'"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        refused = deploys("apply", "sandbox", "--limit", "edge1")
+        assert refused.status == 1
+        assert "alice (patch), since" in refused.output
+        deploys("lock", "sandbox", "--steal", "alice", "--reason", "ticket 17", "--yes").ended_well()
+        assert other.stdout.readline().endswith(": ticket 17\n")
+    deploys("apply", "sandbox", "--limit", "edge1").ended_well()
+    runs = json.loads(deploys("runs", "sandbox", "--last", "2", "--json").output)["runs"]
+    assert [(run["command"], run["log"]) for run in runs] == [("lock steal", False), ("apply", True)]
+    assert "1 hosts of sandbox: connected" in deploys("runs", "sandbox", "--log", runs[1]["id"]).output
