@@ -121,6 +121,7 @@ def edge_tool(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     nginx = f"{nginx_program()} -c {directory}/nginx.conf"
     command = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_edge.py")]
     command += [f"--configured={directory}/relay/nodes.conf", f"--state={_state(directory)}"]
+    command += [f"--figures={_state(directory)}/drained.prom"]
     command += [f"--test={nginx} -t -q", f"--reload={nginx} -s reload", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

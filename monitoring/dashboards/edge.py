@@ -22,6 +22,16 @@ BOARD = Board(
                     alerts=["EdgeDown"],
                     query=Query('probe_success{job="edge_probe"}'),
                 ),
+                Table(
+                    title="Out of service since",
+                    description="Hours since an edge, or a relay node, was drained; 0 alone: none is.",
+                    unit="h",
+                    alerts=["OutOfServiceForLong"],
+                    query=Query(
+                        "(time() - (relay_edge_drained_timestamp_seconds > 0 or "
+                        "max by (node) (relay_edge_node_drained_timestamp_seconds) > 0)) / 3600 or vector(0)"
+                    ),
+                ),
                 Lines(
                     title="Time of a probe",
                     description="A request of the monitoring host through each edge, TLS included.",

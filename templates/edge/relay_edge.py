@@ -31,6 +31,12 @@ from typing import Any
 
 CONFIGURED = "/etc/nginx/relay/nodes.conf"
 STATE = "/var/lib/relay-edge"
+# The node exporter passes it on.
+FIGURES = "/var/lib/prometheus/node-exporter/edge_drained.prom"
+HELP = {
+    "relay_edge_drained_timestamp_seconds": "Since when this edge says that it drains; 0: it serves.",
+    "relay_edge_node_drained_timestamp_seconds": "Since when the edge sends a node no new calls; 0: it does.",
+}
 SERVER = re.compile(r"^\s*server\s+(\S+)([^;]*);", re.MULTILINE)
 
 
@@ -46,6 +52,7 @@ class Edge:
         self.test, self.reload = options.test, options.reload
         self.nodes, self.drained = self.state / "nodes.conf", self.state / "drained.json"
         self.drain = self.state / "drain"
+        self.figures = options.figures
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -77,6 +84,18 @@ class Edge:
             return f"server {match[1]}{match[2]}{' down' if match[1] in drained else ''};"
 
         _write(self.nodes, SERVER.sub(marked, self.configured.read_text()))
+        self.tell()
+
+    def tell(self) -> None:
+        """Writes the figures: since when the edge and its nodes have been out of service."""
+        own, nodes = HELP
+        drained = self.drained_nodes()
+        since = self.drain.stat().st_mtime if self.drain.exists() else 0
+        lines = [*_about(own), f"{own} {since}", *_about(nodes)]
+        for address in self.addresses():
+            lines.append(f'{nodes}{{node="{address}"}} {drained.get(address, {}).get("since", 0)}')
+        self.figures.parent.mkdir(parents=True, exist_ok=True)
+        _write(self.figures, "\n".join([*lines, ""]))
 
     def change(self, drained: dict[str, Any]) -> None:
         """Makes `drained` what is drained; raises Refused, and takes it back, when nginx does not take it."""
@@ -108,6 +127,10 @@ def connections(address: str) -> int:
     """How many connections are open to ADDRESS:PORT."""
     command = ["ss", "--no-header", "--numeric", "--tcp", "state", "established", "dst", address]
     return len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def _about(metric: str) -> list[str]:
+    return [f"# HELP {metric} {HELP[metric]}", f"# TYPE {metric} gauge"]
 
 
 def _write(path: Path, text: str) -> None:
@@ -148,12 +171,16 @@ def node_return(edge: Edge, options: argparse.Namespace) -> str:
 
 
 def drain(edge: Edge, options: argparse.Namespace) -> str:
-    _write(edge.drain, f"{options.reason}\n")
+    # Once more does not make it later.
+    if not edge.drain.exists():
+        _write(edge.drain, f"{options.reason}\n")
+    edge.tell()
     return "this edge tells balancers that it drains; it goes on serving whoever comes"
 
 
 def serve(edge: Edge, options: argparse.Namespace) -> str:
     edge.drain.unlink(missing_ok=True)
+    edge.tell()
     return "this edge tells balancers that it serves"
 
 
@@ -174,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="relay-edge", description=__doc__, formatter_class=layout)
     top.add_argument("--configured", type=Path, default=Path(CONFIGURED), help="nodes of the deploys")
     top.add_argument("--state", type=Path, default=Path(STATE), help="where the changes are kept")
+    top.add_argument("--figures", type=Path, default=Path(FIGURES), help="what Prometheus is told")
     top.add_argument("--test", default="nginx -t -q", metavar="COMMAND")
     top.add_argument("--reload", default="systemctl reload nginx", metavar="COMMAND")
     commands = top.add_subparsers(dest="command", required=True)

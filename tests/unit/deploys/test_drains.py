@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,6 +115,7 @@ def test_a_reload_writes_the_nodes_while_a_change_waits_for_it(tmp_path: Path) -
     configured.write_text("server 10.0.0.1:8000 max_fails=2;\nserver 10.0.0.2:8000 max_fails=2;\n")
     tool = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_edge.py")]
     tool += [f"--configured={configured}", f"--state={tmp_path / 'state'}", "--test=true"]
+    tool += [f"--figures={tmp_path / 'edge.prom'}"]
     change = [*tool, f"--reload={shlex.join([*tool, 'write'])}"]
     change += ["node-drain", "10.0.0.1:8000", "--reason", "test"]
     subprocess.run(change, check=True, timeout=20)
@@ -121,3 +123,33 @@ def test_a_reload_writes_the_nodes_while_a_change_waits_for_it(tmp_path: Path) -
         "server 10.0.0.1:8000 max_fails=2 down;",
         "server 10.0.0.2:8000 max_fails=2;",
     ]
+
+
+def test_figures_say_since_when_the_edge_and_its_nodes_are_out_of_service(tmp_path: Path) -> None:
+    configured, figures = tmp_path / "nodes.conf", tmp_path / "exporter/edge.prom"
+    configured.write_text("server 10.0.0.1:8000 max_fails=2;\nserver 10.0.0.2:8000 max_fails=2;\n")
+    tool = [sys.executable, str(fleet.REPOSITORY / "templates/edge/relay_edge.py")]
+    tool += [f"--configured={configured}", f"--state={tmp_path / 'state'}", f"--figures={figures}"]
+    tool += ["--test=true", "--reload=true"]
+    began = time.time()
+
+    def told(*words: str) -> dict[str, float]:
+        subprocess.run([*tool, *words], check=True, stdout=subprocess.DEVNULL)
+        lines = [line for line in figures.read_text().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    edge_, first, second = (
+        "relay_edge_drained_timestamp_seconds",
+        'relay_edge_node_drained_timestamp_seconds{node="10.0.0.1:8000"}',
+        'relay_edge_node_drained_timestamp_seconds{node="10.0.0.2:8000"}',
+    )
+    assert told("write") == {edge_: 0, first: 0, second: 0}
+    drained = told("node-drain", "10.0.0.1:8000", "--reason", "test")
+    assert began - 1 < drained[first] < time.time() + 1
+    assert (drained[edge_], drained[second]) == (0, 0)
+    since = told("drain", "--reason", "test")[edge_]
+    assert began - 1 < since < time.time() + 1
+    time.sleep(0.05)
+    assert told("drain", "--reason", "again")[edge_] == since, "once more does not make it later"
+    assert told("node-return", "10.0.0.1:8000")[first] == 0
+    assert told("serve") == {edge_: 0, first: 0, second: 0}

@@ -29,6 +29,7 @@ WRITERS = [
         REPOSITORY / f"backups/{name}.py"
         for name in ("host/backup", "host/check", "host/retention", "host/drill", "bucket")
     ),
+    REPOSITORY / "templates/edge/relay_edge.py",
     REPOSITORY / "templates/registry/relay_releases.py",
     REPOSITORY / "templates/edge/relay_waf_log.py",
     REPOSITORY / "templates/edge/relay_acme.py",
