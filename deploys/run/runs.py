@@ -140,8 +140,9 @@ class _Tee:
 
     def write(self, text: str) -> int:
         """Writes, and keeps."""
+        written = self._stream.write(text)
         self._kept.append(text)
-        return self._stream.write(text)
+        return written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
