@@ -1,4 +1,4 @@
-"""The status page on hosts: the package monitoring.status as the program `relay-status`, and its timer."""
+"""The status page on hosts: the package monitoring.status as the program `relay-status`, and its services."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from deploys.lib import fleet, object_store
+from deploys.lib import fleet, object_store, services
 from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render
 from deploys.lib.fleet import REPOSITORY
 
@@ -18,8 +18,10 @@ COMMAND = "/usr/local/sbin/relay-status"
 SETTINGS = {"publish": "/etc/relay/status.json", "pull": "/etc/relay/status-page.json"}
 # As monitoring.status.host has it; nginx on an edge serves it.
 DIRECTORY = "/var/lib/relay-status"
-# Debian's Python library for S3.
-PACKAGES = ["python3-boto3"]
+PACKAGES = ["python3"]
+# The probe calls at the minute; Prometheus has recorded what it saw half a minute later; then the page is made,
+# then taken. The second time is for a probe that had to wait.
+SECONDS = {"publish": "10,40", "pull": "18,48"}
 LAUNCHER = """#!/bin/sh
 # Makes and keeps the status page: `relay-status --help`
 case "${1:-}" in
@@ -38,7 +40,7 @@ def wanted() -> bool:
 def programs() -> list[ConfigFile]:
     """The package's files and the command."""
     names = [*sorted(path.name for path in SOURCE.glob("*.py")), "page.css", "page.js"]
-    found = [ConfigFile(f"{DESTINATION}/__init__.py", (SOURCE.parent / "__init__.py").read_text())]
+    found = services.rounds()
     found += [ConfigFile(f"{DESTINATION}/status/{name}", (SOURCE / name).read_text()) for name in names]
     return [*found, ConfigFile(COMMAND, LAUNCHER, mode="755")]
 
@@ -63,21 +65,21 @@ def bucket(account: str) -> dict[str, Any]:
     }
 
 
-def timer(action: str, text: str, *files: ConfigFile) -> Configuration:
-    """The timer that runs an action of `relay-status`; it reads `files`."""
-    name = f"relay-status-{action}"
-    service, unit = f"{SYSTEMD_UNITS}{name}.service", f"{SYSTEMD_UNITS}{name}.timer"
-    values = {"command": COMMAND, "action": action, "text": text}
-    return Configuration(
-        f"{name}.timer",
-        [
-            *files,
-            ConfigFile(service, render("status/job.service.j2", **values)),
-            ConfigFile(unit, render("status/job.timer.j2", **values)),
-        ],
-        check=f"{check(action)} && systemd-analyze verify {service} {unit}",
-        label=name,
-    )
+def unit(action: str) -> str:
+    """The service that runs an action."""
+    return f"relay-status-{action}.service"
+
+
+def keep(action: str, text: str, *files: ConfigFile) -> None:
+    """Runs an action of `relay-status` twice a minute, as a service that `text` describes; it reads `files`."""
+    path = f"{SYSTEMD_UNITS}{unit(action)}"
+    command = f"{COMMAND} {action} --at {SECONDS[action]}"
+    Configuration(
+        unit(action),
+        [*programs(), *files, ConfigFile(path, render("status/service.j2", command=command, text=text))],
+        check=f"{check(action)} && systemd-analyze verify {path}",
+    ).keep()
+    services.without_timer(unit(action).removesuffix(".service"))
 
 
 def check(action: str) -> str:

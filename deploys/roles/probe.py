@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 from pyinfra.api.deploy import deploy
 from pyinfra.operations import apt
 
-from deploys.lib import edge_names, fleet, rotation
-from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, place, render, source
+from deploys.lib import edge_names, fleet, rotation, services
+from deploys.lib.config_files import SYSTEMD_UNITS, ConfigFile, Configuration, render, source
 from deploys.lib.role import MONITORS, HealthCheck, Role
 from deploys.lib.rotation import Way
 from deploys.lib.secrets import Secret
@@ -23,10 +23,10 @@ from deploys.lib.secrets import Secret
 PACKAGES = ["python3"]
 TOOL, SETTINGS = "/usr/local/sbin/relay-probe", "/etc/relay/probe.json"
 FIGURES = "/var/lib/prometheus/node-exporter/probe.prom"
-TIMER = "relay-probe.timer"
+UNIT = "relay-probe.service"
 TOKEN = "probe_token"  # noqa: S105 - the secret's name
 HTTPS_PORT = 443
-# The unit ends after 55 seconds, and the next minute's call begins.
+# Before the next minute's calls begin.
 MOST_SECONDS = 50
 
 
@@ -58,10 +58,10 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "the probe calls each minute",
-            f"systemctl is-active {TIMER} && find {FIGURES} -mmin -3 | grep -q .",
+            f"systemctl is-active {UNIT} && find {FIGURES} -mmin -3 | grep -q .",
             first=True,
-            units=(TIMER,),
-            mend=f"`sudo systemctl start {TIMER}`; `sudo relay-probe --json` calls now",
+            units=(UNIT,),
+            mend=f"`sudo systemctl start {UNIT}`; `sudo relay-probe --json` calls now",
         ),
     ),
     secrets=(
@@ -81,23 +81,21 @@ ROLE = Role(
 
 @deploy("Probe")
 def probe() -> None:
-    """The program, its settings and its timer."""
+    """The program, its settings and its service."""
     apt.packages(name="Install Python (/usr/bin/python3)", packages=PACKAGES, no_recommends=True)
-    place(
-        ConfigFile(TOOL, source("probe/relay_probe.py"), mode="755"),
-        ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n", mode="600"),
-    )
-    service, timer = f"{SYSTEMD_UNITS}relay-probe.service", f"{SYSTEMD_UNITS}{TIMER}"
-    directory = str(PurePosixPath(FIGURES).parent)
+    path = f"{SYSTEMD_UNITS}{UNIT}"
+    unit = render("probe/relay-probe.service.j2", tool=TOOL, figures=str(PurePosixPath(FIGURES).parent))
     Configuration(
-        TIMER,
+        UNIT,
         [
-            ConfigFile(service, render("probe/relay-probe.service.j2", tool=TOOL, figures=directory)),
-            ConfigFile(timer, source(f"probe/{TIMER}")),
+            *services.rounds(),
+            ConfigFile(TOOL, source("probe/relay_probe.py"), mode="755"),
+            ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n", mode="600"),
+            ConfigFile(path, unit),
         ],
-        check=f"systemd-analyze verify {service} {timer}",
-        label="probe",
+        check=f"{TOOL} --help >/dev/null && systemd-analyze verify {path}",
     ).keep()
+    services.without_timer(UNIT.removesuffix(".service"))
 
 
 def settings() -> dict[str, object]:

@@ -17,7 +17,7 @@ from deploys.lib.config_files import ConfigFile
 from deploys.lib.role import MONITORS, HealthCheck, Role
 
 PACKAGES = status_page.PACKAGES
-TIMER = "relay-status-publish.timer"
+UNIT = status_page.unit("publish")
 PROMETHEUS = "http://127.0.0.1:9090"
 INCIDENTS = fleet.REPOSITORY / "monitoring/status/incidents"
 
@@ -39,10 +39,10 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "the status page is made",
-            f"systemctl is-active {TIMER} && {status_page.check('publish')}",
+            f"systemctl is-active {UNIT} && {status_page.check('publish')}",
             first=True,
-            units=(TIMER,),
-            mend=f"`sudo systemctl start {TIMER}`; `sudo relay-status publish` says what fails",
+            units=(UNIT,),
+            mend=f"`sudo systemctl start {UNIT}`; `sudo relay-status publish` says what fails",
         ),
     ),
     secrets=object_store.secrets(object_store.STATUS),
@@ -52,8 +52,8 @@ ROLE = Role(
 
 @deploy("Status page")
 def status() -> None:
-    """The program, what it tells, and its timer."""
-    apt.packages(name="Install boto3 (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    """The program, what it tells, and its service."""
+    apt.packages(name="Install Python (/usr/bin/python3)", packages=PACKAGES, no_recommends=True)
     told = incidents()
     files = [
         ConfigFile(f"{status_page.DESTINATION}/status/incidents/{path.name}", path.read_text())
@@ -69,8 +69,8 @@ def status() -> None:
         components=components(),
         incidents=[path.stem for path in told],
     )
-    text = "Makes the status page and puts it into the bucket"
-    status_page.timer("publish", text, *status_page.programs(), *files, settings).keep()
+    text = "Makes the status page and puts it into the bucket, twice a minute"
+    status_page.keep("publish", text, *files, settings)
 
 
 def components() -> list[str]:

@@ -10,7 +10,7 @@ from deploys.lib import status_page as page
 from deploys.lib.role import HealthCheck, Role
 
 PACKAGES = page.PACKAGES
-TIMER = "relay-status-pull.timer"
+UNIT = page.unit("pull")
 
 ROLE = Role(
     "status_page",
@@ -19,9 +19,9 @@ ROLE = Role(
     health_checks=(
         HealthCheck(
             "the edge takes the status page",
-            f"systemctl is-active {TIMER} && {page.check('pull')}",
-            units=(TIMER,),
-            mend=f"`sudo systemctl start {TIMER}`; `sudo relay-status pull` says what fails",
+            f"systemctl is-active {UNIT} && {page.check('pull')}",
+            units=(UNIT,),
+            mend=f"`sudo systemctl start {UNIT}`; `sudo relay-status pull` says what fails",
         ),
     ),
     secrets=object_store.secrets(object_store.STATUS_READER),
@@ -30,8 +30,8 @@ ROLE = Role(
 
 @deploy("Status page on the edge")
 def status_page() -> None:
-    """The program, its settings and its timer."""
-    apt.packages(name="Install boto3 (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
+    """The program, its settings and its service."""
+    apt.packages(name="Install Python (/usr/bin/python3)", packages=PACKAGES, no_recommends=True)
     files.directory(name=f"Make {page.DIRECTORY}", path=page.DIRECTORY, user="root", group="root", mode="755")
-    text = "Takes the status page from the bucket"
-    page.timer("pull", text, *page.programs(), page.settings("pull", object_store.STATUS_READER)).keep()
+    settings = page.settings("pull", object_store.STATUS_READER)
+    page.keep("pull", "Takes the status page from the bucket, twice a minute", settings)

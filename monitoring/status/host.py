@@ -1,9 +1,10 @@
 """The page, made on the ops host and kept on the edges.
 
-    relay-status publish     # on the ops host, a timer: measures, makes the page, puts it into the bucket
-    relay-status pull        # on an edge, a timer: takes it from there, marks it when it is out of date
+    relay-status publish     # on the ops host: measures, makes the page, puts it into the bucket
+    relay-status pull        # on an edge: takes it from there, marks it when it is out of date
     relay-status check --settings FILE     # whether the settings and the incidents can be read
 
+Each does it once, now; with `--at 10,40` for ever, at these seconds of each minute: so the services run it.
 Installed by deploys/roles/status.py and status_page.py; `--settings` says where things are.
 Exit codes: 0 done, 1 not, 2 misused, 3 what an alert tells: Prometheus or the bucket does not answer.
 """
@@ -17,9 +18,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from monitoring import rounds
 from monitoring.status import incidents, page, state
 from monitoring.status.bucket import KINDS, Bucket, BucketError
 from monitoring.status.measure import MeasureError, measure
@@ -138,33 +141,47 @@ def figure(path: Path, name: str, value: float) -> None:
     write(path, f"# HELP {name} {HELP[name]}\n# TYPE {name} gauge\n{name} {value:.0f}\n")
 
 
+def act(action: str, settings: Settings, directory: Path, figures: Path) -> int:
+    """Does it once; the exit code. What fails is printed."""
+    try:
+        if action == "check":
+            settings.told()
+        else:
+            work = publish if action == "publish" else pull
+            # A host may be both.
+            work(settings, directory, figures / f"status_{action}.prom", datetime.now(UTC))
+    except (Failure, incidents.IncidentError, OSError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    except (MeasureError, BucketError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 3
+    return 0
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of `relay-status`; its exit code."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="relay-status", description=__doc__, formatter_class=layout)
     parser.add_argument("action", choices=("publish", "pull", "check"))
     parser.add_argument("--settings", type=Path, required=True, help="a file that `apply` has written")
+    parser.add_argument(
+        "--at", type=rounds.seconds_of_minute, metavar="S,…", help="for ever, at these seconds"
+    )
     parser.add_argument("--directory", type=Path, default=Path(DIRECTORY), help=argparse.SUPPRESS)
     parser.add_argument("--figures", type=Path, default=Path(FIGURES), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     # nginx and the exporter are nobody special, whoever runs this.
     os.umask(0o022)
-    now = datetime.now(UTC)
     try:
         settings = Settings.read(options.settings)
-        if options.action == "check":
-            settings.told()
-        else:
-            work = publish if options.action == "publish" else pull
-            # A host may be both.
-            work(settings, options.directory, options.figures / f"status_{options.action}.prom", now)
-    except (Failure, incidents.IncidentError, OSError) as error:
-        print(error, file=sys.stderr)
+    except Failure as failure:
+        print(failure, file=sys.stderr)
         return 1
-    except (MeasureError, BucketError) as error:
-        print(error, file=sys.stderr)
-        return 3
-    return 0
+    work = partial(act, options.action, settings, options.directory, options.figures)
+    if options.at:
+        rounds.forever(work, options.at)
+    return work()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Calls a model through each edge, as a customer does, and measures what a customer would see.
 
-    relay-probe             # what the timer does: one token, whole and streaming, through every edge
-    relay-probe --json      # the same now, printed, not handed to Prometheus; exits 3 when a call failed
+    relay-probe             # one token, whole and streaming, through every edge, handed to Prometheus
+    relay-probe --at 0      # the same for ever, at this second of each minute: so the service runs it
+    relay-probe --json      # the same once, printed, not handed to Prometheus; exits 3 when a call failed
 
 Installed by deploys/roles/probe.py; /etc/relay/probe.json says which edges, which model, whose token.
 The edge's certificate is checked as customers' programs do. Each try is a connection of its own: a customer
@@ -26,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SETTINGS = "/etc/relay/probe.json"
+LIBRARY = "/usr/local/lib/relay"
 FIGURES = "/var/lib/prometheus/node-exporter/probe.prom"
 PATH = "/v1/chat/completions"
 # As customers' SDKs wait for a connection.
@@ -92,13 +94,9 @@ class Seen:
 class Connection(http.client.HTTPSConnection):
     """HTTPS to an address, by the name that customers use; no read waits beyond the call's end."""
 
-    def __init__(self, settings: Settings, name: str, address: str) -> None:
-        try:
-            context = ssl.create_default_context(cafile=settings.ca_file or None)
-        except OSError as error:
-            raise Failed("tls", f"{settings.ca_file}: {error}") from None
-        super().__init__(name, settings.port, timeout=settings.seconds, context=context)
-        self._address, self._tls = address, context
+    def __init__(self, settings: Settings, trust: ssl.SSLContext, name: str, address: str) -> None:
+        super().__init__(name, settings.port, timeout=settings.seconds, context=trust)
+        self._address, self._tls = address, trust
         self._end = time.monotonic() + settings.seconds
 
     def connect(self) -> None:
@@ -129,7 +127,15 @@ class Connection(http.client.HTTPSConnection):
         return left
 
 
-def attempt(settings: Settings, edge: str, kind: str) -> Seen:
+def trusted(ca_file: str) -> ssl.SSLContext | None:
+    """The authorities of the edges' certificates, as they are now; None where they cannot be read."""
+    try:
+        return ssl.create_default_context(cafile=ca_file or None)
+    except OSError:
+        return None
+
+
+def attempt(settings: Settings, trust: ssl.SSLContext | None, edge: str, kind: str) -> Seen:
     """One call."""
     start = time.monotonic()
     first: list[float] = []
@@ -141,7 +147,9 @@ def attempt(settings: Settings, edge: str, kind: str) -> Seen:
     why, words = "", ""
     name = settings.console if kind == CONSOLE else settings.name
     try:
-        with closing(Connection(settings, name, settings.edges[edge])) as connection:
+        if trust is None:
+            raise Failed("tls", f"{settings.ca_file} cannot be read")
+        with closing(Connection(settings, trust, name, settings.edges[edge])) as connection:
             ask(connection, settings, kind, content)
     except Failed as failed:
         why, words = failed.why, str(failed)
@@ -262,26 +270,47 @@ def write(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def round_of(settings: Settings) -> list[Seen]:
+    """Every call, side by side: an edge that hangs takes no time from the others."""
+    tries = settings.tries()
+    # Once for all of them: the system's authorities take longer to load than a call.
+    trust = trusted(settings.ca_file)
+    with ThreadPoolExecutor(max(1, len(tries))) as pool:
+        return list(pool.map(lambda one: attempt(settings, trust, *one), tries))
+
+
+def measure(settings: Settings, path: Path) -> None:
+    """A round, and its figures."""
+    seen = round_of(settings)
+    for one in seen:
+        if one.why:
+            # For the journal; what the alert tells is the class.
+            print(f"{one.edge} {one.kind}: {one.why}: {one.words}", file=sys.stderr, flush=True)
+    write(path, figures(seen, time.time()))
+
+
 def main(words: Sequence[str] | None = None) -> int:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="relay-probe", description=__doc__, formatter_class=layout)
     parser.add_argument("--json", action="store_true", help="print what was seen, a line each call")
+    parser.add_argument(
+        "--at", type=int, choices=range(60), metavar="S", help="for ever, at this second of each minute"
+    )
     parser.add_argument("--settings", type=Path, default=Path(SETTINGS), help=argparse.SUPPRESS)
     parser.add_argument("--figures", type=Path, default=Path(FIGURES), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     settings = Settings.read(options.settings)
-    tries = settings.tries()
-    # Side by side: an edge that hangs takes no time from the others.
-    with ThreadPoolExecutor(max(1, len(tries))) as pool:
-        seen = list(pool.map(lambda one: attempt(settings, *one), tries))
     if options.json:
+        seen = round_of(settings)
         sys.stdout.writelines(f"{json.dumps(asdict(one))}\n" for one in seen)
         return 3 if any(one.why for one in seen) else 0
-    for one in seen:
-        if one.why:
-            # For the journal; what the alert tells is the class.
-            print(f"{one.edge} {one.kind}: {one.why}: {one.words}", file=sys.stderr)
-    write(options.figures, figures(seen, time.time()))
+    if options.at is None:
+        measure(settings, options.figures)
+        return 0
+    sys.path.append(LIBRARY)
+    from monitoring import rounds
+
+    rounds.forever(lambda: measure(settings, options.figures), [options.at])
     return 0
 
 

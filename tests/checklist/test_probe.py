@@ -16,9 +16,9 @@ MINUTES = 3
 
 
 def test_it_calls_each_minute(host: Any) -> None:
-    """The timer is due, and what it saw last is not older than three minutes."""
-    assert host.service(probe.TIMER).is_running
-    assert host.service(probe.TIMER).is_enabled
+    """It runs, and what it saw last is not older than three minutes."""
+    assert host.service(probe.UNIT).is_running
+    assert host.service(probe.UNIT).is_enabled
     age = time.time() - host.file(probe.FIGURES).mtime.timestamp()
     assert age < 60 * MINUTES
 

@@ -17,9 +17,9 @@ MINUTES = 5
 
 
 def test_it_is_taken(host: Any) -> None:
-    """The timer is due, and its account is known to root only."""
-    assert host.service(role.TIMER).is_running
-    assert host.service(role.TIMER).is_enabled
+    """It runs, and its account is known to root only."""
+    assert host.service(role.UNIT).is_running
+    assert host.service(role.UNIT).is_enabled
     file = host.file(status_page.SETTINGS["pull"])
     assert (file.user, file.group, file.mode) == ("root", "root", 0o600)
 

@@ -55,9 +55,10 @@ def test_the_console_is_a_component_where_there_is_one(fake_role: Any) -> None:
 
 
 def test_it_is_made_after_the_probe_twice_a_minute(outcome: Any) -> None:
-    assert "OnCalendar=*-*-* *:*:10,40" in outcome.files["/etc/systemd/system/relay-status-publish.timer"]
     service = outcome.files["/etc/systemd/system/relay-status-publish.service"]
-    assert "ExecStart=/usr/local/sbin/relay-status publish\n" in service
+    assert "ExecStart=/usr/local/sbin/relay-status publish --at 10,40\n" in service
+    assert "Type=notify\n" in service
+    assert "Restart=always\n" in service
     assert "StateDirectory=relay-status\n" in service
 
 

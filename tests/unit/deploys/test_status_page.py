@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from deploys import roles
 from deploys.lib import fleet, status_page
 from deploys.roles import edge, objectstore, status
 from deploys.roles import status_page as role
-from tests.unit.deploys.facts import LINUX
+from tests.unit.deploys.facts import LINUX, existing, running
 
 
 def test_an_edge_takes_it_with_an_account_that_only_reads(fake_role: Any) -> None:
@@ -18,8 +19,7 @@ def test_an_edge_takes_it_with_an_account_that_only_reads(fake_role: Any) -> Non
     assert fleet.secret("s3_status_reader_secret_key") in outcome.files[status_page.SETTINGS["pull"]]
     assert fleet.secret("s3_status_secret_key") not in "".join(outcome.files.values())
     service = outcome.files["/etc/systemd/system/relay-status-pull.service"]
-    assert "ExecStart=/usr/local/sbin/relay-status pull\n" in service
-    assert "OnCalendar=*-*-* *:*:18,48" in outcome.files["/etc/systemd/system/relay-status-pull.timer"]
+    assert "ExecStart=/usr/local/sbin/relay-status pull --at 18,48\n" in service
 
 
 def test_a_host_that_makes_and_serves_it_keeps_both_apart(fake_role: Any) -> None:
@@ -62,3 +62,20 @@ def test_the_setting_is_yes_or_no(sandbox_inventory: Any) -> None:
     assert any(
         "`edge_status_page` is '10.0.0.41:8080': write True or False" in one for one in edge.problems()
     )
+
+
+def test_an_earlier_versions_timer_is_removed(fake_role: Any) -> None:
+    """The service runs by itself now; elsewhere nothing is removed."""
+    path = "/etc/systemd/system/relay-status-pull.timer"
+
+    def about_it(there: dict[Any, Any]) -> list[str]:
+        outcome = fake_role(role.status_page, "edge1", responses=LINUX | there)
+        return [change for change in outcome.changes if "pull.timer" in change]
+
+    assert about_it({}) == []
+    enabled = {re.compile("UnitFileState"): ["Id=relay-status-pull.timer", "UnitFileState=enabled"]}
+    there = existing(path, "[Timer]") | running("relay-status-pull.timer") | enabled
+    found = about_it(there)
+    assert any(f"Remove {path}" in one for one in found), found
+    assert any("Stop relay-status-pull.timer" in one for one in found), found
+    assert any("forget relay-status-pull.timer" in one for one in found), found
