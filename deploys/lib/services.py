@@ -26,7 +26,7 @@ def rounds() -> list[ConfigFile]:
 
 
 def without_timer(name: str) -> None:
-    """Removes the timer that ran `name`.service before it ran by itself; hosts of earlier versions have it."""
+    """Removes the timer that started `name`.service in earlier versions: now the service runs by itself."""
     timer = f"{name}.timer"
     if host.get_fact(File, path=f"{SYSTEMD_UNITS}{timer}") is None:
         return

@@ -19,8 +19,8 @@ SETTINGS = {"publish": "/etc/relay/status.json", "pull": "/etc/relay/status-page
 # As monitoring.status.host has it; nginx on an edge serves it.
 DIRECTORY = "/var/lib/relay-status"
 PACKAGES = ["python3"]
-# The probe calls at the minute; Prometheus has recorded what it saw half a minute later; then the page is made,
-# then taken. The second time is for a probe that had to wait.
+# Seconds of each minute. The probe calls at the minute; Prometheus has recorded what it saw half a minute later;
+# then the page is made, then taken. The second time is for a probe that had to wait.
 SECONDS = {"publish": "10,40", "pull": "18,48"}
 LAUNCHER = """#!/bin/sh
 # Makes and keeps the status page: `relay-status --help`
@@ -71,7 +71,7 @@ def unit(action: str) -> str:
 
 
 def keep(action: str, text: str, *files: ConfigFile) -> None:
-    """Runs an action of `relay-status` twice a minute, as a service that `text` describes; it reads `files`."""
+    """The service that does an action twice a minute and reads `files`; `text` describes it."""
     path = f"{SYSTEMD_UNITS}{unit(action)}"
     command = f"{COMMAND} {action} --at {SECONDS[action]}"
     Configuration(

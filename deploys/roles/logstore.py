@@ -14,16 +14,17 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt, server
 
-from deploys.lib import downloads, fleet, log_store, object_store, own_nginx
-from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
+from deploys.lib import downloads, fleet, log_store, object_store, own_nginx, services
+from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, render, source
 from deploys.lib.log_store import INSTANCES, INTAKE_PORT, Instance
 from deploys.lib.role import HealthCheck, Opening, Probe, Role
 
 PACKAGES = ["curl", "nginx", "python3-boto3"]
 TOOL, SETTINGS = "/usr/local/sbin/relay-logs", "/etc/relay/logs.json"
-# What `relay-logs` does by itself: the noun, what it is for, and how often.
+# Measures each minute which hosts' lines arrive.
+FIGURES_UNIT = "relay-logs-figures.service"
+# What timers have `relay-logs` do: the noun, what it is for, and how often.
 JOBS = (
-    ("figures", "Which hosts' lines arrive", "1min"),
     ("canary", "Logs made-up secrets and looks whether they are redacted", "1h"),
     ("cold-copy", "Copies the logs of days that are over into the bucket", "1h"),
 )
@@ -101,10 +102,8 @@ def logstore() -> None:
     restored = log_store.RESTORED
     storage(restored, log_store.RESTORED_RETENTION, action="true").keep(run=False)
     intake().keep()
-    place(
-        ConfigFile(TOOL, source("logstore/relay_logs.py"), mode="755"),
-        ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n", mode="600"),
-    )
+    figures().keep()
+    services.without_timer(FIGURES_UNIT.removesuffix(".service"))
     for noun, text, interval in host.loop(JOBS):
         job(noun, text, interval).keep()
 
@@ -149,6 +148,21 @@ def settings() -> dict[str, object]:
         },
         "cold": {"path": found.logs, "lock_days": fleet.setting("log_cold_lock_days")},
     }
+
+
+def figures() -> Configuration:
+    """The program, what it reads, and the service that measures."""
+    path = f"{SYSTEMD_UNITS}{FIGURES_UNIT}"
+    return Configuration(
+        FIGURES_UNIT,
+        [
+            *services.rounds(),
+            ConfigFile(TOOL, source("logstore/relay_logs.py"), mode="755"),
+            ConfigFile(SETTINGS, json.dumps(settings(), indent=1) + "\n", mode="600"),
+            ConfigFile(path, render("logstore/figures.service.j2", tool=TOOL)),
+        ],
+        check=f"{TOOL} --help >/dev/null && systemd-analyze verify {path}",
+    )
 
 
 def job(noun: str, text: str, interval: str) -> Configuration:

@@ -30,6 +30,8 @@ CONFIG = "/etc/prometheus"
 # What is told to nobody else.
 _NOBODY: dict[str, object] = {"bans": None, "healer": None, "routes": [], "receivers": {}, "mail": {}}
 LOCAL = (("prometheus", 9090), ("alertmanager", 9093), ("blackbox", 9115))
+# Jobs of which no alert waits for less than five minutes: scraped each minute.
+UNHURRIED = ("prometheus", "alertmanager", "blackbox", "grafana", "tls_probe")
 
 
 def problems() -> Iterator[str]:
@@ -242,5 +244,6 @@ def configuration() -> list[ConfigFile]:
         probes=probes(),
         teams=alerting.teams(),
         local_jobs=local_jobs(),
+        unhurried=UNHURRIED,
     )
     return [*rules, ConfigFile(f"{CONFIG}/prometheus.yml", text)]

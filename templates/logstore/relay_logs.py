@@ -3,7 +3,7 @@
 
     relay-logs query 'level:error program:relay_relay' --since 1h
     relay-logs query --class restored --day 2026-03-01 'program:sshd'
-    relay-logs figures               # a timer: which hosts' lines arrive
+    relay-logs figures               # which hosts' lines arrive; a service does it each minute (--at 45)
     relay-logs canary                # a timer: are made-up secrets that are logged redacted?
     relay-logs cold-copy             # a timer: each day's lines, by class, into the S3 bucket
     relay-logs restore --day 2026-03-01 --class security
@@ -40,6 +40,7 @@ from typing import IO, Any
 
 SETTINGS = "/etc/relay/logs.json"
 FIGURES = "/var/lib/prometheus/node-exporter"
+LIBRARY = "/usr/local/lib/relay"
 UTC = UTC
 RESTORED = "restored"
 SECONDS = 60.0
@@ -160,10 +161,28 @@ def span(options: argparse.Namespace) -> tuple[str, str]:
 
 def figures(settings: Settings, options: argparse.Namespace) -> int:
     """When the newest line of each host was written."""
+    if options.at is None:
+        measure(settings, options.figures)
+        return 0
+    sys.path.append(LIBRARY)
+    from monitoring import rounds
+
+    def work() -> None:
+        try:
+            measure(settings, options.figures)
+        except Failure as failure:
+            # A store that is away is an alert's affair, and needs no traceback.
+            print(failure, file=sys.stderr, flush=True)
+
+    rounds.forever(work, [options.at])
+    return 0
+
+
+def measure(settings: Settings, directory: Path) -> None:
     rows = ask(settings, "business", f"{HEARTBEAT} _time:{RECENT} | stats by (host) max(_time) last")
     last = {row["host"]: datetime.fromisoformat(row["last"][:19] + "+00:00").timestamp() for row in rows}
     write_figures(
-        options.figures / "log_store.prom",
+        directory / "log_store.prom",
         {
             **{
                 f'log_host_last_line_timestamp_seconds{{host="{name}"}}': last.get(name, 0)
@@ -172,7 +191,6 @@ def figures(settings: Settings, options: argparse.Namespace) -> int:
             "log_store_figures_timestamp_seconds": round(time.time()),
         },
     )
-    return 0
 
 
 def write_figures(path: Path, series: Mapping[str, float]) -> None:
@@ -499,7 +517,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--day", type=a_day, help="a day in UTC instead, YYYY-MM-DD")
     one.add_argument("--limit", type=int, default=1000, help="the newest so many; default: %(default)s")
     one.add_argument("--class", dest="of_class", choices=("business", "security", RESTORED), default="")
-    add("figures", figures, "measure which hosts' lines arrive")
+    one = add("figures", figures, "measure which hosts' lines arrive")
+    one.add_argument(
+        "--at", type=int, choices=range(60), metavar="S", help="for ever, at this second of each minute"
+    )
     one = add("canary", canary, "log made-up secrets and search for them")
     one.add_argument("--seconds", type=float, default=CANARY_SECONDS, help="how long to wait for the lines")
     one = add("cold-copy", cold_copy, "copy days that are over into the bucket")

@@ -13,8 +13,8 @@ testinfra_hosts = hosts("ops")[:1]
 
 
 def test_it_runs(host: Any) -> None:
-    """Both stores and their intake run, also after a boot; the timers are due."""
-    for unit in logstore.UNITS:
+    """Both stores and their intake run, also after a boot, and what measures them; the timers are due."""
+    for unit in (*logstore.UNITS, logstore.FIGURES_UNIT):
         assert host.service(unit).is_running, unit
         assert host.service(unit).is_enabled, unit
     for noun, _, _ in logstore.JOBS:

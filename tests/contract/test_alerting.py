@@ -113,6 +113,7 @@ def write_configuration(directory: Path, webhook: Webhook, prometheus: int, aler
         probes=[],
         teams=teams(),
         local_jobs=[("prometheus", prometheus)],
+        unhurried=[],
     )
     (directory / "prometheus.yml").write_text(quick(text).replace(":9093", f":{alertmanager}"))
     (directory / "rules").mkdir()

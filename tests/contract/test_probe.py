@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def settings(listen: str, ca_file: Path, token: str = TOKEN, **others: Any) -> A
 def seen(listen: str, ca_file: Path, **others: Any) -> dict[str, Any]:
     """What each kind of call met."""
     given = settings(listen, ca_file, **others)
-    return {kind: PROBE.attempt(given, edge, kind) for edge, kind in given.tries()}
+    trust = PROBE.trusted(given.ca_file)
+    return {kind: PROBE.attempt(given, trust, edge, kind) for edge, kind in given.tries()}
 
 
 def classes(listen: str, ca_file: Path, **others: Any) -> set[str]:
@@ -196,7 +198,8 @@ BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 def test_each_failure_has_its_class(tmp_path: Path, kind: str, handler: Handler, why: str) -> None:
     with raw_edge(tmp_path, handler) as (listen, ca_file):
         started = time.monotonic()
-        one = PROBE.attempt(settings(listen, ca_file, seconds=1.0 if why == "timeout" else 60), "edge1", kind)
+        given = settings(listen, ca_file, seconds=1.0 if why == "timeout" else 60)
+        one = PROBE.attempt(given, PROBE.trusted(given.ca_file), "edge1", kind)
         assert one.why == why, one.words
         assert time.monotonic() - started < 40
         assert bool(one.words) == bool(why)
@@ -239,6 +242,14 @@ def test_what_it_writes_is_of_every_edge_whatever_one_of_them_does(tmp_path: Pat
             [*program, f"--figures={tmp_path}/probe.prom"], capture_output=True, text=True, check=True
         )
         shown = subprocess.run([*program, "--json"], capture_output=True, text=True, check=False)
+        # As the service runs it: the first round at once, and then it waits.
+        environment = os.environ | {"PYTHONPATH": "."}
+        with subprocess.Popen(
+            [*program, f"--figures={tmp_path}/at.prom", "--at=0"], stderr=subprocess.PIPE, env=environment
+        ) as service:
+            eventually((tmp_path / "at.prom").exists, 20)
+            service.terminate()
+            assert service.wait(10) == -signal.SIGTERM
     text = (tmp_path / "probe.prom").read_text()
     assert 'relay_probe_success{edge="edge1",kind="whole"} 1\n' in text
     assert 'relay_probe_success{edge="edge1",kind="console"} 1\n' in text

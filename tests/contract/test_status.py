@@ -6,15 +6,17 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -342,3 +344,27 @@ def test_what_is_no_page_is_refused(
     with pytest.raises(BucketError):
         program.pull(taker, tmp_path / "disk", tmp_path / "figures", now())
     assert not (tmp_path / "disk").exists()
+
+
+def test_the_service_goes_on_after_errors_and_ends_when_it_is_told_to(
+    ops: program.Settings, taker: program.Settings, tmp_path: Path
+) -> None:
+    """An edge's service before there is a page, which is put into the bucket then."""
+    there = {name: replace(settings.bucket, path="/status/later") for name, settings in
+             {"ops": ops, "edge": taker}.items()}  # fmt: skip
+    (tmp_path / "settings.json").write_text(json.dumps({"bucket": asdict(there["edge"])}))
+    every_second = ",".join(map(str, range(60)))
+    command = [sys.executable, "-m", "monitoring.status.host", "pull", f"--at={every_second}"]
+    command += [
+        f"--settings={tmp_path}/settings.json",
+        f"--directory={tmp_path}/disk",
+        f"--figures={tmp_path}",
+    ]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log) as service:
+        eventually(lambda: (tmp_path / "log").read_text().count("NoSuchKey") >= 2, SOON_SECONDS)
+        assert not (tmp_path / "status_pull.prom").exists()
+        made = published(replace(ops, bucket=there["ops"]), tmp_path / "ops")
+        eventually((tmp_path / "status_pull.prom").exists, SOON_SECONDS)
+        assert json.loads((tmp_path / "disk/status.json").read_text()) == made
+        service.terminate()
+        assert service.wait(10) == -signal.SIGTERM

@@ -154,8 +154,15 @@ def test_its_settings_are_what_the_program_reads(outcome: Any, tmp_path: Path) -
         PROGRAM.Settings.read(tmp_path / "logs.json")
 
 
-@pytest.mark.parametrize("noun", ["figures", "canary", "cold-copy"])
+@pytest.mark.parametrize("noun", ["canary", "cold-copy"])
 def test_it_works_by_itself(outcome: Any, noun: str) -> None:
     service = outcome.files[f"/etc/systemd/system/relay-logs-{noun}.service"]
     assert f"ExecStart=/usr/local/sbin/relay-logs {noun}\n" in service
     assert f"relay-logs-{noun}.timer" in " ".join(outcome.operations)
+
+
+def test_it_measures_each_minute(outcome: Any) -> None:
+    service = outcome.files[f"/etc/systemd/system/{logstore.FIGURES_UNIT}"]
+    assert "ExecStart=/usr/local/sbin/relay-logs figures --at 45\n" in service
+    assert "Restart=always\n" in service
+    assert "/usr/local/lib/relay/monitoring/rounds.py" in outcome.files

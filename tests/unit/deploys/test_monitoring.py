@@ -67,6 +67,29 @@ def test_every_host_gets_the_exporter(plain_role: Any) -> None:
     assert list(outcome.files) == ["/etc/default/prometheus-node-exporter"]
 
 
+def test_the_exporter_measures_what_rules_and_boards_name() -> None:
+    """Each metric is of a collector that is on, by whose name it begins but for a few."""
+    others = {"disk": "diskstats", "load1": "loadavg", "memory": "meminfo", "network": "netdev"}
+    named = yaml_of((fleet.REPOSITORY / "monitoring/metrics.yml").read_text())["exporters"]
+    first = {name.split("_")[1] for name in named["prometheus-node-exporter"]}
+    assert {others.get(word, word) for word in first} <= set(node_exporter.COLLECTORS)
+
+
+def test_only_what_no_alert_waits_for_is_scraped_each_minute(server: Any) -> None:
+    jobs = yaml_of(server.files["/etc/prometheus/prometheus.yml"])["scrape_configs"]
+    slow = {job["job_name"] for job in jobs if "scrape_interval" in job}
+    assert slow <= set(monitoring.UNHURRIED)
+    assert "tls_probe" in slow
+    rules = yaml_of((fleet.REPOSITORY / "monitoring/rules/monitoring.yml").read_text())["groups"][0]["rules"]
+    waits = {rule["alert"]: rule.get("for") for rule in rules if rule["alert"] != "Watchdog"}
+    assert set(waits.values()) == {"5m"}, waits
+    # What else names such a job is about certificates, which end in days.
+    for path in (fleet.REPOSITORY / "monitoring/rules").glob("*.yml"):
+        if not path.stem.endswith("_test") and path.stem != "monitoring":
+            found = re.findall(r'job=~?"([^"]+)"', path.read_text())
+            assert not [job for job in found if set(job.split("|")) & slow], path.name
+
+
 def test_every_host_and_every_relay_task_is_scraped(server: Any, sandbox_inventory: Any) -> None:
     found = scraped(server)
     assert set(found["node"]) == {node.name for node in fleet.all_hosts()}
