@@ -19,8 +19,8 @@ SETTINGS = {"publish": "/etc/relay/status.json", "pull": "/etc/relay/status-page
 # As monitoring.status.host has it; nginx on an edge serves it.
 DIRECTORY = "/var/lib/relay-status"
 PACKAGES = ["python3"]
-# Seconds of each minute. The probe calls at the minute; Prometheus has recorded what it saw half a minute later;
-# then the page is made, then taken. The second time is for a probe that had to wait.
+# Of each minute. The probe calls at the minute; Prometheus has recorded what it saw half a minute later; then
+# the page is made, then taken. The second time is for a probe that had to wait.
 SECONDS = {"publish": "10,40", "pull": "18,48"}
 LAUNCHER = """#!/bin/sh
 # Makes and keeps the status page: `relay-status --help`
