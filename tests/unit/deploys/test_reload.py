@@ -32,7 +32,7 @@ CERTIFIED = {
     "acme": {"relay-acme"},
     "bans": {"relay-bans"},
     "monitoring": {"prometheus", "blackbox", "alertmanager"},
-    "logstore": {"relay-logs-intake"},
+    "logstore": {"relay-logs-intake", "relay-logs-figures"},
     "logship": {"syslog-ng"},
     "grafana": {"grafana", "relay-grafana-front"},
 }
