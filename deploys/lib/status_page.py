@@ -18,7 +18,8 @@ COMMAND = "/usr/local/sbin/relay-status"
 SETTINGS = {"publish": "/etc/relay/status.json", "pull": "/etc/relay/status-page.json"}
 # As monitoring.status.host has it; nginx on an edge serves it.
 DIRECTORY = "/var/lib/relay-status"
-PACKAGES = ["python3"]
+# Debian's Python library for S3.
+PACKAGES = ["python3-boto3"]
 # Of each minute. The probe calls at the minute; Prometheus has recorded what it saw half a minute later; then
 # the page is made, then taken. The second time is for a probe that had to wait.
 SECONDS = {"publish": "10,40", "pull": "18,48"}

@@ -53,7 +53,7 @@ ROLE = Role(
 @deploy("Status page")
 def status() -> None:
     """The program, what it tells, and its service."""
-    apt.packages(name="Install Python (/usr/bin/python3)", packages=PACKAGES, no_recommends=True)
+    apt.packages(name="Install boto3 (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     told = incidents()
     files = [
         ConfigFile(f"{status_page.DESTINATION}/status/incidents/{path.name}", path.read_text())

@@ -31,7 +31,7 @@ ROLE = Role(
 @deploy("Status page on the edge")
 def status_page() -> None:
     """The program, its settings and its service."""
-    apt.packages(name="Install Python (/usr/bin/python3)", packages=PACKAGES, no_recommends=True)
+    apt.packages(name="Install boto3 (/var/lib/dpkg/status)", packages=PACKAGES, no_recommends=True)
     files.directory(name=f"Make {page.DIRECTORY}", path=page.DIRECTORY, user="root", group="root", mode="755")
     settings = page.settings("pull", object_store.STATUS_READER)
     page.keep("pull", "Takes the status page from the bucket, twice a minute", settings)
