@@ -95,6 +95,20 @@ class Process:
         assert self.running is not None
         return self.running.wait(seconds)
 
+    def must_live(self) -> None:
+        """Raises RuntimeError with the end of its log when it has ended."""
+        assert self.running is not None
+        if (status := self.running.poll()) is not None:
+            end = self.log.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"{self.command} ended with {status}; the end of {self.log}:\n{end}")
+
+    def listens(self, port: int) -> bool:
+        """Whether it is the one that listens on this TCP port of IPv4 (/proc/net/tcp, state 0A)."""
+        assert self.running is not None
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1][-4:], 16) == port}
+        return any(_target(link) in sockets for link in Path(f"/proc/{self.running.pid}/fd").iterdir())
+
     def kill(self) -> None:
         """kill -9."""
         if self.running is not None:
@@ -106,6 +120,14 @@ class Process:
         assert self.running is not None
         fields = Path(f"/proc/{self.running.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _target(link: Path) -> str:
+    """Where it points to, "" when it was taken away meanwhile."""
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""
 
 
 @dataclass
@@ -199,8 +221,13 @@ class Replica:
         return 0.0
 
     def ready(self) -> bool:
-        """Whether /healthz says that calls may come."""
-        return requests.get(f"{self.url}/healthz", timeout=60).ok
+        """Whether /healthz says that calls may come, of this process and nobody else who listens on its port.
+
+        Raises RuntimeError with the end of its log when the process has ended.
+        """
+        self.process.must_live()
+        answered = requests.get(f"{self.url}/healthz", timeout=60)
+        return answered.ok and self.process.listens(int(self.url.rpartition(":")[2]))
 
 
 @dataclass
