@@ -18,7 +18,7 @@ from tests.contract.postgres import (
     make_database,
     running_server,
 )
-from tests.contract.relay_rig import Provider, running_provider
+from tests.contract.relay_rig import Provider, Relay, Replica, running_provider
 from tests.memory import files_in_memory
 
 __all__ = ["REPOSITORY", "Database", "PostgresServer", "drop_database", "free_port", "make_database"]
@@ -79,6 +79,18 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     """The fake provider, one for a module."""
     with running_provider(tmp_path_factory.mktemp("provider")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def replica_settings() -> dict[str, str]:
+    """What the module's ``replica`` is told beside the usual; a module defines its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def replica(relay: Relay, replica_settings: dict[str, str]) -> Replica:
+    """One replica for a module, of the fixture ``relay`` that the module defines and stops."""
+    return relay.replica(**replica_settings)
 
 
 @pytest.fixture

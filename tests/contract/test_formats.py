@@ -503,8 +503,8 @@ def relay(
 
 
 @pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica(RELAY_PING_SECONDS="1")
+def replica_settings() -> dict[str, str]:
+    return {"RELAY_PING_SECONDS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,8 @@ def relay(
 
 
 @pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica(RELAY_MAX_BODY_BYTES="100000")
+def replica_settings() -> dict[str, str]:
+    return {"RELAY_MAX_BODY_BYTES": "100000"}
 
 
 @pytest.fixture(scope="module")

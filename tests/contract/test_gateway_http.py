@@ -54,10 +54,11 @@ def relay(
 
 
 @pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica(
-        RELAY_MAX_BODY_BYTES=str(MAX_BODY), RELAY_CORS_ORIGINS=f"{ORIGIN},http://localhost:3000"
-    )
+def replica_settings() -> dict[str, str]:
+    return {
+        "RELAY_MAX_BODY_BYTES": str(MAX_BODY),
+        "RELAY_CORS_ORIGINS": f"{ORIGIN},http://localhost:3000",
+    }
 
 
 @pytest.fixture(scope="module")

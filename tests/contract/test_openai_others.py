@@ -43,11 +43,6 @@ def relay(
 
 
 @pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica()
-
-
-@pytest.fixture(scope="module")
 def customer(relay: Relay, replica: Replica) -> Customer:
     return Customer(relay, replica, "others", "100.00")
 

@@ -59,11 +59,6 @@ def relay(
 
 
 @pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica()
-
-
-@pytest.fixture(scope="module")
 def customer(relay: Relay, replica: Replica) -> Customer:
     return Customer(relay, replica, "schema", "10000.00", "--rpm", "1000000", "--tpm", "1000000000")
 

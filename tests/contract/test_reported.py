@@ -87,11 +87,6 @@ def relay(
 
 
 @pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica()
-
-
-@pytest.fixture(scope="module")
 def customer(relay: Relay, replica: Replica) -> Customer:
     return Customer(relay, replica, "reported", "1000.00")
 

@@ -33,11 +33,6 @@ def relay(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -
         relay.stop()
 
 
-@pytest.fixture(scope="module")
-def replica(relay: Relay) -> Replica:
-    return relay.replica()
-
-
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_the_bill_is_the_channels_own(relay: Relay, replica: Replica, channel: str) -> None:
     customer = Customer(relay, replica, channel, "1.00")
