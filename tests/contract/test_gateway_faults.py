@@ -104,7 +104,7 @@ def test_no_call_fails_because_redis_is_gone(relay: Relay, own_redis: Redis) -> 
     assert [customer.post(BODY).status_code for _ in range(20)] == [200] * 20
     assert replica.metric("relay_limits_degraded") == 1
     assert requests.get(f"{replica.url}/healthz", timeout=60).json()["redis"] == "away"
-    assert replica.ready()
+    assert eventually(replica.ready)
     own_redis.start()
     eventually(lambda: customer.post(BODY).ok and replica.metric("relay_limits_degraded") == 0)
     with_redis = Customer(relay, replica, "share", "1.00", "--rpm", "4")
