@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
+
+
+def client(url: str, ca_file: Path | None, connect_seconds: float) -> redis.Redis:
+    """Who knows the address, the authority of a ``rediss://`` and the limit of time to connect."""
+    options: dict[str, Any] = {}
+    if url.startswith("rediss://") and ca_file is not None:
+        options["ssl_ca_certs"] = str(ca_file)
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=None,  # whoever asks waits for so long: a timer of each write and read costs much
+        socket_connect_timeout=connect_seconds,
+        # A call that is asked about twice is counted twice.
+        retry=Retry(NoBackoff(), 0),
+        **options,
+    )
 
 
 class Pipeline:
