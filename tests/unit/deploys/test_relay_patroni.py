@@ -314,7 +314,9 @@ def test_when_a_member_last_read_etcd(
 VALUES = st.fixed_dictionaries({name: st.integers(1, 3) for name in OLD})
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(old=VALUES, wanted=VALUES, confirm=st.lists(st.booleans(), max_size=3), done=st.integers(0, 3))
 def test_every_change_ends_in_force_everywhere(
     program: Any, old: Values, wanted: Values, confirm: list[bool], done: int

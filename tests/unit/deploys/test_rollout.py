@@ -152,7 +152,7 @@ def test_a_good_release() -> None:
     assert fleet.clock >= PACE.bake
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(st.lists(st.sampled_from(EVENTS), max_size=60))
 def test_any_order_of_answers_ends_in_one_of_three_ways(script: list[str]) -> None:
     fleet = Fleet(script)
