@@ -62,13 +62,16 @@ class Again(Customer):
     def begin(self) -> None:
         """A test begins."""
         self.funds = self.balance()
-        self.known = {record["request_id"] for record in self.relay.usage(self.account)}
+        self.known = {record["request_id"] for record in self._newest()}
 
     def record(self) -> dict[str, Any]:
         """The only record since then."""
-        records = self.relay.usage(self.account)
-        (only,) = [record for record in records if record["request_id"] not in self.known]
+        (only,) = [record for record in self._newest() if record["request_id"] not in self.known]
         return only
+
+    def _newest(self) -> list[dict[str, Any]]:
+        # A test that asks for its only record makes no more calls than this.
+        return self.relay.usage(self.account, newest=20)
 
 
 @pytest.fixture(scope="module")
