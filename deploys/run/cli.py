@@ -31,11 +31,9 @@ from deploys.run import (
 )
 from deploys.run.node import commands as node_commands
 from deploys.run.patch import commands as patch_commands
+from deploys.run.verdict import broke_off, verdict
 
 LOOK_AGAIN_SECONDS = 5
-# pytest's exit codes; nothing to run is usual with a limit to hosts that a file does not check.
-CHECKS_FAILED = 1
-NO_TESTS = 5
 
 EPILOG = """examples:
   python -m deploys secrets sandbox               make what is missing: passwords, keys, certificates
@@ -154,22 +152,6 @@ def _files() -> list[str]:
     without = {f"test_{role.name}.py" for role in roles.table() if not roles.members(role)}
     found = sorted((fleet.REPOSITORY / "tests" / "checklist").glob("test_*.py"))
     return [str(path) for path in found if path.name not in without]
-
-
-def verdict(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> tuple[bool, str]:
-    """Whether all is true, and the words for it, from each look's exit code and its (passed, failed)."""
-    passed, failed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    if broke_off(codes, counts):
-        return False, f"broke off after {passed + failed} checks, {failed} failed; the reason stands above"
-    if failed:
-        return False, f"{failed} of {passed + failed} checks failed"
-    return bool(passed), f"{passed} checks, all true" if passed else "no check applies to these hosts"
-
-
-def broke_off(codes: Sequence[int], counts: Sequence[tuple[int, int]]) -> bool:
-    """Whether a look ended otherwise than by its checks. Silence is not consent: each must tell counts."""
-    explained = {0, NO_TESTS, CHECKS_FAILED} if any(failed for _, failed in counts) else {0, NO_TESTS}
-    return len(counts) < len(codes) or not set(codes) <= explained
 
 
 def secrets(arguments: argparse.Namespace) -> int:

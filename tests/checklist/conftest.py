@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deploys import roles
-from deploys.run.cli import verdict
+from deploys.run.verdict import verdict
 from tests.checklist import targets, workers
 
 # A check that waited longer says so.

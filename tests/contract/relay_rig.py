@@ -333,7 +333,7 @@ class Relay:
         return shown["balance_nanodollars"], shown["held_nanodollars"]
 
     def usage(self, account_id: int, newest: int = 1000) -> list[dict[str, Any]]:
-        """Usage records, newest first; of an account with hundreds ask for the ``newest``: all take much CPU."""
+        """Usage records, newest first; of an account with hundreds ask for the ``newest``: all take CPU."""
         options = ("--account", str(account_id), "--limit", str(newest))
         records: list[dict[str, Any]] = self.command("usage", "list", *options)
         return records

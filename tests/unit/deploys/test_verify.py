@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from deploys.run import cli
-from deploys.run.cli import Look, verdict
+from deploys.run.cli import Look
+from deploys.run.verdict import verdict
 
 
 @pytest.mark.parametrize(
