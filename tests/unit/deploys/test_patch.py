@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from tests.unit.deploys.test_node import (
     having,
     model,
     silent,
+    split,
     unfinished,
     unhealthy,
     unreachable,
@@ -102,7 +102,7 @@ class Patched(Model):
         if self.changes == self.dies_at:
             # Nothing is done any more, also not by what cleans up.
             raise Killed
-        words = shlex.split(text)
+        words = split(text)
         if self.machines[name].error:
             return 255, "", self.machines[name].error
         if words[0] == "sh" and words[2].startswith("export LC_ALL=C\necho"):
