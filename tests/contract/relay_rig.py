@@ -31,6 +31,7 @@ SEAL_KEY = Fernet.generate_key().decode()
 PROVIDER_KEY = "provider-secret"
 TOPUP_URL = "https://console.example.com/topup"
 START_SECONDS = 90.0
+FIRST_PAUSE_SECONDS = 0.005
 REDIS_TIMEOUT_SECONDS = 20.0  # a busy machine is no Redis that is away
 MODEL = "fake-small"
 IN, OUT = 2_500, 10_000  # nano-dollars a token, as Relay.price() publishes
@@ -47,8 +48,12 @@ def price(prompt: int, completion: int) -> int:
 
 
 def eventually(check: Callable[[], Any], seconds: float = 60.0, every: float = 0.05) -> Any:
-    """The first true value of ``check``; fails with its last value or error once it must hang."""
+    """The first true value of ``check``; fails with its last value or error once it must hang.
+
+    At first it looks sooner than ``every`` seconds: most of what is waited for is milliseconds away.
+    """
     deadline = time.monotonic() + seconds
+    pause = min(FIRST_PAUSE_SECONDS, every)
     while True:
         last: Any = None
         try:
@@ -59,7 +64,8 @@ def eventually(check: Callable[[], Any], seconds: float = 60.0, every: float = 0
             return last
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s; last: {last!r}")
-        time.sleep(every)
+        time.sleep(pause)
+        pause = min(2 * pause, every)
 
 
 def early_in_a_minute() -> None:
