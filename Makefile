@@ -72,9 +72,9 @@ properties: .venv/ready tools ## The unit tests with all examples of what is gen
 	@.venv/bin/pytest tests/unit -n 2 --dist worksteal
 
 # tests/contract/conftest.py says which files come first: the longest. They wait for half of their time, for limits
-# of time and pauses to pass: six at once.
+# of time and pauses to pass: four at once, with which none waits too long for its turn.
 contract: .venv/ready tools ## Tests on a real PostgreSQL, Redis, nginx and Prometheus on loopback
-	@.venv/bin/pytest tests/contract -n 6 --dist loadfile --no-loadscope-reorder --durations=15 --timeout 1200
+	@.venv/bin/pytest tests/contract -n 4 --dist loadfile --no-loadscope-reorder --durations=15 --timeout 1200
 
 fleet: .venv/ready tools ## The platform from nothing: up, drift, kill tests, down
 	@.venv/bin/pytest tests/fleet -v --show-capture=no --durations=30
