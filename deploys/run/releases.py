@@ -227,6 +227,8 @@ class History:
             return FleetBusy(
                 f"{said} is at work on this fleet (lock on {self._host.name}); wait for it to end"
             )
+        if status == remote.UNREACHED:
+            return DeployError(f"{self._host.name}, which has the fleet's lock, does not answer")
         return DeployError(f"{self._host.name} does not give the fleet's lock: {_without(self._host)}")
 
     def _shown(self) -> dict[str, Any]:

@@ -262,6 +262,9 @@ def test_whoever_holds_the_lock_is_named(history: Any, monkeypatch: pytest.Monke
     with found.exclusive("release"):
         pass
     assert time.monotonic() - began < 5
+    words[2] = "exit 255"
+    with pytest.raises(DeployError, match="ops1, which has the fleet's lock, does not answer"):
+        found.exclusive("release").__enter__()
     words[2] = "exit 1"
     with pytest.raises(DeployError, match="does not give the fleet's lock"), found.exclusive("release"):
         pytest.fail("no lock")
