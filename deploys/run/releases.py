@@ -113,7 +113,7 @@ class FleetBusy(DeployError):
     """Somebody else holds the fleet's lock; the message says who."""
 
 
-class _Thief:
+class _LockWatcher:
     """Waits for word that the lock was taken from us, and interrupts this program then. A connection that
     merely ends says nothing: the work goes on, and the lock is asked for again where that matters."""
 
@@ -203,15 +203,15 @@ class History:
                 if said != "held":
                     process.communicate()
                     raise self._refusal(process.returncode, said)
-                thief = _Thief(process)
+                watcher = _LockWatcher(process)
                 try:
                     yield
                 except KeyboardInterrupt:
-                    if thief.words:
-                        raise DeployError(f"the fleet's lock was taken {thief.words}") from None
+                    if watcher.words:
+                        raise DeployError(f"the fleet's lock was taken {watcher.words}") from None
                     raise
                 finally:
-                    thief.dismissed = True
+                    watcher.dismissed = True
                     assert process.stdin is not None  # noqa: S101
                     with suppress(BrokenPipeError):
                         process.stdin.close()
