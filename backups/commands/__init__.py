@@ -17,4 +17,5 @@ NAMES = (
     "export",
     "import_check",
     "bucket",
+    "dokploy_restore",
 )

@@ -352,7 +352,7 @@ class Dokploy:
         except DokployError as refused:
             if "already" not in str(refused):
                 raise
-        self._sign_in(email, password)
+        self.sign_in(email, password)
 
     def new_key(self, name: str) -> str:
         """Another API key of the account that is signed in; Dokploy shows it only now.
@@ -370,12 +370,14 @@ class Dokploy:
     def _wait_for_account(self, email: str, password: str, polls: int) -> None:
         for _ in range(polls - 1):
             try:
-                return self._sign_in(email, password)
+                return self.sign_in(email, password)
             except DokployError:
                 self._sleep(10)
-        self._sign_in(email, password)
+        self.sign_in(email, password)
 
-    def _sign_in(self, email: str, password: str) -> None:
+    def sign_in(self, email: str, password: str) -> None:
+        """Signs in with an account that there is; the session is signed in afterwards."""
+        self._hidden.append(password)
         call = "auth/sign-in/email"
         try:
             self._call("POST", call, {"email": email, "password": password})

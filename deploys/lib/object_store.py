@@ -2,9 +2,9 @@
 
 Accounts: the database hosts' may read, write and list but not delete; the reader's may read and list; the
 retention's may also delete, and read how the bucket is set up; the logs' may write, read and lock below
-`log_cold_path` alone, and not delete; the status page's may write below `status_path`, and its reader's read
-there. pgBackRest's `backup` removes a link named `latest` that S3 never has:
-that one key is all that the first account may delete.
+`log_cold_path` alone, and not delete; Dokploy's may write and read below `dokploy_backup_path`; the status
+page's may write below `status_path`, and its reader's read there. pgBackRest's `backup` removes a link named
+`latest` that S3 never has: that one key is all that the first account may delete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deploys.lib.secrets import Secret, access_key
 OWN_PORT = 8333
 STANZA = "relay"
 ADMINISTRATOR, BACKUP, READER, RETENTION = "s3_admin", "s3", "s3_reader", "s3_retention"
-LOGS = "s3_logs"
+LOGS, DOKPLOY = "s3_logs", "s3_dokploy"
 STATUS, STATUS_READER = "s3_status", "s3_status_reader"
 READ = ["s3:GetObject", "s3:ListBucket", "s3:GetBucketLocation"]
 WRITE = ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
@@ -53,9 +53,10 @@ class Store:
     path: str
     # Whether it is the fleet's own, on a host of group `vault`.
     own: bool
-    # Where copies of logs go, and the status page.
+    # Where copies of logs go, the status page, and backups of Dokploy's own state.
     logs: str = "/logs"
     status: str = "/status"
+    dokploy: str = "/dokploy"
 
 
 def store() -> Store:
@@ -74,6 +75,7 @@ def store() -> Store:
         own=own,
         logs=str(fleet.setting("log_cold_path")),
         status=str(fleet.setting("status_path")),
+        dokploy=str(fleet.setting("dokploy_backup_path")),
     )
 
 
@@ -93,7 +95,12 @@ def problems() -> Iterator[str]:
         value = fleet.setting(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             yield f"`{name}` is {value!r}: write US dollars, such as 0.023, or 0 for none"
-    paths = {"backup_path": found.path, "log_cold_path": found.logs, "status_path": found.status}
+    paths = {
+        "backup_path": found.path,
+        "log_cold_path": found.logs,
+        "status_path": found.status,
+        "dokploy_backup_path": found.dokploy,
+    }
     for name, path in paths.items():
         if not path.startswith("/") or path.endswith("/"):
             yield f"`{name}` is {path!r}: write it as /relay, with a / at its start only"
@@ -114,6 +121,9 @@ def policies(found: Store) -> dict[str, dict[str, Any]]:
         RETENTION: _policy(([*READ, *WRITE, *LOOK, "s3:DeleteObject"], both)),
         LOGS: _policy(
             (["s3:ListBucket"], [bucket]), (["s3:GetObject", "s3:PutObjectRetention", *WRITE], [logs])
+        ),
+        DOKPLOY: _policy(
+            (["s3:ListBucket"], [bucket]), (["s3:GetObject", *WRITE], [f"{bucket}{found.dokploy}/*"])
         ),
         STATUS: _policy((["s3:PutObject"], [status])),
         STATUS_READER: _policy((["s3:GetObject"], [status])),

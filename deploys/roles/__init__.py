@@ -26,6 +26,8 @@ ORDER = (
     "failover",
     "backup",
     "cache",
+    # Before what it may deploy.
+    "dokploy",
     "relay",
     "probe_account",
     "edge",

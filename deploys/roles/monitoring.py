@@ -113,7 +113,8 @@ def probes() -> list[dict[str, Any]]:
         for probe in role.probes:
             job = found.setdefault(probe.job, {"name": probe.job, "module": probe.module, "targets": []})
             job["targets"] += [_probed(probe, node) for node in roles.members(role)]
-    return list(found.values())
+    # Of a role that the environment does without there is nothing to ask.
+    return [job for job in found.values() if job["targets"]]
 
 
 def _probed(probe: Probe, node: fleet.Node) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pyinfra.api.operation import operation
 from pyinfra.context import host
 from pyinfra.operations import apt, server
 
-from deploys.lib import backup_files, fleet, object_store, rotation
+from deploys.lib import backup_files, fleet, object_store, own_dokploy, rotation
 from deploys.lib.config_files import SYSTEMD_UNITS, TLS, ConfigFile, Configuration, place, render, source
 from deploys.lib.role import Opening, Probe, Role, Scrape
 from deploys.lib.rotation import Way
@@ -36,6 +36,7 @@ ROLE = Role(
     openings=(
         Opening((S3_PORT,), ("db", "ops")),
         Opening((S3_PORT,), ("edge",), when="edge_status_page"),
+        Opening((S3_PORT,), ("dokploy",), when=own_dokploy.wanted),
     ),
     secrets=(
         Secret(

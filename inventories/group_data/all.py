@@ -340,6 +340,27 @@ drill_memory_max = "1G"
 # How many relay hosts (the first ones) manage the swarm: odd. Others join as workers.
 swarm_managers = 3
 
+# --- Dokploy ---------------------------------------------------------------------------------------------
+# Whether the host of the group `dokploy` runs Dokploy: auto (where its images are named), required or off.
+# Switched off later, what runs is left running. deploys/RUNBOOK.md ("Dokploy runs here") has how it is used.
+dokploy = "auto"
+# Its images and that of its database, pinned: NAME:TAG@sha256:64 hex digits. Dokploy 0.30.2 or newer,
+# PostgreSQL 16. `docker buildx imagetools inspect dokploy/dokploy:v0.30.2 --format '{{.Manifest.Digest}}'`
+# says a tag's digest; another version is another line here, then apply: there is no way back to an older one.
+dokploy_image = ""
+dokploy_postgres_image = ""
+# The owner's account, which apply makes; empty: dokploy@DOMAIN. Its password: `secrets show ENV
+# dokploy_owner_password`.
+dokploy_owner_email = ""
+# Networks (CIDR) whose operators may open https://HOST:9434; empty: only through SSH
+# (`ssh -L 3000:127.0.0.1:3000 HOST`). Port 3000 itself is closed to everybody.
+dokploy_allowed_from: list[str] = []
+# The most memory that it may take.
+dokploy_memory = "2G"
+# When its database and /etc/dokploy are backed up, as systemd writes times, and where to in the bucket.
+dokploy_backup_time = "*-*-* 03:10:00 UTC"
+dokploy_backup_path = "/dokploy"
+
 # --- relay -----------------------------------------------------------------------------------------------
 # Change it to make the image's base anew from the distribution's current packages.
 relay_base_epoch = "1"

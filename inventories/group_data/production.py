@@ -35,3 +35,8 @@ log_store_sha256 = ""
 grafana_apt_url = ""
 grafana_apt_key_url = ""
 grafana_apt_fingerprint = ""
+
+# Dokploy's images, pinned by digest (inventories/group_data/all.py says how to find it), and who may open it.
+dokploy_image = ""
+dokploy_postgres_image = ""
+dokploy_allowed_from = ["192.0.2.0/24"]

@@ -305,6 +305,31 @@ BOARD = Board(
             ],
         ),
         Section(
+            "Dokploy, where there is one",
+            [
+                Number(
+                    title="Dokploy answers",
+                    description="1: it answers the monitoring, and reaches its database.",
+                    unit="short",
+                    alerts=["DokployDown"],
+                    query=Query('min(probe_success{job="dokploy_probe"})'),
+                ),
+                Number(
+                    title="Newest backup of Dokploy",
+                    description="Age of the last one of its own state that could be read back.",
+                    unit="s",
+                    pages=["DokployBackupTooOld"],
+                    query=Query("time() - max(dokploy_backup_timestamp_seconds)"),
+                ),
+                Number(
+                    title="Its size",
+                    description="Of that backup, encrypted.",
+                    unit="bytes",
+                    query=Query("max(dokploy_backup_bytes)"),
+                ),
+            ],
+        ),
+        Section(
             "Monitoring itself",
             [
                 Lines(

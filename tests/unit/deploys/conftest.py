@@ -69,6 +69,9 @@ def _paths(directory: Path) -> dict[str, str]:
         "grafana_apt_url": "https://packages.test/apt",
         "grafana_apt_key_url": "https://packages.test/key",
         "grafana_apt_fingerprint": "0123456789ABCDEF0123456789ABCDEF01234567",
+        # And Dokploy.
+        "dokploy_image": f"dokploy/dokploy:v0.30.2@sha256:{'ab' * 32}",
+        "dokploy_postgres_image": f"postgres:16@sha256:{'cd' * 32}",
     }
 
 

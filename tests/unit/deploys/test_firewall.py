@@ -43,7 +43,7 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
             "app1",
             _rules("tcp", (2377, 7946), *APP)
             | _rules("udp", (7946, 4789), *APP)
-            | _rules("tcp", (9323,), *OPS),
+            | _rules("tcp", (9323, 9434), *OPS),
         ),
         (
             "db1",
@@ -58,7 +58,7 @@ def _rules(proto: str, ports: tuple[int, ...], *sources: str) -> set[str]:
             | _rules("tcp", (9427,), *EDGE, *APP, *DB, *OPS, "51", "61")
             | _rules("tcp", (9431,), *EDGE, *OPS),
         ),
-        ("vault1", _rules("tcp", (8333,), *DB, *OPS, *EDGE) | _rules("tcp", (9327,), *OPS)),
+        ("vault1", _rules("tcp", (8333,), *DB, *OPS, *EDGE, "21") | _rules("tcp", (9327,), *OPS)),
         ("provider1", _rules("tcp", (9443,), "any") | _rules("tcp", (14000,), *EDGE)),
     ],
 )

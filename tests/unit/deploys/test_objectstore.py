@@ -29,7 +29,7 @@ def unit(outcome: Any) -> str:
 def test_each_account_has_keys_of_its_own(outcome: Any, sandbox_inventory: Any) -> None:
     identities = json.loads(outcome.files["/etc/seaweedfs/identities.json"])["identities"]
     keys = {identity["name"]: identity["credentials"][0] for identity in identities}
-    others = {"s3_logs", "s3_reader", "s3_retention", "s3_status", "s3_status_reader"}
+    others = {"s3_dokploy", "s3_logs", "s3_reader", "s3_retention", "s3_status", "s3_status_reader"}
     assert set(keys) == {"s3_admin", "s3", *others}
     assert keys["s3"] == {
         "accessKey": fleet.secret("s3_access_key"),

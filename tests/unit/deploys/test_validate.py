@@ -10,7 +10,7 @@ import pytest
 from pyinfra.api.inventory import Inventory
 
 from deploys import roles
-from deploys.lib import authority, fleet, pki, secrets
+from deploys.lib import authority, fleet, own_dokploy, pki, secrets
 from deploys.lib.errors import DeployError
 from deploys.run import environment, validate
 
@@ -137,11 +137,12 @@ def test_keys_of_anothers_store_must_be_given_and_may_be_weak(
     sandbox_inventory: Inventory, tmp_path: Path, values: dict[str, str]
 ) -> None:
     names = [name for name in values if name.startswith("s3_") and name != "s3_sse_key"]
-    assert len(names) == 14
+    assert len(names) == 16
     paths = {"secrets_file": f"{tmp_path}/s.age", "secrets_key_file": f"{tmp_path}/s.key"}
     program = tmp_path / "victoria-logs"
     program.write_text("a program")
     settings = {"ssh_key": "", "s3_endpoint": "s3.example.test", "log_store_program": str(program)}
+    settings |= {name: f"image:1@sha256:{'ab' * 32}" for name in own_dokploy.IMAGES}
     sandbox_inventory.override_data = paths | settings
     fleet.store().write({name: value for name, value in values.items() if name not in names})
     assert secrets.create_missing(fleet.store(), roles.secrets(), roles.certificate_subjects()) == []

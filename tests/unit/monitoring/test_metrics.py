@@ -39,6 +39,7 @@ WRITERS = [
     REPOSITORY / "templates/healer/relay_healer.py",
     REPOSITORY / "templates/logship/relay_logship.py",
     REPOSITORY / "templates/logstore/relay_logs.py",
+    REPOSITORY / "templates/dokploy/relay_dokploy.py",
     REPOSITORY / "deploys/lib/secret_ages.py",
     REPOSITORY / "templates/probe/relay_probe.py",
     REPOSITORY / "monitoring/status/host.py",
