@@ -10,46 +10,57 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploys.sandbox.settings import Sandbox
 from deploys.sandbox.shell import phase, run, say, tail, warn
+from deploys.sandbox.state import write_atomically
 
 MODULE = "github.com/VictoriaMetrics/VictoriaLogs"
 VERSION = "v1.52.1"
 SUM = "h1:B83xu4usTNPrpsFZFH/Dei3nWIsQizIeSRghFxj4ZJo="
 LEAST_GO = (1, 26)
 NAME = "victoria-logs"
+ROOM, LOG = "build-", "build.log"
+# No build takes so long.
+ROOM_SECONDS = 3600
 WITHOUT = "the log store is left out (log_store = auto); the rest works"
 
 
 @dataclass
 class Build:
-    """A build under way; `finish` waits for it. None runs where nothing is to be done."""
+    """A build under way; `finish` waits for it. None runs where nothing is to be done.
+
+    Others may build at the same time: each does so in a `room` of its own, and what is ready replaces what is
+    there in one step.
+    """
 
     directory: Path
+    room: Path | None = None
     process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "build.log"
 
     def finish(self) -> Path | None:
         """The program, or None after a line that says why there is none."""
-        if self.process:
+        if self.process and self.room:
             with phase("building the log store's program with Go"):
                 status = self.process.wait()
-            if status:
-                warn(f"the log store's program was not built: {WITHOUT}\n{tail(self.log, 5)}")
-                return None
-            built = self.directory / "new" / NAME
-            if (found := module_sum(built)) != SUM:
-                warn(f"what Go built has the sum {found}, not {SUM}: {WITHOUT}")
-                return None
-            built.replace(self.directory / NAME)
-            (self.directory / "version").write_text(f"{VERSION} {SUM}\n")
+            self._keep(self.room, status)
+            shutil.rmtree(self.room, ignore_errors=True)
         return self.directory / NAME if is_current(self.directory) else None
+
+    def _keep(self, room: Path, status: int) -> None:
+        built = room / NAME
+        if status:
+            warn(f"the log store's program was not built: {WITHOUT}\n{tail(room / LOG, 5)}")
+        elif (found := module_sum(built)) != SUM:
+            warn(f"what Go built has the sum {found or '(none)'}, not {SUM}: {WITHOUT}")
+        else:
+            built.replace(self.directory / NAME)
+            write_atomically(self.directory / "version", f"{VERSION} {SUM}\n")
 
 
 def start(sandbox: Sandbox) -> Build:
@@ -63,23 +74,29 @@ def start(sandbox: Sandbox) -> Build:
         least = ".".join(map(str, LEAST_GO))
         say(f"the log store's program needs Go {least}, this machine has {what}: {WITHOUT}")
         return Build(directory)
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / "new").mkdir(parents=True)
-    build = Build(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _forget_the_killed(directory)
+    room = Path(tempfile.mkdtemp(prefix=ROOM, dir=directory))
     command = ["setpriv", "--pdeathsig", "TERM", "nice", "go", "install", f"{MODULE}/app/{NAME}@{VERSION}"]
-    with build.log.open("wb") as log:
-        build.process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=directory, env=environment(directory)
-        )
-    return build
+    with (room / LOG).open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=room, env=environment(room))
+    return Build(directory, room, process)
 
 
-def environment(directory: Path) -> dict[str, str]:
+def _forget_the_killed(directory: Path) -> None:
+    """Removes rooms of builds that were killed; one that goes on is younger."""
+    for room in directory.glob(f"{ROOM}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - room.stat().st_mtime > ROOM_SECONDS:
+                shutil.rmtree(room, ignore_errors=True)
+
+
+def environment(room: Path) -> dict[str, str]:
     """The machine's own, but that nothing switches Go's checksum database off."""
     off = {"GONOSUMDB", "GONOSUMCHECK", "GOPRIVATE", "GOFLAGS"}
     off |= {"GOSUMDB"} if os.environ.get("GOSUMDB") == "off" else set()
     kept = {name: value for name, value in os.environ.items() if name not in off}
-    return kept | {"GOBIN": str(directory / "new")}
+    return kept | {"GOBIN": str(room)}
 
 
 def is_current(directory: Path) -> bool:

@@ -108,6 +108,28 @@ def test_another_version_is_built_anew(sandbox: Sandbox, go: Path) -> None:
     assert go.exists()
 
 
+def test_two_who_build_at_once_do_not_disturb_each_other(sandbox: Sandbox, go: Path) -> None:
+    """Whichever begins while the other builds, and in whatever order they end."""
+    first = log_store.start(sandbox)
+    second = log_store.start(sandbox)
+    built = second.finish()
+    third = log_store.start(sandbox)
+    assert built == sandbox.cache / "victoria-logs/victoria-logs"
+    assert first.finish() == third.finish() == built
+    assert built.read_text() == "program\n"
+    assert sorted(path.name for path in built.parent.iterdir()) == ["version", "victoria-logs"]
+
+
+def test_what_a_killed_build_left_is_removed(sandbox: Sandbox, go: Path) -> None:
+    old, young = (sandbox.cache / "victoria-logs" / f"build-{name}" for name in ("old", "young"))
+    for room in (old, young):
+        room.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert log_store.start(sandbox).finish()
+    assert not old.exists()
+    assert young.exists(), "it may be building"
+
+
 def test_the_roles_setting_is_where_it_is_put() -> None:
     with environment.use("sandbox"):
         place = settings.load().cache / log_store.NAME / log_store.NAME

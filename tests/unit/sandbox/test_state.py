@@ -136,10 +136,11 @@ def test_a_long_program_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
 
 def test_the_engine_keeps_apart_from_any_other(sandbox: Sandbox) -> None:
     command = engine.engine_command(sandbox)
-    assert "--data-root=/var/lib/relay-sandbox" in command
-    assert "--host=unix:///run/relay-sandbox/docker.sock" in command
+    socket = f"unix://{sandbox.runtime}/docker.sock"
+    assert f"--data-root={sandbox.engine_data}" in command
+    assert f"--host={socket}" in command
     assert "--bridge=none" in command
-    assert engine.own_engine(sandbox).environment()["DOCKER_HOST"] == "unix:///run/relay-sandbox/docker.sock"
+    assert engine.own_engine(sandbox).environment()["DOCKER_HOST"] == socket
 
 
 @pytest.mark.parametrize(
