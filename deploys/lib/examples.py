@@ -38,3 +38,10 @@ def add(commands: Any, group: str, name: str, text: str, epilog: str, **more: An
         **more,
     )
     return added
+
+
+def count(text: str) -> int:
+    """How many of the newest are shown: an option's value, 1 or more."""
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 or more")
+    return int(text)

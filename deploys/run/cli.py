@@ -23,6 +23,7 @@ from deploys.run import (
     dokploy_commands,
     drains,
     environment,
+    lock,
     release,
     runs,
     secret_commands,
@@ -352,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # argparse ends with 2, which means drift here.
         return 1 if stop.code else 0
     try:
-        return int(arguments.run(arguments))
+        with lock.ended_by_signals():
+            return int(arguments.run(arguments))
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

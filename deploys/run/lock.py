@@ -6,11 +6,14 @@ import fcntl
 import getpass
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from deploys.lib.errors import DeployError
@@ -18,6 +21,8 @@ from deploys.lib.lock import Busy, held
 
 # The descriptor of the lock that a command shares with the commands that it runs.
 SHARED = "RELAY_DEPLOY_LOCK"
+# What a command that is interrupted may take to end in order, before it is made to.
+END_SECONDS = 20.0
 
 
 @contextmanager
@@ -43,6 +48,45 @@ def shared(file: TextIO) -> dict[str, Any]:
     return {"env": os.environ | {SHARED: str(number)}, "pass_fds": (number,)}
 
 
+def run(words: Sequence[str], **options: Any) -> int:
+    """Runs one of our own commands, as subprocess.run does, and returns its exit code. One that is
+    interrupted together with this one may end in order: subprocess.run would kill it at once."""
+    with subprocess.Popen(words, **options) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            for end in (process.terminate, process.kill):
+                try:
+                    process.wait(END_SECONDS)
+                except subprocess.TimeoutExpired:
+                    end()
+            raise
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """What else ends a program, as a terminal that is closed, ends it as Ctrl-C does: it says how far it
+    came, and silences are ended."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may say what a signal does.
+        yield
+        return
+    # One that is ignored stays so, as under `nohup`.
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    replaced = {one: handler for one, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
 def _shares(path: Path) -> bool:
     """Whether this process was given the very lock of `path`: a name in the environment proves nothing, so
     the kernel is asked, which lets nobody take a lock that somebody else has."""
@@ -58,12 +102,19 @@ def _shares(path: Path) -> bool:
 # What this process wrote to audit logs, for the fleet to keep as well (`deploys.run.runs`).
 WRITTEN: list[tuple[Path, dict[str, Any]]] = []
 
+# pyinfra's messages of the `apply` that this process made, taken while nobody else could make one.
+MESSAGES: list[str] = []
+
 
 def audit(directory: Path, **entry: Any) -> None:
     """Appends one JSON line: when, who, which commit, and `entry`."""
     line = {"at": _now(), "who": operator(), "commit": commit(), **entry}
-    with audit_log(directory).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    with audit_log(directory).open("ab+") as file:
+        # A line that a full disk has cut off must not spoil this one, too.
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        whole = file.read(1) in (b"", b"\n")
+        file.write(("" if whole else "\n").encode() + json.dumps(line).encode() + b"\n")
     WRITTEN.append((directory, line))
 
 

@@ -231,3 +231,5 @@ def _log(directory: Path, command: str) -> Iterator[None]:
         for logger, handler in added:
             logger.removeHandler(handler)
         whole.close()
+        if command == "apply":
+            lock.MESSAGES.append(path.read_text(errors="replace"))

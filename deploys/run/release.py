@@ -689,5 +689,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         default=0,
         help="the number of a kept release (default: the one before)",
     )
-    added["releases"].add_argument("--last", metavar="N", type=int, default=10, help="how many (default: 10)")
+    added["releases"].add_argument(
+        "--last", metavar="N", type=examples.count, default=10, help="how many (default: 10)"
+    )
     added["releases"].add_argument("--json", action="store_true", help="print JSON")

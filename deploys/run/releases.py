@@ -11,7 +11,8 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,6 +33,11 @@ ENDED = (RELEASED, ROLLED_BACK)
 RELEASE, APPLIED, ROLLBACK = "release", "applied", "rollback"
 BUSY = 75
 KEPT = 3
+# How the watcher of the lock wakes the main thread.
+STOLEN = signal.SIGUSR1
+# What the process on the ops host says when it has the lock.
+HELD = "held"
+AGAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,30 +119,136 @@ class FleetBusy(DeployError):
     """Somebody else holds the fleet's lock; the message says who."""
 
 
+class _Holder:
+    """The process on the ops host that holds the lock, as long as our end of its connection is open."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def take(self) -> tuple[int, str]:
+        """Starts one; its exit code and word. With the word HELD it goes on."""
+        process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        said = self._read(process)
+        if said == HELD:
+            self._process = process
+        else:
+            process.communicate()
+        return process.returncode or 0, said
+
+    def heard(self) -> str:
+        """What it says next; empty when its connection has ended."""
+        return self._read(self._process) if self._process else ""
+
+    def end(self) -> None:
+        if self._process and self._process.stdin:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str]) -> str:
+        return process.stdout.readline().strip() if process.stdout else ""
+
+
 class _LockWatcher:
-    """Waits for word that the lock was taken from us, and interrupts this program then. A connection that
-    merely ends says nothing: the work goes on, and the lock is asked for again where that matters."""
+    """Waits for word that the lock was taken from us, and ends what this program does then.
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    A connection that ends, as when this machine sleeps, is made again. Whoever took the lock meanwhile, or is
+    at work now, has it; while the ops host is away the work goes on.
+    """
+
+    def __init__(self, holder: _Holder, name: str, shown: Callable[[], Mapping[str, Any]]) -> None:
         self.words, self.dismissed = "", False
-        threading.Thread(target=self._wait, args=(process,), daemon=True).start()
+        self._holder, self._name, self._shown, self._since = holder, name, shown, time.time()
+        threading.Thread(target=self._wait, daemon=True).start()
 
-    def _wait(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None  # noqa: S101
-        said = process.stdout.readline()
-        if said.startswith("stolen ") and not self.dismissed:
-            self.words = said.removeprefix("stolen ").strip()
+    def _wait(self) -> None:
+        lost = ""
+        while not self.dismissed and not lost:
+            said = self._holder.heard()
+            if said.startswith("stolen "):
+                lost = f"was taken {said.removeprefix('stolen ')}"
+            elif not said and not self.dismissed:
+                lost = self._again()
+        if lost and not self.dismissed:
+            self.words = f"the fleet's lock {lost}"
             _interrupt()
+            _end_children(self._holder.pid)
+
+    def _again(self) -> str:
+        """Takes the lock again; in words what became of it, if it is somebody else's."""
+        while not self.dismissed:
+            with suppress(DeployError):
+                stolen = self._shown().get("stolen") or {}
+                ours = str(stolen.get("holder", "")).startswith(f"{self._name}, since ")
+                if ours and stolen["seconds"] < time.time() - self._since:
+                    return f"was taken {stolen['words']}"
+                status, said = self._holder.take()
+                # A connection that broke off holds it for some minutes more.
+                if status == BUSY and not said.startswith(f"{self._name}, since "):
+                    return f"went with its connection, and {said} is at work"
+                if said == HELD:
+                    break
+            time.sleep(AGAIN_SECONDS)
+        if self.dismissed:
+            self._holder.end()
+        return ""
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside the block the word is a KeyboardInterrupt that says it.
+
+        Its signal is not Ctrl-C's, which a command that was started in the background ignores.
+        """
+
+        def end(*_: object) -> None:
+            raise KeyboardInterrupt(self.words)
+
+        if threading.current_thread() is not threading.main_thread():
+            # Only the main thread may say what a signal does.
+            yield
+            return
+        before = signal.signal(STOLEN, end)
+        try:
+            yield
+        finally:
+            signal.signal(STOLEN, before)
 
 
 def _interrupt() -> None:
-    """Ctrl-C for the main thread, from another one."""
+    """Interrupts the main thread, from another one."""
     if threading.get_native_id() == os.getpid():
         # The threads are gevent's, all in the main one: a signal of one's own would end this one alone.
-        subprocess.run(["kill", "-INT", str(os.getpid())], check=False)
+        subprocess.run(["kill", f"-{STOLEN.name.removeprefix('SIG')}", str(os.getpid())], check=False)
     else:
         # A signal to the process may reach any thread, and would not wake the main one then.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, STOLEN)
+
+
+def _end_children(but: int) -> None:
+    """Ends the programs that this one runs: until they end, Python does not get on, and they would go on
+    working on the fleet. Ctrl-C at a terminal reaches them, too."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    ours = {os.getpid()}
+    while more := {one for one, parent in parents.items() if parent in ours} - ours - {but}:
+        ours |= more
+    for one in ours - {os.getpid()}:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGTERM)
 
 
 class History:
@@ -189,33 +301,26 @@ class History:
         When somebody takes it from us, what is under way ends as if it had been interrupted.
         """
         with TemporaryDirectory(prefix="relay-ssh-") as directory:
-            command = ssh.command(self._host, Path(directory))
-            words = shlex.join(["sudo", "-n", PROGRAM, "hold", f"{lock.operator()} ({what})"])
-            with subprocess.Popen(
-                [*command, words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            ) as process:
-                assert process.stdout is not None  # noqa: S101
-                said = process.stdout.readline().strip()
-                if said != "held":
-                    process.communicate()
-                    raise self._refusal(process.returncode, said)
-                watcher = _LockWatcher(process)
-                try:
+            name = f"{lock.operator()} ({what})"
+            words = shlex.join(["sudo", "-n", PROGRAM, "hold", name])
+            holder = _Holder([*ssh.command(self._host, Path(directory)), words])
+            status, said = holder.take()
+            if said != HELD:
+                raise self._refusal(status, said)
+            watcher = _LockWatcher(holder, name, self._shown)
+            try:
+                with watcher.heard():
                     yield
-                except KeyboardInterrupt:
-                    if watcher.words:
-                        raise DeployError(f"the fleet's lock was taken {watcher.words}") from None
+            except (KeyboardInterrupt, DeployError) as error:
+                if not watcher.words:
                     raise
-                finally:
-                    watcher.dismissed = True
-                    assert process.stdin is not None  # noqa: S101
-                    with suppress(BrokenPipeError):
-                        process.stdin.close()
-                    process.wait()
+                # What else is wrong may only be that it was ended; `patch` says how far it came.
+                more = "" if isinstance(error, KeyboardInterrupt) else str(error)
+                told = more if watcher.words in more else "; ".join(filter(None, [watcher.words, more]))
+                raise DeployError(told) from None
+            finally:
+                watcher.dismissed = True
+                holder.end()
 
     def steal(self, holder: str, reason: str) -> str:
         """Takes the lock from `holder`, whose command stops; returns what the host says of it."""

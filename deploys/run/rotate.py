@@ -6,7 +6,6 @@ what the file says. So it may end anywhere: run again, it goes on.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +31,7 @@ from deploys.lib.rotation import (
     Values,
 )
 from deploys.lib.secrets import SecretStore
-from deploys.run import remote
+from deploys.run import lock, remote
 
 # What a step means to the fleet, by class and the step that is applied.
 STEPS = {
@@ -268,4 +267,4 @@ class Fleet:
 
     def _deploys(self, command: str) -> int:
         words = [sys.executable, "-m", "deploys", command, self.environment]
-        return subprocess.run(words, cwd=fleet.REPOSITORY, stdout=self.output, check=False).returncode
+        return lock.run(words, cwd=fleet.REPOSITORY, stdout=self.output)

@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 
 from pyinfra.api.host import Host
 
-from deploys.lib import examples, fleet, redaction
+from deploys.lib import examples, fleet, redaction, whole_files
 from deploys.lib import lock as locks
 from deploys.lib.errors import DeployError
 from deploys.run import environment, figures, lock, preview, releases, remote
@@ -59,54 +59,92 @@ def exclusive(hosts: Sequence[Host], say: Callable[[str], None]) -> Iterator[Non
 
 
 def recorded(command: Callable[[], int]) -> int:
-    """Runs a command, then tells the fleet what it wrote to the audit log, and what it printed."""
+    """Runs a command, then tells the fleet what it wrote to the audit log, and what it printed.
+
+    Its exit code is the command's, whatever becomes of that.
+    """
     with _printed() as printed:
         status = command()
-    told: dict[tuple[str, Path], list[str]] = {}
+    told: dict[tuple[str, Path], list[dict[str, Any]]] = {}
     for directory, line in lock.WRITTEN:
         if "environment" in line:
-            told.setdefault((str(line["environment"]), directory), []).append(str(line["command"]))
-    for (name, directory), commands in told.items():
-        if set(commands) <= set(QUIET):
-            continue
-        logged = any(one.split()[0] in LOGGED for one in commands) and not set(commands) & set(NEVER_LOGGED)
-        if problem := deliver(name, directory, _log(directory, commands, printed) if logged else ""):
+            told.setdefault((str(line["environment"]), directory), []).append(line)
+    for (name, directory), lines in told.items():
+        if problem := _told(name, directory, lines, printed):
             print(f"{problem}. The next command tells it of this run", file=sys.stderr)
     return status
 
 
-def deliver(name: str, directory: Path, log: str) -> str:
-    """Sends the lines of the audit log that the fleet does not have yet; returns why it could not, in words.
+def _told(name: str, directory: Path, lines: Sequence[dict[str, Any]], printed: Sequence[str]) -> str:
+    """Tells one environment of these lines, if they are for telling; returns why it could not."""
+    commands = {str(line["command"]) for line in lines}
+    if commands <= set(QUIET):
+        return ""
+    logged = any(one.split()[0] in LOGGED for one in commands) and not commands & set(NEVER_LOGGED)
+    try:
+        return deliver(name, directory, lines, _log(printed) if logged else "")
+    except KeyboardInterrupt:
+        return "interrupted while the fleet was told of this run"
+    except Exception as error:  # the command is done: what is wrong with its record is no failure of it
+        return f"the fleet was not told of this run: {type(error).__name__}: {error}"
+
+
+def deliver(name: str, directory: Path, own: Sequence[dict[str, Any]], log: str) -> str:
+    """Sends the lines of the audit log that the fleet does not have yet, and what this run printed, whose
+    lines are `own`; returns why it could not, in words.
 
     A fleet that has nowhere to keep them is no problem: they stay here until it has.
     """
     lines = _lines(lock.audit_log(directory))
-    sent = _sent(directory)
-    first = min(sent.get(name, max(0, len(lines) - MOST_LINES)), len(lines))
+    sent = _sent(directory).get(name, 0)
+    # An audit log that is shorter than what was sent of it is another one.
+    first = sent if 0 < sent <= len(lines) else max(0, len(lines) - MOST_LINES)
     mine = [line for line in lines[first:] if line.get("environment") == name]
-    if not mine:
-        return ""
+    # Another command may have sent them before, and a disk that was full may have lost them.
+    mine += [line for line in own if line not in mine]
     try:
         with environment.use(name) as inventory:
             host = figures.monitor(list(inventory))
+            values = _values() if log else ()
     except DeployError:
         return ""
-    text = json.dumps({"lines": mine, "log": redaction.redacted(log)})
+    text = json.dumps({"lines": mine, "log": _hidden(log, values), "of": own[-1]})
     (answer,) = remote.ask([host], [PROGRAM, "record"], stdin=text, seconds=SEND_SECONDS)
     if "command not found" in answer.err:
         return ""
     if answer.status:
-        return f"{host.name} was not told of this run: {answer.words or answer.status}"
-    new = directory / f"{SENT}.new"
-    new.write_text(json.dumps(sent | {name: len(lines)}))
-    new.replace(directory / SENT)
+        last = (answer.words or str(answer.status)).splitlines()[-1]
+        return f"{host.name} was not told of this run: {last}"
+    # Read again: other commands may have sent lines of other environments meanwhile.
+    told = _sent(directory) | {name: len(lines)}
+    whole_files.write(directory / SENT, json.dumps(told).encode())
     return ""
+
+
+def _values() -> list[str]:
+    """The values of the environment's secrets, which no rule may know by their form."""
+    try:
+        values = fleet.store().read().values()
+    except DeployError:
+        # Then this run has not read them either.
+        return []
+    # Of a key each line: programs print it indented, or as a diff. Certificates are no secrets.
+    private = [value for value in values if not value.startswith("-----BEGIN CERTIFICATE")]
+    lines = {line.strip() for value in private for line in value.splitlines()}
+    return sorted(lines, key=len, reverse=True)
+
+
+def _hidden(log: str, values: Sequence[str]) -> str:
+    """The log's end without secrets: cut at a line, since half a secret is found by no rule."""
+    if len(log) > MOST_TEXT:
+        _, _, log = log[-MOST_TEXT:].partition("\n")
+    return redaction.redacted(log, values)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Those that can be read; one that cannot stands for itself as an empty one, so that places stay."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
         except ValueError:
@@ -118,18 +156,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _sent(directory: Path) -> dict[str, int]:
     """How many lines of the audit log were sent, by environment."""
     try:
-        return dict(json.loads((directory / SENT).read_text()))
+        found = json.loads((directory / SENT).read_text())
     except (OSError, ValueError):
         return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
-def _log(directory: Path, commands: Sequence[str], printed: Sequence[str]) -> str:
-    """What a run printed, and pyinfra's messages of an `apply`; its end, where it is too long."""
-    text = "".join(printed)
-    own = directory / "logs" / "apply.log"
-    if "apply" in commands and own.exists():
-        text += f"\npyinfra's messages:\n{own.read_text(errors='replace')}"
-    return text[-MOST_TEXT:]
+def _log(printed: Sequence[str]) -> str:
+    """pyinfra's messages of an `apply`, and what a run printed: its end is what is kept of too much."""
+    return "".join(f"pyinfra's messages:\n{text}\nprinted:\n" for text in lock.MESSAGES) + "".join(printed)
 
 
 class _Tee:
@@ -238,7 +275,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         commands, "", "runs", "list what was run on the fleet, by whom, how it ended", EPILOG
     )
     command.add_argument("environment", metavar="ENV", help=environment.HELP)
-    command.add_argument("--last", type=int, default=20, metavar="N", help="so many (default: %(default)s)")
+    command.add_argument(
+        "--last", type=examples.count, default=20, metavar="N", help="so many (default: %(default)s)"
+    )
     command.add_argument("--log", metavar="ID", help="print what this run printed")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=show)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Keeps the fleet's releases: history, stack files, images, lock. Installed by deploys/roles/registry.py.
 
-    relay-releases show                     # JSON: the history's lines, oldest first, and who holds the lock
+    relay-releases show                     # JSON: the lines, oldest first; who holds the lock, its last theft
     relay-releases record < LINE            # appends a line (JSON); figures for Prometheus follow it
     relay-releases put NUMBER < FILE        # keeps a release's stack file
     relay-releases get NUMBER
@@ -25,10 +25,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 DIRECTORY = Path("/var/lib/relay-releases")
 FIGURES = Path("/var/lib/prometheus/node-exporter/releases.prom")
@@ -37,6 +37,7 @@ COLLECT = ("docker-registry", "garbage-collect", "--delete-untagged", "/etc/dock
 BUSY = 75
 YOUNG_SECONDS = 86_400
 STEAL_SECONDS = 10
+ASK_SECONDS = 5
 HELP = {"relay_release_unfinished_timestamp_seconds": "When the release began that has not ended; 0: none."}
 # The states that end a release; any other one is unfinished.
 ENDED = ("released", "rolled back")
@@ -108,7 +109,8 @@ def _held() -> tuple[str, int]:
     """Who holds the lock, and the process that does; ("", 0): nobody."""
     with lock_file().open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: others who ask at the same moment are no holders.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             name, _, process = file.read().strip().partition("\n")
@@ -125,13 +127,22 @@ def stolen_file() -> Path:
     return DIRECTORY / "stolen"
 
 
+def theft_file() -> Path:
+    """The last theft, for a holder whose connection had ended."""
+    return DIRECTORY / "theft.json"
+
+
+def theft() -> dict[str, Any]:
+    """Its holder, by whom and why, and how many seconds ago: clocks differ. Empty: there was none."""
+    found = (_parsed(theft_file().read_text()) if theft_file().exists() else None) or {}
+    return found | {"seconds": time.time() - found.get("at", 0)} if found else {}
+
+
 def hold(name: str) -> int:
     """Holds the lock until whoever asked goes away, however they do, or it is taken from them."""
     with lock_file().open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(holder(), flush=True)
+        if other := _taken(file):
+            print(other, flush=True)
             return BUSY
         stolen_file().unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, _give_up)
@@ -143,6 +154,22 @@ def hold(name: str) -> int:
         sys.stdin.read()
         file.truncate(0)
     return 0
+
+
+def _taken(file: TextIO) -> str:
+    """Takes the lock; else who holds it. Whoever asks for the holder has it for a moment, which passes."""
+    end = time.monotonic() + ASK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if other := holder():
+                return other
+            if time.monotonic() > end:
+                return "somebody"
+            time.sleep(0.01)
+        else:
+            return ""
 
 
 def _give_up(*_: object) -> None:
@@ -166,8 +193,11 @@ def steal(name: str, by: str, reason: str) -> int:
     if not process:
         print(f"{found} took the lock with an older version, which names no process", file=sys.stderr)
         return 1
-    stolen_file().write_text(f"by {by}: {reason}")
-    os.kill(process, signal.SIGTERM)
+    words = f"by {by}: {' '.join(reason.split())}"
+    stolen_file().write_text(words)
+    theft_file().write_text(json.dumps({"holder": found, "words": words, "at": time.time()}))
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
     end = time.monotonic() + STEAL_SECONDS
     while _held()[1] == process:
         if time.monotonic() > end:
@@ -220,7 +250,7 @@ def registry_stopped() -> Iterator[None]:
 
 
 def show() -> None:
-    print(json.dumps({"lines": history(), "holder": holder()}))
+    print(json.dumps({"lines": history(), "holder": holder(), "stolen": theft()}))
 
 
 def _words(text: str) -> list[str]:

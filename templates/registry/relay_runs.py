@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Keeps what operators ran on the fleet: who, when, what, how it ended, and what it printed.
 
-    relay-runs record < FILE          # {"lines": [...], "log": "..."}; lines that are known are left out
+    relay-runs record < FILE          # {"lines": [...], "log": "...", "of": {...}}; known lines are left out
     relay-runs list --last 20         # JSON lines, oldest first; `log` says that its output is kept
     relay-runs log ID                 # what that run printed
 
@@ -11,20 +11,20 @@ Lines also go to the journal, and so to the log store's security class. Installe
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import sys
 import syslog
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 DIRECTORY = Path("/var/lib/relay-runs")
 KEPT_LOGS = 300
-# Senders repeat what they do not know to have arrived; nobody repeats older ones.
-LOOKED_AT = 2000
 
 
 def path() -> Path:
@@ -49,14 +49,28 @@ def identity(line: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def record(lines: Sequence[dict[str, Any]], log: str) -> None:
-    """Appends the lines that are new, durably; the log is that of the last line."""
-    before = {str(one.get("id")) for one in known()[-LOOKED_AT:]}
-    new = [line | {"id": identity(line)} for line in lines if identity(line) not in before]
+def record(lines: Sequence[dict[str, Any]], log: str, of: dict[str, Any] | None = None) -> None:
+    """Appends the lines that are new, durably; the log is that of the line `of`, by default of the last."""
+    with alone():
+        before = {str(one.get("id")) for one in known()}
+        new = [line | {"id": identity(line)} for line in lines if identity(line) not in before]
+        append(new)
+        # Lines first: on a full disk there may be room for them alone.
+        if log and lines:
+            keep(identity(of or lines[-1]), log)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Two commands that end together would both find a line unknown."""
+    with (DIRECTORY / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def append(new: Sequence[dict[str, Any]]) -> None:
     if not new:
         return
-    if log:
-        keep(str(new[-1]["id"]), log)
     whole = not path().exists() or path().read_bytes()[-1:] in (b"", b"\n")
     with path().open("a") as file:
         file.write(("" if whole else "\n") + "".join(json.dumps(line) + "\n" for line in new))
@@ -72,16 +86,21 @@ def log_file(name: str) -> Path:
 
 
 def keep(name: str, text: str) -> None:
-    """A run's log; the oldest beyond the most that are kept are forgotten."""
+    """A run's log, whole or not at all; the oldest beyond the most that are kept are forgotten."""
     log_file(name).parent.mkdir(mode=0o700, exist_ok=True)
-    log_file(name).write_bytes(gzip.compress(text.encode()))
+    new = log_file(name).with_suffix(".new")
+    try:
+        new.write_bytes(gzip.compress(text.encode(errors="replace")))
+        new.replace(log_file(name))
+    finally:
+        new.unlink(missing_ok=True)
     logs = sorted(log_file(name).parent.glob("*.gz"), key=lambda one: one.stat().st_mtime)
     for old in logs[:-KEPT_LOGS]:
         old.unlink()
 
 
 def show(last: int) -> None:
-    for line in known()[-last:]:
+    for line in known()[-last:] if last > 0 else ():
         print(json.dumps(line | {"log": log_file(str(line.get("id"))).exists()}))
 
 
@@ -109,7 +128,11 @@ def main(words: Sequence[str] | None = None) -> int:
     DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
     if options.command == "record":
         sent = json.loads(sys.stdin.read())
-        record(sent["lines"], sent.get("log", ""))
+        try:
+            record(sent["lines"], sent.get("log", ""), sent.get("of"))
+        except OSError as error:
+            print(f"runs cannot be kept: {error}", file=sys.stderr)
+            return 1
     elif options.command == "list":
         show(options.last)
     else:

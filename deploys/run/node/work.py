@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,7 +96,7 @@ class Work:
         command = [sys.executable, "-m", "deploys", *words]
         # sys.stdout is standard error where the answer is JSON.
         output = sys.stderr if self.options.json else None
-        return subprocess.run(command, cwd=fleet.REPOSITORY, stdout=output, check=False, **shared).returncode
+        return lock.run(command, cwd=fleet.REPOSITORY, stdout=output, **shared)
 
 
 def shared_checks(work: Work, begun: Mapping[str, Record]) -> list[Check]:

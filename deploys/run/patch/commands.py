@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from types import FrameType
 
 from deploys import roles
 from deploys.lib import examples
@@ -203,7 +200,7 @@ def _go(patch: Patch, checks_: Sequence[Check], todo: Sequence[str]) -> int:
     patch.records.put(patch.record)
     work.audit = {"hosts": list(todo), "engines": work.options.engines, "all": work.options.all}
     try:
-        with _ends_by_signals():
+        with lock.ended_by_signals():
             _each(patch, list(todo))
     except (DeployError, KeyboardInterrupt) as error:
         where = f"{patch.record.node} is out of service" if patch.record.node else "no host is out of service"
@@ -227,25 +224,6 @@ def _each(patch: Patch, left: list[str]) -> None:
         work.audit["done"] = done
         # Whoever leads now may be another one than before.
         left = order(left[1:], work.seen, patch.found)
-
-
-@contextmanager
-def _ends_by_signals() -> Iterator[None]:
-    """What else ends a program, as a terminal that is closed, ends it as Ctrl-C does: silences are ended."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
-
-    # One that is ignored stays so, as under `nohup`.
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
-    replaced = {one: handler for one, handler in before.items() if handler is not signal.SIG_IGN}
-    for number in replaced:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
 
 
 def _again(work: Work) -> str:

@@ -243,6 +243,7 @@ def model(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mod
     for name in APPS:
         made.machines[name].past.append("a swarm (active)")
     monkeypatch.setattr(subprocess, "run", made.run)
+    monkeypatch.setattr(lock, "run", lambda words, **options: made.run(words, **options).returncode)
     monkeypatch.setattr("deploys.run.remote.ThreadPoolExecutor", OneByOne)
     for module in (arrival, removal):
         monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,12 +55,22 @@ class OpsHost:
         for name, module in (("relay-releases", "relay_releases"), ("relay-runs", "relay_runs")):
             about = {"python": sys.executable, "programs": str(PROGRAMS), "directory": str(self.kept)}
             executable(self._bin / name, START.format(module=module, **about))
+        executable(self._bin / "wire", f'#!/bin/sh\n[ -e {self.kept}/away ] && exit 255\nexec sh -c "$1"\n')
         monkeypatch.setenv("PATH", f"{self._bin}:{os.environ['PATH']}")
         monkeypatch.setattr("deploys.run.releases.ssh.command", lambda *_: ["sh", "-c"])
         monkeypatch.setattr("deploys.run.remote.ssh.command", lambda *_: ["sh", "-c"])
 
     def goes_away(self) -> None:
         executable(self._bin / "relay-runs", "#!/bin/sh\necho 'No route to host' >&2\nexit 255\n")
+
+    def breaks_off(self) -> None:
+        """Ends the process that holds the lock, as a connection that breaks off does: it says nothing."""
+        os.kill(int((self.kept / "lock").read_text().splitlines()[1]), signal.SIGKILL)
+
+    def reached(self, yes: bool) -> None:
+        """By the program of `at_work`."""
+        away = self.kept / "away"
+        away.unlink(missing_ok=True) if yes else away.touch()
 
     def has_none(self) -> None:
         (self._bin / "relay-runs").unlink()
@@ -93,27 +107,40 @@ def test_the_lock_says_who_does_what_since_when(history: releases.History) -> No
     assert history.holder() == ""
 
 
+def test_whoever_asks_for_the_holder_keeps_nobody_from_the_lock(
+    history: releases.History, ops: OpsHost
+) -> None:
+    """As `doctor` does, from another machine, at the very moment."""
+    with (ops.kept / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert history.holder() == "", "two ask at once"
+        threading.Timer(1, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        with history.exclusive("apply"):
+            assert history.holder()
+
+
 PLAIN, GEVENT = "", "from gevent import monkey; monkey.patch_all()"
 AT_WORK = """
 {first}
+import sys
 import time
-from deploys.run import environment, releases
-releases.ssh.command = lambda *_: ["sh", "-c"]
+from deploys.run import environment, lock, releases, remote
+releases.ssh.command = lambda *_: ["wire"]
 with environment.use("sandbox") as inventory:
     history = releases.History(next(host for host in inventory if host.name == "ops1"))
     try:
         with history.exclusive("apply"):
             print("held", flush=True)
-            time.sleep(300)
+            {does}
     except releases.DeployError as error:
         print(error, flush=True)
 """
 
 
 @contextmanager
-def at_work(first: str = PLAIN) -> Iterator[subprocess.Popen[str]]:
+def at_work(first: str = PLAIN, does: str = "time.sleep(300)") -> Iterator[subprocess.Popen[str]]:
     """Another program that holds the lock."""
-    command = [sys.executable, "-c", AT_WORK.format(first=first)]
+    command = [sys.executable, "-c", AT_WORK.format(first=first, does=does.replace("\n", f"\n{' ' * 12}"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=fleet.REPOSITORY) as process:
         assert process.stdout is not None
         try:
@@ -123,8 +150,12 @@ def at_work(first: str = PLAIN) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+# As under `nohup … &` in a script: a shell lets such a command ignore Ctrl-C.
+BACKGROUND = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
 # With gevent's threads, as `apply`, and without, as everything else.
-@pytest.mark.parametrize("first", [PLAIN, GEVENT], ids=["threads", "gevent"])
+@pytest.mark.parametrize("first", [PLAIN, GEVENT, BACKGROUND], ids=["threads", "gevent", "background"])
 def test_whoever_loses_the_lock_stops_and_reads_why(history: releases.History, first: str) -> None:
     with at_work(first) as process:
         assert history.steal(mine(), "ticket 17").startswith(f"taken from {mine()} (apply)")
@@ -132,6 +163,51 @@ def test_whoever_loses_the_lock_stops_and_reads_why(history: releases.History, f
     assert said == f"the fleet's lock was taken by {mine()}: ticket 17\n"
     with history.exclusive("apply"):
         assert history.holder()
+
+
+def test_what_runs_on_a_host_when_the_lock_is_lost_is_ended(history: releases.History) -> None:
+    """An update of packages may take half an hour; whoever took the lock begins at once."""
+    begun = time.monotonic()
+    with at_work(does='remote.ask([history._host], ["sleep", "100"], seconds=1800)') as process:
+        assert history.steal(mine(), "ticket 17")
+        assert process.communicate(timeout=90)[0] == f"the fleet's lock was taken by {mine()}: ticket 17\n"
+    assert time.monotonic() - begun < 80
+
+
+CHILD = """
+from deploys.run import lock
+import time
+with lock.ended_by_signals():
+    try:
+        print("child", flush=True)
+        time.sleep(300)
+    except KeyboardInterrupt:
+        time.sleep(1)
+        print("the child has ended in order", flush=True)
+"""
+
+
+def test_a_command_of_ours_that_runs_when_the_lock_is_lost_ends_in_order(history: releases.History) -> None:
+    """`node` lets `apply` work under its lock: a line of the audit log tells how far that came."""
+    with at_work(does=f'lock.run([sys.executable, "-c", {CHILD!r}])') as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "child\n"
+        assert history.steal(mine(), "ticket 17")
+        said = process.communicate(timeout=90)[0].splitlines()
+    assert said == ["the child has ended in order", f"the fleet's lock was taken by {mine()}: ticket 17"]
+
+
+STOPPED = """try:
+    time.sleep(300)
+except KeyboardInterrupt as error:
+    raise releases.DeployError(f"stopped: {str(error) or 'interrupted'}. app1 is out of service")"""
+
+
+def test_a_command_that_says_how_far_it_came_says_who_took_the_lock(history: releases.History) -> None:
+    with at_work(does=STOPPED) as process:
+        assert history.steal(mine(), "ticket 17")
+        said, _ = process.communicate(timeout=90)
+    assert said == f"stopped: the fleet's lock was taken by {mine()}: ticket 17. app1 is out of service\n"
 
 
 def test_the_lock_is_taken_from_nobody_but_the_one_who_was_named(history: releases.History) -> None:
@@ -142,10 +218,49 @@ def test_the_lock_is_taken_from_nobody_but_the_one_who_was_named(history: releas
         assert history.holder()
 
 
-def test_a_connection_that_ends_is_no_theft(history: releases.History) -> None:
+def eventually(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_connection_that_ends_is_no_theft_and_is_made_again(
+    history: releases.History, ops: OpsHost
+) -> None:
     with history.exclusive("apply"):
-        subprocess.run(["pkill", "-KILL", "-f", f"relay-releases hold {mine()} \\(apply\\)"], check=False)
-        time.sleep(0.5)
+        ops.breaks_off()
+        eventually(lambda: bool(history.holder()))
+        ops.breaks_off()
+        eventually(lambda: bool(history.holder()))
+    assert history.holder() == ""
+
+
+def test_whoever_began_after_a_connection_ended_has_the_lock(history: releases.History, ops: OpsHost) -> None:
+    """A machine that slept for an hour must not go on beside them."""
+    with at_work() as process:
+        ops.reached(False)
+        ops.breaks_off()
+        eventually(lambda: history.holder() == "")
+        with history.exclusive("node remove"):
+            ops.reached(True)
+            said, _ = process.communicate(timeout=90)
+    assert said.startswith(f"the fleet's lock went with its connection, and {mine()} (node remove), since 20")
+
+
+def test_a_theft_from_somebody_who_is_away_is_told_when_they_are_back(
+    history: releases.History, ops: OpsHost
+) -> None:
+    with at_work() as process:
+        ops.reached(False)
+        ops.breaks_off()
+        about = {"holder": f"{mine()} (apply), since 2026", "words": "by bob: ticket 17", "at": time.time()}
+        (ops.kept / "theft.json").write_text(json.dumps(about))
+        ops.reached(True)
+        assert process.communicate(timeout=90)[0] == "the fleet's lock was taken by bob: ticket 17\n"
+    with history.exclusive("apply"):
+        ops.breaks_off()
+        eventually(lambda: bool(history.holder()))
 
 
 @pytest.fixture
@@ -191,12 +306,64 @@ def test_what_a_crash_left_half_written_spoils_nothing(keeper: Any) -> None:
     assert [one["command"] for one in keeper.known()] == ["apply", "verify"]
 
 
+def test_the_log_is_that_of_its_own_line_whoever_has_sent_it(keeper: Any) -> None:
+    """Another command of the machine may have ended, and sent the line of this one, a moment before."""
+    first, second = {"command": "apply", "at": "1"}, {"command": "ban add", "at": "2"}
+    keeper.record([first, second], "")
+    keeper.record([first, second], "printed by apply", first)
+    apply, ban = keeper.known()
+    assert keeper.log_file(apply["id"]).exists()
+    assert not keeper.log_file(ban["id"]).exists()
+
+
+def test_two_commands_that_end_together_are_kept_once(ops: OpsHost) -> None:
+    sent = json.dumps({"lines": [{"command": "apply", "at": str(one)} for one in range(20)], "log": ""})
+    told = [subprocess.Popen(["relay-runs", "record"], stdin=subprocess.PIPE, text=True) for _ in range(6)]
+    for one in told:
+        assert one.stdin is not None
+        one.stdin.write(sent)
+        one.stdin.flush()
+    for one in told:
+        assert one.stdin is not None
+        one.stdin.close()
+    assert [one.wait() for one in told] == [0] * len(told)
+    assert len(ops.runs()) == 20
+
+
+def test_a_full_disk_keeps_the_line_and_no_half_log(keeper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        keeper.record([{"command": "apply"}], "printed")
+    assert [one["command"] for one in keeper.known()] == ["apply"]
+    assert list((keeper.DIRECTORY / "logs").iterdir()) == []
+
+
+@pytest.mark.parametrize("last", ["0", "-1", "x"])
+def test_how_many_runs_is_a_number_of_them(
+    last: str, ops: OpsHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["runs", "sandbox", "--last", last]) == 1
+    assert "write a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_no_runs_are_no_runs(keeper: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    keeper.record([{"command": "apply"}], "")
+    keeper.show(0)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Runs a command that writes a line to the audit log and prints."""
 
     def go(*commands: str, prints: str = "printed", status: int = 0) -> int:
         monkeypatch.setattr(lock, "WRITTEN", [])
+        monkeypatch.setattr(lock, "MESSAGES", ["Ran a command\n"] if "apply" in commands else [])
 
         def command() -> int:
             print(prints)
@@ -211,10 +378,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
 
 
 def test_a_run_stands_on_the_fleet_with_what_it_printed(
-    run: Callable[..., int], ops: OpsHost, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: Callable[..., int], ops: OpsHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/apply.log").write_text("Ran a command\n")
     assert run("apply", prints="[ 1.0 s] Authorization: Bearer sk-abcdefghijklmnop1234567890", status=3) == 3
     assert capsys.readouterr().out.startswith("[ 1.0 s]"), "it is printed as before"
     (found,) = ops.runs()
@@ -267,6 +432,67 @@ def test_secrets_are_never_in_a_log_and_what_is_done_here_waits_for_the_next_com
     run("secrets show", "apply", prints="hunter2")
     assert [one["command"] for one in ops.runs()] == ["secrets show", "secrets show", "apply"]
     assert not (ops.kept / "logs").exists()
+
+
+def test_the_values_of_the_secrets_file_are_in_no_log(
+    run: Callable[..., int], ops: OpsHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rule knows a password by its form; a key is many lines, which programs indent."""
+    values = {"db_password": "correct-horse", "key": "-----BEGIN KEY-----\nabcdefgh\n", "short": "of"}
+    monkeypatch.setattr("deploys.lib.secrets.SecretStore.read", lambda _: values)
+    run("apply", prints="diff of it:\n+ login correct-horse\n+   abcdefgh")
+    (path,) = (ops.kept / "logs").iterdir()
+    text = gzip.decompress(path.read_bytes()).decode()
+    assert "diff of it:\n+ login [redacted]\n+   [redacted]\n" in text
+
+
+def test_of_a_long_log_the_end_is_kept_from_a_whole_line_on(
+    run: Callable[..., int], ops: OpsHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule finds nothing in half a secret."""
+    monkeypatch.setattr(runs, "MOST_TEXT", 40)
+    run("patch", prints="x" * 90 + "password=correct-horse-battery\nprinted")
+    (path,) = (ops.kept / "logs").iterdir()
+    assert gzip.decompress(path.read_bytes()).decode() == "printed\nerror: none\n"
+
+
+def test_a_bad_audit_log_keeps_no_command_from_its_end(
+    run: Callable[..., int], ops: OpsHost, tmp_path: Path
+) -> None:
+    log = lock.audit_log(tmp_path)
+    log.write_bytes(
+        b'[1]\n\xff\xfe\n{"command": "apply", "environment": "sandbox", "at": "1"}\n{"command": "p'
+    )
+    (tmp_path / runs.SENT).write_text('{"sandbox": "x"}')
+    assert run("ban add") == 0
+    assert [one["command"] for one in ops.runs()] == ["apply", "ban add"]
+    assert json.loads(log.read_bytes().splitlines()[-1])["command"] == "ban add"
+
+
+def test_an_audit_log_that_begins_anew_is_told_from_its_beginning(
+    run: Callable[..., int], ops: OpsHost, tmp_path: Path
+) -> None:
+    run(*["plan"] * 5)
+    lock.audit_log(tmp_path).unlink()
+    lock.audit(tmp_path, command="edge drain", environment="sandbox", result="done")
+    run("ban add")
+    assert [one["command"] for one in ops.runs()][-2:] == ["edge drain", "ban add"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_goes_wrong_with_its_record_is_no_failure_of_a_command(
+    run: Callable[..., int],
+    ops: OpsHost,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(runs.remote, "ask", broken)
+    assert run("apply", status=3) == 3
+    assert "told of this run" in capsys.readouterr().err
 
 
 def test_the_lock_is_shown_and_taken_by_name(
