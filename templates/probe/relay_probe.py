@@ -19,10 +19,11 @@ import os
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,12 +93,19 @@ class Seen:
 
 
 class Connection(http.client.HTTPSConnection):
-    """HTTPS to an address, by the name that customers use; no read waits beyond the call's end."""
+    """HTTPS to an address, by the name that customers use.
+
+    No read waits beyond the call's end, and the connection is shut then: an edge that sends a byte now and
+    then would keep the whole round from its end.
+    """
 
     def __init__(self, settings: Settings, trust: ssl.SSLContext, name: str, address: str) -> None:
         super().__init__(name, settings.port, timeout=settings.seconds, context=trust)
         self._address, self._tls = address, trust
         self._end = time.monotonic() + settings.seconds
+        self.late = False
+        self._alarm = threading.Timer(settings.seconds, self._shut)
+        self._alarm.daemon = True
 
     def connect(self) -> None:
         try:
@@ -108,13 +116,27 @@ class Connection(http.client.HTTPSConnection):
         try:
             plain.settimeout(self._left())
             # An answer that ends its connection takes `sock` away from us.
-            self.sock = self._wire = self._tls.wrap_socket(plain, server_hostname=self.host)
+            self.sock = self._wire = self._tls.wrap_socket(
+                plain, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._alarm.start()
+            self._wire.do_handshake()
         except (ssl.SSLError, ConnectionError) as error:
             plain.close()
-            raise Failed("tls", str(error)) from None
+            raise Failed("timeout" if self.late else "tls", str(error)) from None
         except OSError as error:
             plain.close()
             raise Failed("timeout", f"TLS: {error}") from None
+
+    def over(self) -> None:
+        """The call is over: nothing watches it any more. An answer may have closed the connection before."""
+        self._alarm.cancel()
+
+    def _shut(self) -> None:
+        """Ends every read; what TLS has of it is the reader's."""
+        self.late = True
+        with suppress(OSError):
+            socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
 
     def hurry(self) -> None:
         """Lets the next read wait for what is left of the call's time."""
@@ -150,11 +172,18 @@ def attempt(settings: Settings, trust: ssl.SSLContext | None, edge: str, kind: s
         if trust is None:
             raise Failed("tls", f"{settings.ca_file} cannot be read")
         with closing(Connection(settings, trust, name, settings.edges[edge])) as connection:
-            ask(connection, settings, kind, content)
+            try:
+                ask(connection, settings, kind, content)
+            except (Failed, http.client.HTTPException, OSError):
+                if connection.late:
+                    raise TimeoutError from None
+                raise
+            finally:
+                connection.over()
     except Failed as failed:
         why, words = failed.why, str(failed)
     except TimeoutError:
-        why, words = "timeout", f"nothing came for the rest of {settings.seconds:.0f} s"
+        why, words = "timeout", f"the answer did not end within {settings.seconds:.0f} s"
     except (http.client.HTTPException, OSError) as error:
         why, words = "cut", f"{type(error).__name__}: {error}"
     return Seen(edge, kind, why, words, first[0] if first else None, time.monotonic() - start)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Keeps the fleet's releases: history, stack files, images, lock. Installed by deploys/roles/registry.py.
 
-    relay-releases show                     # JSON: the lines, oldest first; who holds the lock, its last theft
+    relay-releases show                     # JSON: lines, oldest first; who holds the lock, its last theft
     relay-releases record < LINE            # appends a line (JSON); figures for Prometheus follow it
     relay-releases put NUMBER < FILE        # keeps a release's stack file
     relay-releases get NUMBER

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +107,49 @@ def test_its_figures_name_one_class_at_most(why: str, tmp_path: Path) -> None:
 def test_settings_that_are_missing_are_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="run `apply`"):
         PROGRAM.Settings.read(tmp_path / "probe.json")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and certificate of api.test."""
+    path = tmp_path_factory.mktemp("tls") / "edge.pem"
+    about = ["-subj", "/CN=api.test", "-addext", "subjectAltName=DNS:api.test", "-days", "2", "-noenc"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command = ["openssl", "req", *kind, *about, "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def drips(server: socket.socket, certificate: Path, head: bytes) -> None:
+    """An edge that sends a byte now and then, for ever."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with suppress(OSError), context.wrap_socket(server.accept()[0], server_side=True) as wire:
+        wire.recv(65536)
+        wire.sendall(head)
+        while True:
+            wire.sendall(b" ")
+            time.sleep(0.2)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", [PROGRAM.WHOLE, PROGRAM.STREAM])
+@pytest.mark.parametrize("head", [HEAD, HEAD[:20]], ids=["body", "headers"])
+def test_an_edge_that_drips_keeps_no_round_from_its_end(certificate: Path, kind: str, head: bytes) -> None:
+    """The service's watchdog would end it, again and again, and nothing would be told of any edge."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drips, args=(server, certificate, head), daemon=True).start()
+        port = server.getsockname()[1]
+        about = {"name": "api.test", "console": "", "model": "m", "token": "t", "ca_file": str(certificate)}
+        settings = PROGRAM.Settings(edges={"edge1": "127.0.0.1"}, port=port, seconds=2, **about)
+        found: list[Any] = []
+        trust = PROGRAM.trusted(str(certificate))
+        call = threading.Thread(
+            target=lambda: found.append(PROGRAM.attempt(settings, trust, "edge1", kind)), daemon=True
+        )
+        call.start()
+        call.join(15)
+    assert [(one.why, one.words) for one in found] == [("timeout", "the answer did not end within 2 s")]

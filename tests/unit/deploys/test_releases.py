@@ -65,7 +65,7 @@ def test_what_is_recorded_is_shown_and_an_unfinished_release_is_measured(
     assert figure(tmp_path) == 0
     program.main(["show"])
     shown = json.loads(capsys.readouterr().out)
-    assert shown == {"lines": [began, line(1, "canary"), line(1, "released")], "holder": ""}
+    assert shown == {"lines": [began, line(1, "canary"), line(1, "released")], "holder": "", "stolen": {}}
 
 
 def test_what_a_crash_left_half_written_spoils_nothing(
