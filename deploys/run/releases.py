@@ -171,6 +171,7 @@ class _LockWatcher:
     def __init__(self, holder: _Holder, name: str, shown: Callable[[], Mapping[str, Any]]) -> None:
         self.words, self.dismissed = "", False
         self._holder, self._name, self._shown, self._since = holder, name, shown, time.time()
+        self._guard = threading.Lock()
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self) -> None:
@@ -181,10 +182,12 @@ class _LockWatcher:
                 lost = f"was taken {said.removeprefix('stolen ')}"
             elif not said and not self.dismissed:
                 lost = self._again()
-        if lost and not self.dismissed:
+        with self._guard:
+            if not lost or self.dismissed:
+                return
             self.words = f"the fleet's lock {lost}"
             _interrupt()
-            _end_children(self._holder.pid)
+        _end_children(self._holder.pid)
 
     def _again(self) -> str:
         """Takes the lock again; in words what became of it, if it is somebody else's."""
@@ -215,15 +218,19 @@ class _LockWatcher:
         def end(*_: object) -> None:
             raise KeyboardInterrupt(self.words)
 
-        if threading.current_thread() is not threading.main_thread():
-            # Only the main thread may say what a signal does.
-            yield
-            return
         before = signal.signal(STOLEN, end)
         try:
             yield
         finally:
-            signal.signal(STOLEN, before)
+            try:
+                self.dismiss()
+            finally:
+                signal.signal(STOLEN, before)
+
+    def dismiss(self) -> None:
+        """From here on nothing is interrupted: outside of the block the signal would end the program."""
+        with self._guard:
+            self.dismissed = True
 
 
 def _interrupt() -> None:
@@ -319,7 +326,6 @@ class History:
                 told = more if watcher.words in more else "; ".join(filter(None, [watcher.words, more]))
                 raise DeployError(told) from None
             finally:
-                watcher.dismissed = True
                 holder.end()
 
     def steal(self, holder: str, reason: str) -> str:
