@@ -60,7 +60,11 @@ def down(sandbox: Sandbox, *, purge: bool = False) -> None:
             hosts.remove_all(sandbox, running)
             if not hosts.remove_network(sandbox, running):
                 running = engine.restart(sandbox)
-                hosts.remove_network(sandbox, running)
+                if not hosts.remove_network(sandbox, running):
+                    raise SandboxError(
+                        f"the network {sandbox.name} still has endpoints: `docker network inspect` of it "
+                        "names containers that are not the sandbox's; remove them, then run this again"
+                    )
             if purge:
                 image.remove_all(running)
     if engine.stop(sandbox):

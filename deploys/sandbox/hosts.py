@@ -278,8 +278,11 @@ def remove_network(sandbox: Sandbox, engine: Engine) -> bool:
 
     Docker then lists none to disconnect, and counts anew only when it starts (moby issue 42119).
     """
-    if engine.docker("network", "inspect", sandbox.name, check=False).returncode:
+    found = engine.docker("network", "inspect", sandbox.name, check=False)
+    if found.returncode and ("No such network" in found.stderr or "not found" in found.stderr):
         return True
+    if found.returncode:
+        raise SandboxError(f"whether there is a network {sandbox.name} is not known: {found.stderr.strip()}")
     done = engine.docker("network", "rm", sandbox.name, check=False)
     if done.returncode and "has active endpoints" not in done.stderr:
         raise SandboxError(f"the network {sandbox.name} cannot be removed: {done.stderr.strip()}")

@@ -171,6 +171,24 @@ def test_down_restarts_its_engine_when_that_counts_hosts_that_are_gone(
     assert engine.done[-3:] == ["restart", "network inspect relay-sandbox", "network rm relay-sandbox"]
 
 
+def test_down_says_so_when_somebody_elses_container_keeps_the_network(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of()
+    engine.in_use = 1
+    monkeypatch.setattr(engines, "find", lambda _: engine)
+    monkeypatch.setattr(engines, "restart", lambda _: engine)
+    with pytest.raises(SandboxError, match="names containers that are not the sandbox's"):
+        cli.down(sandbox)
+
+
+def test_an_engine_that_does_not_answer_is_no_network_that_is_gone(sandbox: Sandbox) -> None:
+    engine = engine_of()
+    engine.network = lambda *_: (1, "", "Cannot connect to the Docker daemon")
+    with pytest.raises(SandboxError, match="Cannot connect"):
+        hosts.remove_network(sandbox, engine)
+
+
 def test_an_engine_of_the_machine_is_not_restarted_but_named(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
