@@ -147,10 +147,17 @@ class _Holder:
         return process.returncode or 0, said
 
     def heard(self) -> str:
-        """What it says next; empty when its connection has ended."""
+        """What it says next; empty when its connection has ended. For the watcher alone."""
         return self._read(self._process) if self._process else ""
 
+    def over(self) -> None:
+        """Its connection has ended, or ends now. For the watcher alone, which reads there until then."""
+        self.end()
+        if self._process and self._process.stdout:
+            self._process.stdout.close()
+
     def end(self) -> None:
+        """Gives the lock back."""
         if self._process and self._process.stdin:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -180,10 +187,16 @@ class _LockWatcher:
             said = self._holder.heard()
             if said.startswith("stolen "):
                 lost = f"was taken {said.removeprefix('stolen ')}"
-            elif not said and not self.dismissed:
+            elif not said:
+                self._holder.over()
                 lost = self._again()
+        if lost:
+            self._end(lost)
+        self._holder.over()
+
+    def _end(self, lost: str) -> None:
         with self._guard:
-            if not lost or self.dismissed:
+            if self.dismissed:
                 return
             self.words = f"the fleet's lock {lost}"
             _interrupt()
@@ -205,7 +218,8 @@ class _LockWatcher:
                     break
             time.sleep(AGAIN_SECONDS)
         if self.dismissed:
-            self._holder.end()
+            # Nobody else may know of the one that was just started.
+            self._holder.over()
         return ""
 
     @contextmanager
