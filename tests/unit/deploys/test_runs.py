@@ -490,7 +490,7 @@ def test_what_goes_wrong_with_its_record_is_no_failure_of_a_command(
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(runs.remote, "ask", broken)
+    monkeypatch.setattr("deploys.run.remote.ask", broken)
     assert run("apply", status=3) == 3
     assert "told of this run" in capsys.readouterr().err
 
