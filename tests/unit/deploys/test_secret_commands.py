@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,11 +201,11 @@ def test_the_fleet_is_asked_by_the_commands_of_the_day(
 ) -> None:
     asked: list[list[str]] = []
 
-    def answer(words: list[str], **_: Any) -> Any:
+    def answer(words: list[str], **_: Any) -> int:
         asked.append(words[1:])
-        return subprocess.CompletedProcess(words, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", answer)
+    monkeypatch.setattr("deploys.run.lock.run", answer)
     hands = Fleet("sandbox", sandbox)
     hands.look()
     hands.bring()
