@@ -53,9 +53,9 @@ CONSTRAINT = "node.labels.dokploy==true"
 # Labels: SHA-256 of a secret (which has 256 random bits of its own), and of a service without its image.
 OF_SECRET, OF_SERVICE = "relay.sha256", "relay.spec"
 KEPT = {
-    "dokploy_postgres_password": "its database took it when it was made",
-    "dokploy_auth_secret": "Dokploy encrypts with it what it keeps",
-    "dokploy_backup_passphrase": "backups in the bucket are encrypted with it",
+    "dokploy_postgres_password": "its database took it when it was made, and only Dokploy reaches that",
+    "dokploy_auth_secret": "Dokploy encrypts with it what it keeps, and could read nothing of that any more",
+    "dokploy_backup_passphrase": "backups in the bucket are encrypted with it, and could not be read again",
 }
 SWARM_SECRETS = ("dokploy_postgres_password", "dokploy_auth_secret")
 
@@ -82,7 +82,7 @@ ROLE = Role(
             own_dokploy.PASSWORD,
             way=Way(
                 rotation.BY_HAND,
-                remedy="change it in Dokploy's pages, then `secrets edit ENV dokploy_owner_password`",
+                remedy="change it in Dokploy's pages, then write the new one here: `secrets edit ENV dokploy_owner_password`",
             ),
         ),
         *object_store.secrets(object_store.DOKPLOY),

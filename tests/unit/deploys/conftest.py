@@ -134,6 +134,12 @@ def fake_role(
     return run
 
 
+@pytest.fixture
+def without_admission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever runs all roles: Dokploy's account is made by its API, which no fake host has."""
+    monkeypatch.setattr("deploys.roles.dokploy._admit", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def _plain_outcomes() -> dict[tuple[Any, str], Outcome]:
     return {}

@@ -14,6 +14,8 @@ from deploys import roles
 from deploys.lib import acting, fleet
 from tests.unit.deploys.facts import LINUX
 
+pytestmark = pytest.mark.usefixtures("without_admission")
+
 MANAGER = json.dumps({"LocalNodeState": "active", "ControlAvailable": True})
 NODES = [
     json.dumps(

@@ -121,7 +121,7 @@ def test_only_ops_may_delete(fake_role: Any, sandbox_inventory: Any) -> None:
     ]
     found = json.loads(text)
     policies = {policy["name"]: policy["document"]["Statement"] for policy in found["policies"]}
-    others = {"s3_logs", "s3_status", "s3_status_reader"}
+    others = {"s3_dokploy", "s3_logs", "s3_status", "s3_status_reader"}
     assert set(policies) == {"s3", "s3_reader", "s3_retention", *others}
 
     def deletable(name: str) -> set[str]:

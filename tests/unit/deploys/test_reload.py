@@ -17,6 +17,8 @@ from deploys.lib.config_files import ConfigFile, Configuration
 from deploys.roles.bans import ALERTS_PORT
 from tests.unit.deploys.facts import LINUX, in_place, running
 
+pytestmark = pytest.mark.usefixtures("without_admission")
+
 # Every set of files that holds or names the host's certificate or the fleet's CA.
 CERTIFIED = {
     "base": {"fleet-ca"},
@@ -35,6 +37,7 @@ CERTIFIED = {
     "logstore": {"relay-logs-intake", "relay-logs-figures"},
     "logship": {"syslog-ng"},
     "grafana": {"grafana", "relay-grafana-front"},
+    "dokploy": {"relay-dokploy-front"},
 }
 # The role edge where the fleet's CA issues what customers see: only then nginx reads it.
 FLEETS_OWN = "edge, certificate of the fleet"

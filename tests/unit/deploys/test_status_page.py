@@ -39,9 +39,9 @@ def test_edges_reach_the_fleets_own_store_for_it_only(sandbox_inventory: Any) ->
             group for one in openings if objectstore.S3_PORT in one.ports for group in one.groups or ("all",)
         }
 
-    assert groups() == {"db", "edge", "ops"}
+    assert groups() == {"db", "dokploy", "edge", "ops"}
     sandbox_inventory.override_data["edge_status_page"] = False
-    assert groups() == {"db", "ops"}
+    assert groups() == {"db", "dokploy", "ops"}
 
 
 def test_nginx_serves_it_from_its_own_disk(sandbox_inventory: Any) -> None:
