@@ -82,7 +82,8 @@ ROLE = Role(
             own_dokploy.PASSWORD,
             way=Way(
                 rotation.BY_HAND,
-                remedy="change it in Dokploy's pages, then write the new one here: `secrets edit ENV dokploy_owner_password`",
+                remedy="change it in Dokploy's pages, then write the new one here: `secrets edit ENV "
+                "dokploy_owner_password`",
             ),
         ),
         *object_store.secrets(object_store.DOKPLOY),
