@@ -125,6 +125,8 @@ def test_without_its_images_one_line_says_so(sandbox_inventory: Any) -> None:
         ("dokploy_image", ""),
         ("dokploy_postgres_image", "postgres:16@sha256:12"),
         ("dokploy_owner_email", "nobody"),
+        ("dokploy_owner_email", "ops@corp"),
+        ("dokploy_owner_email", "a..b@relay.test"),
         ("dokploy_memory", "much"),
         ("dokploy_allowed_from", ["10.0.0.0/33"]),
         ("swarm_managers", 0),
