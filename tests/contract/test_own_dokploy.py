@@ -391,7 +391,7 @@ def test_the_state_of_before_is_found_after_a_restore_that_was_cut_off(
     names = sorted(path.name for path in (node.root / "lib").glob("postgres.*"))
     assert names == [
         *("postgres.before-restore-S1", "postgres.unfinished-S2"),
-        *("postgres.unfinished-S2-2", "postgres.unfinished-S3"),
+        *("postgres.unfinished-S2.2", "postgres.unfinished-S3"),
     ]
     assert (node.root / "lib/postgres.before-restore-S1/of-before").exists()
     # Once Dokploy is healthy on it, it is a state as any other.
@@ -410,7 +410,7 @@ def test_a_name_that_is_taken_keeps_no_state_in_its_place(node: Node) -> None:
     assert node.run("set-aside", "old") == 0
     assert not node.files.exists()
     assert (node.root / "etc/dokploy.before-restore-old/ssh").exists()
-    assert (node.root / "etc/dokploy.before-restore-old-2").exists()
+    assert (node.root / "etc/dokploy.before-restore-old.2").exists()
 
 
 def test_what_is_in_clear_goes_with_a_backup_that_is_ended_or_killed(node: Node, store: Store) -> None:
