@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -434,7 +435,8 @@ def test_what_is_in_clear_goes_with_a_backup_that_is_ended_or_killed(node: Node,
             process.wait(10)
             assert len(left()) == remain
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     slow.unlink()
     assert node.run("backup") == 0
     assert left() == []
