@@ -201,7 +201,8 @@ def _undo(look: Look, made_on: str, node: str, stamp: str) -> str:
     ]
     return (
         f"on {node} `sudo {TOOL} down` and `sudo {TOOL} set-aside undone`; on {old} rename "
-        f"{' and '.join(renamed)} back; then name {old} in `dokploy` of the inventory, and apply"
+        f"{' and '.join(renamed)} back (where an earlier try has renamed them, each is the newest "
+        f"`.before-restore-*` of a date there); then name {old} in `dokploy` of the inventory, and apply"
     )
 
 

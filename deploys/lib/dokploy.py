@@ -378,6 +378,8 @@ class Dokploy:
     def sign_in(self, email: str, password: str) -> None:
         """Signs in with an account that there is; the session is signed in afterwards."""
         self._hidden.append(password)
+        # A sign-up gives a session, too, and Dokploy refuses who signs in with one and no Origin.
+        self._session.cookies.clear()
         call = "auth/sign-in/email"
         try:
             self._call("POST", call, {"email": email, "password": password})

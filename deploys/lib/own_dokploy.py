@@ -24,7 +24,8 @@ PASSWORD = "dokploy_owner_password"  # noqa: S105 - a secret's name
 # Of the API key, among those in Dokploy's pages.
 KEY_NAME = "deploys"
 _PINNED = re.compile(r"[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}")
-_MAIL = re.compile(r"[^@\s\"'\\]+@[A-Za-z0-9.-]+")
+# What Dokploy takes as one (zod's pattern): the domain needs a dot.
+_MAIL = re.compile(r"(?!\.)(?!.*\.\.)[\w'+.-]*[\w+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}", re.ASCII)
 _MEMORY = re.compile(r"[1-9][0-9]*[MG]")
 
 
@@ -81,7 +82,7 @@ def _images() -> Iterator[str]:
 
 def _access() -> Iterator[str]:
     if not _MAIL.fullmatch(owner()):
-        yield f"`dokploy_owner_email` is {owner()!r}: write a mail address, or nothing"
+        yield f"`dokploy_owner_email` is {owner()!r}: write a mail address, as ops@example.com"
     if not _MEMORY.fullmatch(str(fleet.setting("dokploy_memory"))):
         yield f"`dokploy_memory` is {fleet.setting('dokploy_memory')!r}: write a size, such as 2G"
     for network in fleet.setting("dokploy_allowed_from"):

@@ -98,12 +98,14 @@ class Present:
 
     `secrets` and `services` are by name: the label of the first; (label, image) of the second. `owners` is
     None where the database cannot be asked. `directories`: whether its state has a place on the host.
+    `leftover`: whether there are files of a Dokploy, and no database beside them.
     """
 
     network: str = ""
     secrets: dict[str, str] = field(default_factory=dict)
     services: dict[str, tuple[str, str]] = field(default_factory=dict)
     directories: bool = False
+    leftover: bool = False
     owners: int | None = None
 
 
@@ -124,6 +126,7 @@ class Seen(FactBase[Present]):
                 for name in (DATABASE, SERVICE)
             ),
             f"[ -d {FILES} ] && [ -d {DATA} ] && echo directories",
+            f'[ ! -d {DATA} ] && [ -n "$(ls -A {FILES})" ] && echo leftover',
             f"{TOOL} owners",
         ]
         return "".join(f"{show} 2>/dev/null; " for show in shows) + "true"
@@ -143,9 +146,27 @@ class Seen(FactBase[Present]):
                 found.services[rest[0]] = ("".join(rest[2:]), rest[1])
             elif kind == "directories":
                 found.directories = True
+            elif kind == "leftover":
+                found.leftover = True
             elif kind == "owners":
                 found.owners = int(rest[0])
         return found
+
+
+@operation()
+def alone() -> Commands:
+    """No other Dokploy is in the swarm, such as one that its install script made: its services have no label
+    of ours, and its database is a volume, which ours would not use. It is refused before anything changes."""
+    others = [name for name, (spec, _) in host.get_fact(Seen).services.items() if not spec]
+    if not others:
+        host.noop("no other Dokploy is in the swarm")
+        return
+    yield StringCommand("docker service inspect --format '{{.Spec.Name}}'", *others)
+    if is_executing():
+        raise OperationError(
+            f"another Dokploy runs in the swarm: `apply` did not make {' and '.join(others)}, and takes no "
+            "Dokploy over. Keep it (`dokploy = off`); or deploys/RUNBOOK.md, Dokploy runs here, Act 1"
+        )
 
 
 @operation()
@@ -179,8 +200,9 @@ def secret(stored: str, value: str) -> Commands:
             raise OperationError(
                 f"the swarm's secret {stored} is not the one of the secrets file, and {KEPT[stored]}: put "
                 f"the value that it was made with into the file (`secrets edit ENV {stored}`). A secret that "
-                "others made has no label: when the file has its value, `docker service rm "
-                f"{SERVICE} {DATABASE}`, `docker secret rm {stored}`, then apply, which makes it anew"
+                "others made has no label: when the file has its value and the database is in "
+                f"{DATA}, `docker service rm {SERVICE} {DATABASE}`, `docker secret rm {stored}`, then apply, "
+                "which makes it anew"
             )
 
 
@@ -192,6 +214,11 @@ def state() -> Commands:
         return
     if is_executing() and fleet.store().read().get(relay_dokploy.KEY):
         raise OperationError(_gone(fleet.node_of(host).name))
+    if is_executing() and host.get_fact(Seen).leftover:
+        raise OperationError(
+            f"{FILES} on {fleet.node_of(host).name} has files of another Dokploy, and no database is "
+            f"in {DATA}: to begin anew rename {FILES}, then apply (deploys/RUNBOOK.md, Dokploy runs here)"
+        )
     yield StringCommand(f"install -d -m 755 {FILES} && install -d -m 700 {DATA}")
 
 
@@ -233,7 +260,18 @@ def _admit() -> None:
             key = own_dokploy.admit(port)
         vault.put(fleet.store(), relay_dokploy.KEY, key)
     except DeployError as error:
-        raise OperationError(str(error)) from None
+        raise OperationError(f"{error}{_half_made()}") from None
+
+
+def _half_made() -> str:
+    """What to add where there is no owner still: a first sign-up that was cut off, while Dokploy asked for
+    its public address, leaves an account that owns nothing, and is never completed."""
+    if host.get_fact(Seen).owners:
+        return ""
+    return (
+        ". Its database has no owner. Once more, `apply`; if that ends here again, a sign-up was cut off: "
+        f"on the node `sudo {TOOL} down`, `sudo {TOOL} set-aside half-made`, then apply begins anew"
+    )
 
 
 def services(address: str) -> dict[str, dict[str, Any]]:
@@ -248,7 +286,8 @@ def services(address: str) -> dict[str, dict[str, Any]]:
         "--env=POSTGRES_DB=dokploy",
         f"--env=POSTGRES_PASSWORD_FILE=/run/secrets/{password}",
         f"--mount=type=bind,source={DATA},target=/var/lib/postgresql/data",
-        "--health-cmd=pg_isready --username dokploy",
+        # By TCP: while its image makes the database, a server of its own answers on the socket alone.
+        "--health-cmd=pg_isready --host 127.0.0.1 --username dokploy",
         "--stop-grace-period=60s",
     ]
     own = [
@@ -315,6 +354,7 @@ def dokploy() -> None:
         ConfigFile(SETTINGS, json.dumps(settings(address), indent=1) + "\n", mode="600"),
         ConfigFile(PASSPHRASE, fleet.secret("dokploy_backup_passphrase") + "\n", mode="600"),
     )
+    alone(name="Look for another Dokploy (docker service)")
     network(name=f"Make the network {NETWORK} (docker network)")
     for name in host.loop(SWARM_SECRETS):
         secret(name=f"Make {name} (docker secret)", stored=name, value=fleet.secret(name))

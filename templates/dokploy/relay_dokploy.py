@@ -18,9 +18,14 @@ replaces can be brought back as long as the bucket keeps versions. Exit codes: 0
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +44,7 @@ SERVICE, DATABASE = "dokploy", "dokploy-postgres"
 UP_SECONDS = 900
 DOWN_SECONDS = 120
 OWNERS = "select count(*) from member where role = 'owner'"
+SCRATCH = "backup-"
 DUMP, ABOUT, TREE = "database.dump", "about.json", "files"
 # Backups of what Dokploy deployed: those of their owners.
 LEFT_OUT = ("volume-backups", "volume-backup-lock")
@@ -103,12 +109,13 @@ def container(name: str) -> str:
 
 def inspected(name: str) -> tuple[str, str, str]:
     """(label of its words, image, state of its last update) of a service; all "" where there is none."""
+    # The label and the state may be empty: only the last field may be missing at the end of a line.
     shape = (
-        '{{index .Spec.Labels "relay.spec"}} {{.Spec.TaskTemplate.ContainerSpec.Image}} '
-        "{{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}}"
+        "{{.Spec.TaskTemplate.ContainerSpec.Image}} {{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}} "
+        '{{index .Spec.Labels "relay.spec"}}'
     )
     fields = asked("docker", "service", "inspect", name, "--format", shape).split(" ")
-    spec, image, state = (*fields, "", "", "")[:3]
+    image, state, spec = (*fields, "", "", "")[:3]
     return spec, image, state
 
 
@@ -116,8 +123,14 @@ def up(settings: Settings, options: argparse.Namespace) -> int:
     """Brings a service to what the settings say."""
     name, wanted = options.service, settings.services[options.service]
     spec, image, _ = inspected(name)
-    if (spec or image) and spec != wanted["spec"]:
-        # Made by others, or by another version of this: one replica that stops first loses nothing by it.
+    if image and not spec:
+        raise Failure(
+            f"the service {name} was not made by `apply`, and nothing of it is touched: another Dokploy runs "
+            "here (deploys/RUNBOOK.md, Dokploy runs here)"
+        )
+    not_older(name, wanted["image"])
+    if image and spec != wanted["spec"]:
+        # Made by another version of this: one replica that stops first loses nothing by it.
         run("docker", "service", "rm", name)
         wait(f"{name} to be gone", DOWN_SECONDS, lambda: not container(name))
         image = ""
@@ -130,7 +143,33 @@ def up(settings: Settings, options: argparse.Namespace) -> int:
         wait(f"{name} to be healthy", options.seconds, lambda: healthy(name, wanted["image"]))
     except Failure as failure:
         raise Failure(f"{failure}; {why(name)}") from None
+    if name == SERVICE:
+        unfinished(settings).unlink(missing_ok=True)
     return 0
+
+
+def version(image: str) -> tuple[int, ...]:
+    """The version that an image's tag names, such as (0, 30, 2); () where it names none."""
+    found = re.search(r":v?([0-9]+)\.([0-9]+)\.([0-9]+)(?:@|$)", image)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def not_older(name: str, wanted: str) -> None:
+    """Failure when a newer Dokploy than `wanted` runs: it has migrated the database, which the older one
+    cannot read. Dokploy's own pages can update it."""
+    there = container(name) if name == SERVICE else ""
+    now, _, health = running(there).partition(" ")
+    if health == "healthy" and version(wanted) and version(now) > version(wanted):
+        raise Failure(
+            f"{now} runs, which is newer than {wanted}, and has migrated the database: set `dokploy_image` "
+            "to it, or restore a backup from before"
+        )
+
+
+def running(there: str) -> str:
+    """IMAGE HEALTH of a container; "" for none."""
+    shape = "{{.Config.Image}} {{if .State.Health}}{{.State.Health.Status}}{{end}}"
+    return asked("docker", "inspect", there, "--format", shape) if there else ""
 
 
 def healthy(name: str, image: str) -> bool:
@@ -139,9 +178,7 @@ def healthy(name: str, image: str) -> bool:
     # The word stays after the old image has been asked for again.
     if state.startswith("rollback") and now != image:
         raise Failure(f"the new image of {name} did not become healthy, and Swarm went back to the old one")
-    there = container(name)
-    shape = "{{.Config.Image}} {{if .State.Health}}{{.State.Health.Status}}{{end}}"
-    return bool(there) and asked("docker", "inspect", there, "--format", shape) == f"{image} healthy"
+    return running(container(name)) == f"{image} healthy"
 
 
 def why(name: str) -> str:
@@ -231,11 +268,19 @@ def client(settings: Settings) -> Any:
 
 @contextmanager
 def scratch(settings: Settings) -> Iterator[Path]:
-    """A directory for root alone, beside the database's; whatever was there is gone afterwards."""
+    """A directory for root alone, beside the database's; whatever was there is gone afterwards, as is what
+    one left that was killed. One has it at a time; another waits."""
     parent = Path(settings.data).parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="backup-", dir=parent) as made:
-        yield Path(made)
+    held = os.open(parent, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for left in parent.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as made:
+            yield Path(made)
+    finally:
+        os.close(held)
 
 
 @contextmanager
@@ -294,7 +339,8 @@ def pack(settings: Settings, room: Path) -> Path:
     """The encrypted archive of the database, then the files, then what they are of."""
     with (room / DUMP).open("wb") as file:
         in_file(database_command("pg_dump", "--format=custom", "-d", "dokploy"), file)
-    images = {name: one["image"] for name, one in settings.services.items()}
+    # What runs: the settings may name an image that did not become healthy.
+    images = {name: inspected(name)[1] or one["image"] for name, one in settings.services.items()}
     (room / ABOUT).write_text(json.dumps({"images": images, "version": sql("show server_version")}))
     archive, files = room / "archive.gpg", Path(settings.files)
     tar = [
@@ -362,6 +408,19 @@ def proven(room: Path) -> None:
         raise Failure("the backup's dump has no owner's account")
 
 
+def readable(settings: Settings, room: Path) -> None:
+    """Failure when the backup is of a newer Dokploy than the settings name: it cannot read that database."""
+    of, wanted = (
+        json.loads((room / ABOUT).read_text())["images"][SERVICE],
+        settings.services[SERVICE]["image"],
+    )
+    if version(wanted) and version(of) > version(wanted):
+        raise Failure(
+            f"the backup is of {of}, and `dokploy_image` is the older {wanted}: set it to that, apply (which "
+            "stops at Dokploy), and restore then; or take an older backup"
+        )
+
+
 def stored(settings: Settings) -> list[dict[str, Any]]:
     """What the bucket has, newest first: key, size, and who made it when."""
     from botocore.exceptions import BotoCoreError, ClientError
@@ -403,9 +462,12 @@ def write_figures(path: Path, series: Mapping[str, float]) -> None:
 
 def look(settings: Settings, options: argparse.Namespace) -> int:
     """What a restore must know, as JSON."""
-    nodes = asked("docker", "node", "ls", "--format", "{{.Hostname}}").split()
-    label = '{{if index .Spec.Labels "dokploy"}}{{.Description.Hostname}}{{end}}'
-    labelled = asked("docker", "node", "inspect", "--format", label, *nodes).split() if nodes else []
+    # By id: a host that joined anew has two entries of its name until the old one is forgotten.
+    nodes = asked("docker", "node", "ls", "--format", "{{.ID}}").split()
+    shape = '{{.Description.Hostname}} {{if index .Spec.Labels "dokploy"}}labelled{{end}}'
+    told = run("docker", "node", "inspect", "--format", shape, *nodes).splitlines() if nodes else []
+    entries = [line.split() for line in told]
+    nodes, labelled = [one[0] for one in entries], [one[0] for one in entries if len(one) > 1]
     needed = [("network", settings.network), *(("secret", name) for name in settings.secrets)]
     missing = [f"{kind} {name}" for kind, name in needed if not asked("docker", kind, "inspect", name)]
     found = {"nodes": nodes, "labelled": labelled, "missing": missing}
@@ -413,19 +475,33 @@ def look(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def unfinished(settings: Settings) -> Path:
+    """Is there from when a restore begins to put a state in its place until Dokploy is healthy on it."""
+    return Path(settings.data).with_name("restoring")
+
+
 def set_aside(settings: Settings, options: argparse.Namespace) -> int:
-    """Stops what works on the state here, and renames it; once for a stamp."""
+    """Stops what works on the state here, and renames it. What a restore left half done gets another name
+    than what was there before it, which is what an undo wants."""
     for name in (SERVICE, DATABASE):
         if container(name):
             raise Failure(f"{name} still runs here: relay-dokploy down")
     for unit in settings.units:
         asked("systemctl", "disable", "--now", unit)
+    what = "unfinished" if unfinished(settings).exists() else "before-restore"
     for path in map(Path, (settings.files, settings.data)):
-        old = path.with_name(f"{path.name}.before-restore-{options.stamp}")
-        if path.exists() and not old.exists():
+        if path.exists():
+            old = free(path.with_name(f"{path.name}.{what}-{options.stamp}"))
             path.rename(old)
             print(f"{path} is {old}")
+    unfinished(settings).unlink(missing_ok=True)
     return 0
+
+
+def free(path: Path) -> Path:
+    """The path, or with a number after it where it is taken."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def restore(settings: Settings, options: argparse.Namespace) -> int:
@@ -436,7 +512,9 @@ def restore(settings: Settings, options: argparse.Namespace) -> int:
     with scratch(settings) as room:
         size = fetch(settings, options.key, room)
         proven(room)
+        readable(settings, room)
         set_aside(settings, options)
+        unfinished(settings).touch()
         files, data = Path(settings.files), Path(settings.data)
         run("cp", "--archive", "--no-target-directory", str(room / TREE), str(files))
         data.mkdir(mode=0o700, parents=True)
@@ -495,4 +573,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # As systemd ends it: what is in clear on the disk goes, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

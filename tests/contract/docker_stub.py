@@ -29,7 +29,7 @@ def inspect_container(state: dict[str, Any], words: list[str]) -> str | None:
 
 def inspect(state: dict[str, Any], words: list[str]) -> str | None:
     one = state["services"].get(words[2])
-    return f"{one['spec']} {one['image']} {state.get('update', '')}" if one else MISSING
+    return f"{one['image']} {state.get('update', '')} {one['spec']}" if one else MISSING
 
 
 def create(state: dict[str, Any], words: list[str]) -> str | None:
@@ -55,14 +55,21 @@ def remove(state: dict[str, Any], words: list[str]) -> str | None:
     return ""
 
 
+def inspect_nodes(state: dict[str, Any], words: list[str]) -> str | None:
+    """app1 joined anew: by its name Docker finds two entries, and says nothing of any."""
+    names = {"id1": "app1 labelled", "id2": "app1 ", "id3": "app2 "}
+    told = [names.get(word, "") for word in words[4:]]
+    return "\n".join(told) if all(told) else MISSING
+
+
 COMMANDS = {
     "service inspect": inspect,
     "service create": create,
     "service update": update,
     "service rm": remove,
     "service ps": lambda state, _: state.get("error", ""),
-    "node ls": lambda *_: "app1\napp2",
-    "node inspect": lambda *_: "app1",
+    "node ls": lambda *_: "id1\nid2\nid3",
+    "node inspect": inspect_nodes,
     "network inspect": lambda *_: "[{}]",
     "secret inspect": lambda *_: "[{}]",
     "ps": container,

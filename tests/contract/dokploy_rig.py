@@ -237,6 +237,9 @@ class FakeDokploy:
             if name == "trpc/settings.health":
                 return 200, {"result": {"data": {"json": {"status": "ok"}}}}
             if name.startswith("auth/"):
+                if headers.get("cookie") and not headers.get("origin"):
+                    # As better-auth 1.6.23 does, which Dokploy 0.30.2 has.
+                    return 403, {"message": "Missing or null Origin", "code": "MISSING_OR_NULL_ORIGIN"}
                 return self._auth(name, fields)
             operation = DOCUMENT["paths"].get(f"/{name}", {}).get(method.lower())
             if operation is None:
@@ -279,12 +282,15 @@ class FakeDokploy:
             if self.owners and not self.lies.slow_sign_up:
                 return 400, {"message": "Admin is already created", "code": "ADMIN_EXISTS"}
             self.owners[email] = password
-            return 200, {"user": {"email": email}}
+            return 200, {"user": {"email": email}, "token": self._new_session()}
         if self.owners.get(email) != password:
             return 401, {"message": "Invalid email or password", "code": "INVALID_EMAIL_OR_PASSWORD"}
+        return 200, {"token": self._new_session()}
+
+    def _new_session(self) -> str:
         session = secrets.token_hex(8)
         self.sessions.add(session)
-        return 200, {"token": session}
+        return session
 
     # --- procedures -----------------------------------------------------------------------------------------
 
@@ -479,7 +485,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, content = self.server.dokploy.answer(method, path, fields, self.headers)
         if path.endswith("sign-up/email") and lies.slow_sign_up:
             time.sleep(lies.slow_sign_up)
-        signed_in = path.endswith("sign-in/email") and status == 200
+        # A sign-up signs in, too.
+        signed_in = path.endswith(("sign-in/email", "sign-up/email")) and status == 200
         cookie = {"Set-Cookie": f"session={content['token']}; Path=/"} if signed_in else {}
         self._send(status, json.dumps(content).encode(), cookie)
 

@@ -10,8 +10,12 @@ import getpass
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -319,6 +323,132 @@ def test_a_service_is_made_updated_made_anew_and_waited_for(
     assert "Swarm went back to the old one" in capsys.readouterr().err
     node.settings()
     assert node.run("up", "dokploy") == 0
+
+
+def test_a_service_that_others_made_is_left_alone(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the install script of Dokploy makes it: its database is a volume, and ours would be empty."""
+    for name in SERVICES:
+        node.state(services={name: {"spec": "", "image": "theirs:v0.30.2@sha256:9"}}, health="healthy")
+        assert node.run("up", name) == 1
+        assert f"the service {name} was not made by `apply`" in capsys.readouterr().err
+        assert not {"service rm", "service update"} & set(node.docker["calls"])
+
+
+def versioned(version: str) -> dict[str, Any]:
+    """Services whose Dokploy is of a version."""
+    return SERVICES | {"dokploy": SERVICES["dokploy"] | {"image": f"dokploy/dokploy:v{version}@sha256:2"}}
+
+
+def test_a_newer_one_is_not_put_back(
+    node: Node, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own pages have updated it: the older one would not read the database."""
+    node.state(services=versioned("0.31.0"), health="healthy")
+    node.settings(services=versioned("0.30.12"))
+    assert node.run("up", "dokploy") == 1
+    assert "v0.31.0@sha256:2 runs, which is newer than dokploy/dokploy:v0.30.12" in capsys.readouterr().err
+    assert "service update" not in node.docker["calls"]
+    # Where the newer one never became healthy it is no obstacle.
+    node.state(services=versioned("0.31.0"), health="unhealthy")
+    assert node.run("up", "dokploy", "--seconds", "0") == 1
+    assert "service update" in node.docker["calls"]
+    # What ran says what a backup is of; whoever restores it needs as new a one.
+    node.state(services=versioned("0.31.0"), health="healthy")
+    assert node.run("backup") == 0
+    (key,) = store.objects()
+    node.state(services={}, health="healthy")
+    assert node.run("restore", key, "S1") == 1
+    assert "the backup is of dokploy/dokploy:v0.31.0@sha256:2, and" in capsys.readouterr().err
+    assert (node.files / "ssh/key").exists()
+    node.settings(services=versioned("0.31.1"))
+    node.sql("drop database dokploy with (force)", "postgres")
+    assert node.run("restore", key, "S1") == 0
+
+
+def test_the_state_of_before_is_found_after_a_restore_that_was_cut_off(
+    node: Node, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is run again with another stamp, what it left half done must not pass for that state."""
+    assert node.run("backup") == 0
+    (key,) = store.objects()
+    node.state(services={}, health="healthy")
+    (node.root / "lib/postgres/of-before").touch()
+    real = node.program.in_database
+
+    def cut_off(program: str, *words: str, **options: Any) -> str:
+        if program == "pg_restore" and "--list" not in words:
+            raise node.program.Failure("cut off")
+        return str(real(program, *words, **options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.program, "in_database", cut_off)
+        for stamp in ("S1", "S2", "S2"):
+            node.sql("drop database dokploy with (force)", "postgres")
+            assert node.run("restore", key, stamp) == 1
+            assert "cut off" in capsys.readouterr().err
+            node.run("down")
+    node.sql("drop database dokploy with (force)", "postgres")
+    assert node.run("restore", key, "S3") == 0, capsys.readouterr().err
+    names = sorted(path.name for path in (node.root / "lib").glob("postgres.*"))
+    assert names == [
+        *("postgres.before-restore-S1", "postgres.unfinished-S2"),
+        *("postgres.unfinished-S2.2", "postgres.unfinished-S3"),
+    ]
+    assert (node.root / "lib/postgres.before-restore-S1/of-before").exists()
+    # Once Dokploy is healthy on it, it is a state as any other.
+    assert node.run("up", "dokploy") == 0
+    assert node.run("down") == 0
+    assert node.run("set-aside", "S4") == 0
+    assert (node.root / "etc/dokploy.before-restore-S4/ssh/key").exists()
+
+
+def test_a_name_that_is_taken_keeps_no_state_in_its_place(node: Node) -> None:
+    node.state(services={}, health="healthy")
+    assert node.run("set-aside", "old") == 0
+    for _ in range(2):
+        assert node.run("set-aside", "old") == 0
+    node.files.mkdir()
+    assert node.run("set-aside", "old") == 0
+    assert not node.files.exists()
+    assert (node.root / "etc/dokploy.before-restore-old/ssh").exists()
+    assert (node.root / "etc/dokploy.before-restore-old.2").exists()
+
+
+def test_what_is_in_clear_goes_with_a_backup_that_is_ended_or_killed(node: Node, store: Store) -> None:
+    slow = node.root.parent / "bin/pg_dump"
+    slow.write_text("#!/bin/sh\necho in clear\nsleep 20\n")
+    slow.chmod(0o755)
+    words = ["--settings", f"{node.root}/settings.json", "--figures", f"{node.root}/figures", "backup"]
+    given = {
+        "STUB_STATE": f"{node.root}/docker.json", "PGHOST": "127.0.0.1", "PGPORT": str(node.server.port),
+    }  # fmt: skip
+
+    def left() -> list[Path]:
+        return list((node.root / "lib").glob("backup-*/database.dump"))
+
+    for number, remain in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+        program = [sys.executable, f"{fleet.REPOSITORY}/templates/{PROGRAM}", *words]
+        process = subprocess.Popen(program, env=os.environ | given, start_new_session=True)
+        try:
+            wait_for(left)
+            process.send_signal(number)
+            process.wait(10)
+            assert len(left()) == remain
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    slow.unlink()
+    assert node.run("backup") == 0
+    assert left() == []
+
+
+def test_the_label_is_seen_where_a_host_has_two_entries(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert node.run("look") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["labelled"] == ["app1"]
+    assert set(found["nodes"]) == {"app1", "app2"}
 
 
 # --- the owner's account

@@ -60,6 +60,8 @@ def test_all_of_it_in_order(site: Fleet, call: Call) -> None:
     assert "`python -m deploys apply production` does the rest" in result.out
     assert "what came later is lost" in result.out
     assert "/etc/dokploy.before-restore-2" in result.out
+    # It may be run again: then an earlier try has renamed them.
+    assert "each is the newest `.before-restore-*` of a date there" in result.out
     assert [(line["command"], line["result"]) for line in site.audit()] == [
         ("backups dokploy-restore", "begun"),
         ("backups dokploy-restore", "done"),

@@ -125,6 +125,8 @@ def test_without_its_images_one_line_says_so(sandbox_inventory: Any) -> None:
         ("dokploy_image", ""),
         ("dokploy_postgres_image", "postgres:16@sha256:12"),
         ("dokploy_owner_email", "nobody"),
+        ("dokploy_owner_email", "ops@corp"),
+        ("dokploy_owner_email", "a..b@relay.test"),
         ("dokploy_memory", "much"),
         ("dokploy_allowed_from", ["10.0.0.0/33"]),
         ("swarm_managers", 0),
@@ -211,6 +213,51 @@ def test_nothing_starts_where_the_state_of_before_is_not(
     with pytest.raises(OperationError, match=r"python -m backups dokploy-restore ENV --node app1"):
         fake_role(dokploy.dokploy, "app1", responses=LINUX | absent, data=keyed("a-key"))
     assert admitted == []
+
+
+@pytest.mark.parametrize("name", ["dokploy", "dokploy__postgres"])
+def test_a_dokploy_of_others_is_refused_before_anything_is_made(
+    fake_role: Any, keyed: Any, admitted: list[str], name: str
+) -> None:
+    """An old install script made it, without secrets: ours would have taken its place, with no data."""
+    theirs = {name: f"service {name.replace('__', '-')} theirs:latest"}
+    other = seen(directories=False, owners=None, dokploy_auth_secret="", dokploy_postgres_password="")
+    lines = [line for line in other["docker network inspect"] if not line.startswith("service")]
+    responses = {"docker network inspect": [*lines, *theirs.values()]}
+    with pytest.raises(OperationError, match=r"another Dokploy runs in the swarm.*`dokploy = off`"):
+        fake_role(dokploy.dokploy, "app1", responses=LINUX | responses, data=keyed(""))
+    assert admitted == []
+
+
+def test_files_of_another_dokploy_are_refused(fake_role: Any, keyed: Any, admitted: list[str]) -> None:
+    gone = seen(directories=False, owners=None, dokploy="", dokploy__postgres="", leftover="leftover")
+    with pytest.raises(OperationError, match=r"/etc/dokploy on app1 has files of another Dokploy"):
+        fake_role(dokploy.dokploy, "app1", responses=LINUX | gone, data=keyed(""))
+    assert admitted == []
+
+
+def test_the_database_is_healthy_by_tcp(sandbox_inventory: Any) -> None:
+    """The server by which its image makes the database has a socket alone, and ends again."""
+    words = dokploy.services(ADDRESS)["dokploy-postgres"]["words"]
+    assert "--health-cmd=pg_isready --host 127.0.0.1 --username dokploy" in words
+
+
+@pytest.mark.parametrize(("owners", "told"), [(None, True), (0, True), (1, False)])
+def test_a_first_sign_up_that_was_cut_off_is_told(
+    fake_role: Any,
+    keyed: Any,
+    admitted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    owners: int | None,
+    told: bool,
+) -> None:
+    def refuse(port: int) -> str:
+        raise DokployError("it refuses that password; another account is the owner")
+
+    monkeypatch.setattr(own_dokploy, "admit", refuse)
+    with pytest.raises(OperationError, match="it refuses") as refused:
+        fake_role(dokploy.dokploy, "app1", responses=LINUX | seen(owners=owners), data=keyed(""))
+    assert ("relay-dokploy set-aside half-made" in str(refused.value)) is told
 
 
 @pytest.mark.parametrize("owners", [0, None])
