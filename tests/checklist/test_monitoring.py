@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from deploys import roles
-from deploys.lib import edge_names, fleet, log_store, secrets, status_page
+from deploys.lib import edge_names, fleet, log_store, own_dokploy, secrets, status_page
 from deploys.roles import docker, monitoring, probe
 from tests.checklist.targets import address, hosts, on, reached
 from tests.promql import family_of, metrics_in
@@ -142,6 +142,7 @@ def test_every_rule_has_its_figures(host: Any) -> None:
 def switched_off() -> list[str]:
     """What the names of metrics begin with whose programs the environment does without."""
     there = {
+        "dokploy_": own_dokploy.wanted(),
         "relay_edge_certificate_": edge_names.by_acme(),
         "relay_probe_": probe.wanted(),
         "relay_status_": status_page.wanted(),

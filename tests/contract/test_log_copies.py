@@ -114,7 +114,7 @@ def test_who_is_silent_is_seen(logs: Logs, settings: Any, tmp_path: Path) -> Non
     series: dict[str, float] = {}
 
     def looked() -> bool:
-        assert PROGRAM.figures(settings, Namespace(figures=tmp_path)) == 0
+        assert PROGRAM.figures(settings, Namespace(figures=tmp_path, at=None)) == 0
         lines = (tmp_path / "log_store.prom").read_text().splitlines()
         series.update(
             (line.rpartition(" ")[0], float(line.rpartition(" ")[2])) for line in lines if line[0] != "#"
