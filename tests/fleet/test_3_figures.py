@@ -52,6 +52,14 @@ NOT_YET = {
     ),
     **dict.fromkeys(
         (
+            ("relay-hosts.json", "Dokploy answers"),
+            ("relay-hosts.json", "Newest backup of Dokploy"),
+            ("relay-hosts.json", "Its size"),
+        ),
+        "the sandbox has no Dokploy: its images cannot be had",
+    ),
+    **dict.fromkeys(
+        (
             ("relay-backups.json", "Data at risk"),
             ("relay-backups.json", "Time to restore"),
             ("relay-backups.json", "What drills measured"),
