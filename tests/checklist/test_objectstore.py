@@ -121,6 +121,7 @@ def test_secrets_are_private(host: Any) -> None:
         object_store.READER,
         object_store.RETENTION,
         object_store.LOGS,
+        object_store.DOKPLOY,
         object_store.STATUS,
         object_store.STATUS_READER,
     }
