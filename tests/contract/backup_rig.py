@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from backups import bucket
 from backups.core.pgbackrest import PgBackRest, Target
 from backups.core.verification import Outcome, Verifier
 from deploys.lib import object_store
@@ -359,3 +360,23 @@ def _settings(root: Path, cluster: Path, store: Store) -> dict[str, str]:
         "lock-path": str(cluster / "lock"),
         "log-level-file": "off",
     }
+
+
+@contextmanager
+def running_store(lock_days: int) -> Iterator[Store]:
+    """A store whose bucket is made as the fleet makes its own; `lock_days` as bucket.Settings has it."""
+    root = Path(tempfile.mkdtemp(prefix="relay-bucket-"))
+    certificate(root)
+    made = Store(root)
+    try:
+        made.start()
+        settings: dict[str, Any] = {
+            "bucket": BUCKET, "endpoint": f"https://localhost:{made.port}", "region": REGION,
+            "uri_style": "path", "ca_file": f"{root}/crt", "noncurrent_days": 30, "lock_days": lock_days,
+            "administrator": keys(object_store.ADMINISTRATOR), "writer": keys(object_store.BACKUP),
+        }  # fmt: skip
+        bucket.Bucket.of(bucket.Settings(**settings), lambda _: None).apply()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(root)

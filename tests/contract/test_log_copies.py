@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -16,11 +14,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from backups import bucket
 from deploys.lib import object_store
 from deploys.lib.log_store import RESTORED
 from deploys.roles.logship import LogFile
-from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
+from tests.contract.backup_rig import BUCKET, REGION, Store, keys, running_store
 from tests.contract.logs_rig import HOST, Logs, running_logs, wait_for
 from tests.unit.deploys.test_logship import load
 
@@ -39,21 +36,8 @@ def logs() -> Iterator[Logs]:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    root = Path(tempfile.mkdtemp(prefix="relay-bucket-"))
-    certificate(root)
-    made = Store(root)
-    try:
-        made.start()
-        settings: dict[str, Any] = {
-            "bucket": BUCKET, "endpoint": f"https://localhost:{made.port}", "region": REGION,
-            "uri_style": "path", "ca_file": f"{root}/crt", "noncurrent_days": 30, "lock_days": 1,
-            "administrator": keys(object_store.ADMINISTRATOR), "writer": keys(object_store.BACKUP),
-        }  # fmt: skip
-        bucket.Bucket.of(bucket.Settings(**settings), lambda _: None).apply()
-        yield made
-    finally:
-        made.stop()
-        shutil.rmtree(root)
+    with running_store(lock_days=1) as found:
+        yield found
 
 
 @pytest.fixture

@@ -26,14 +26,13 @@ import requests
 from botocore.exceptions import ClientError
 from pyinfra.api.inventory import Inventory
 
-from backups import bucket
 from deploys.lib import fleet, object_store, own_dokploy, relay_dokploy
 from deploys.lib import secrets as vault
 from deploys.lib.dokploy import DokployError, KeyRefused
 from deploys.roles import dokploy as role
 from deploys.run import environment
 from deploys.run.local_edge import free_port, nginx_program, start_group, stop_group
-from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
+from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys, running_store
 from tests.contract.dokploy_rig import FakeDokploy, dokploy
 from tests.contract.logs_rig import wait_for
 from tests.contract.postgres import PostgresServer, copied
@@ -49,21 +48,8 @@ SERVICES = {
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    root = Path(tempfile.mkdtemp(prefix="relay-bucket-"))
-    certificate(root)
-    made = Store(root)
-    try:
-        made.start()
-        settings: dict[str, Any] = {
-            "bucket": BUCKET, "endpoint": f"https://localhost:{made.port}", "region": REGION,
-            "uri_style": "path", "ca_file": f"{root}/crt", "noncurrent_days": 30, "lock_days": 0,
-            "administrator": keys(object_store.ADMINISTRATOR), "writer": keys(object_store.BACKUP),
-        }  # fmt: skip
-        bucket.Bucket.of(bucket.Settings(**settings), lambda _: None).apply()
-        yield made
-    finally:
-        made.stop()
-        shutil.rmtree(root)
+    with running_store(lock_days=0) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

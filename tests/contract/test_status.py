@@ -5,13 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,13 +22,12 @@ from typing import Any
 
 import pytest
 
-from backups import bucket
 from deploys.lib import object_store
 from deploys.lib.alerting import RULES
 from monitoring.status import host as program
 from monitoring.status import measure, page
 from monitoring.status.bucket import Bucket, BucketError
-from tests.contract.backup_rig import BUCKET, REGION, Store, certificate, keys
+from tests.contract.backup_rig import BUCKET, REGION, Store, keys, running_store
 from tests.contract.edge_rig import STATUS_PAGE, Edge, FakeRelay, running_edge
 from tests.contract.postgres import free_port
 from tests.contract.relay_rig import eventually
@@ -146,21 +143,8 @@ def prometheus(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    root = Path(tempfile.mkdtemp(prefix="relay-bucket-"))
-    certificate(root)
-    made = Store(root)
-    try:
-        made.start()
-        settings: dict[str, Any] = {
-            "bucket": BUCKET, "endpoint": f"https://localhost:{made.port}", "region": REGION,
-            "uri_style": "path", "ca_file": f"{root}/crt", "noncurrent_days": 30, "lock_days": 1,
-            "administrator": keys(object_store.ADMINISTRATOR), "writer": keys(object_store.BACKUP),
-        }  # fmt: skip
-        bucket.Bucket.of(bucket.Settings(**settings), lambda _: None).apply()
-        yield made
-    finally:
-        made.stop()
-        shutil.rmtree(root)
+    with running_store(lock_days=1) as found:
+        yield found
 
 
 def place(store: Store, account: str, path: str = "/status") -> Bucket:
