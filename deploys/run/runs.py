@@ -38,7 +38,7 @@ EPILOG = """examples:
   python -m deploys runs sandbox                   who ran what, and how it ended, from whichever machine
   python -m deploys runs sandbox --log 1f0c9a2e7d44     what that run printed
   python -m deploys lock sandbox                   who is at work on the fleet, since when, with what
-  python -m deploys lock sandbox --steal alice --reason "her laptop is at the bottom of a lake" --yes
+  python -m deploys lock sandbox --steal alice --reason "her laptop is lost" --yes
 """
 
 
